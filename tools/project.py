@@ -17,7 +17,8 @@ from types import ModuleType
 
 REPO = Path(__file__).resolve().parent.parent
 KERNEL = REPO / "kernel" / "pipeline.py"
-RUNS = Path(os.environ.get("RUNS_DIR", REPO / "runs"))
+DATA = REPO / "data"
+RUNS = REPO / "runs"
 
 
 class ToolError(Exception):
@@ -89,6 +90,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     """Fixed columns: the first left-aligned, the others right-aligned; None prints as '-'."""
     cells = [list(header), *([("-" if cell is None else str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in cells)
+    lines = []
+    for row in cells:
+        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        padded[0] = row[0].ljust(widths[0])
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
