@@ -1,0 +1,70 @@
+"""Fixtures: the stand-in for Kaggle, an environment without credentials or network, the kernel module."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# The official client reads these when it is first imported: before any test, away from the user's own settings.
+os.environ["KAGGLE_API_ENVIRONMENT"] = "LOCALHOST"
+os.environ["KAGGLE_CONFIG_DIR"] = tempfile.mkdtemp(prefix="kaggle-config-")
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's home, credentials or proxies, or can reach Kaggle: port 9 of this machine is closed."""
+    for name in list(os.environ):
+        if (name.startswith(("KAGGLE_", "ALIGN_")) or name.lower().endswith("_proxy")) and name not in (
+                "KAGGLE_API_ENVIRONMENT", "KAGGLE_CONFIG_DIR"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    (home / "tmp").mkdir(parents=True)
+    for name, value in {"HOME": home, "TMPDIR": home / "tmp", "HTTP_PROXY": "http://127.0.0.1:9",
+                        "HTTPS_PROXY": "http://127.0.0.1:9", "MPLBACKEND": "Agg", "MPLCONFIGDIR": home}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """The stand-in, with this process's environment pointing to it (credentials: user and key)."""
+    from kaggle_stand_in import StandIn
+
+    with StandIn(tmp_path / "kaggle") as server:
+        for name, value in server.environment(tmp_path / "home").items():
+            if name != "KAGGLE_CONFIG_DIR":  # read once, at import
+                monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def client(kaggle):
+    """A connected client of the stand-in."""
+    from kaggle_client import connect
+
+    return connect()
+
+
+@pytest.fixture
+def run_tool_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run tools/<name>.py as a user does: run_tool_process("submit", "--help", env={...})."""
+    def run(name: str, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        environment = os.environ | {"KAGGLE_CONFIG_DIR": str(tmp_path / "home" / ".kaggle")} | (env or {})
+        return subprocess.run([sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)], env=environment,
+                              cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def kernel() -> ModuleType:
+    """The kernel as a module."""
+    from project import load_kernel
+
+    return load_kernel()
