@@ -19,7 +19,7 @@ def test_what_was_appended_is_found(tmp_path):
 
 
 def test_no_record_is_an_empty_one(tmp_path):
-    assert record.entries(tmp_path) == []
+    assert record.read(tmp_path) == []
 
 
 def test_a_torn_last_line_is_told_and_does_not_swallow_the_next_entry(tmp_path, capsys):
@@ -27,14 +27,14 @@ def test_a_torn_last_line_is_told_and_does_not_swallow_the_next_entry(tmp_path, 
     with (tmp_path / record.RECORD).open("a") as file:
         file.write('{"kind": "push", "vers')
     record.append(tmp_path, "push", version=2)
-    assert [entry["version"] for entry in record.entries(tmp_path)] == [1, 2]
+    assert [entry["version"] for entry in record.read(tmp_path)] == [1, 2]
     assert "record.jsonl:2: torn line skipped" in capsys.readouterr().err
 
 
 def test_writers_at_the_same_time_do_not_mix(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: record.append(tmp_path, "push", version=n, text="x" * 9000), range(40)))
-    assert sorted(entry["version"] for entry in record.entries(tmp_path)) == list(range(40))
+    assert sorted(entry["version"] for entry in record.read(tmp_path)) == list(range(40))
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):

@@ -47,7 +47,7 @@ def _write(path: Path, line: str) -> None:
         os.close(handle)
 
 
-def entries(runs: Path) -> list[dict[str, Any]]:
+def read(runs: Path) -> list[dict[str, Any]]:
     """Every entry, oldest first; a line that is none is told on stderr and skipped."""
     path = runs / RECORD
     if not path.exists():
@@ -67,7 +67,7 @@ def entries(runs: Path) -> list[dict[str, Any]]:
 
 def find(runs: Path, **values: Any) -> list[dict[str, Any]]:
     """The entries in which each of `values` stands as given, oldest first."""
-    return [entry for entry in entries(runs) if all(entry.get(key) == value for key, value in values.items())]
+    return [entry for entry in read(runs) if all(entry.get(key) == value for key, value in values.items())]
 
 
 def git_state() -> dict[str, Any]:
