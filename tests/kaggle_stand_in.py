@@ -351,6 +351,13 @@ class StandIn:
             name, data = name + ".zip", packed.getvalue()
         return Redirect(self.sign("data", name, data))
 
+    def rpc_DownloadDataFiles(self, body: dict) -> Redirect:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, data in self._competition(body, rules=True).files.items():
+                archive.writestr(name, data)
+        return Redirect(self.sign("data", f"{body['competitionName']}.zip", packed.getvalue()))
+
     def rpc_StartSubmissionUpload(self, body: dict) -> dict:
         self._competition(body, rules=True)
         return self._start_upload(body["fileName"], body.get("contentLength", 0))

@@ -13,8 +13,8 @@ from project import ToolError
 def test_what_was_appended_is_found(tmp_path):
     record.append(tmp_path / "runs", "push", kernel="a/b", version=3, run="r1")
     record.append(tmp_path / "runs", "submission", ref=7, run="r1", sha256="f" * 64)
-    assert [entry["kind"] for entry in record.find(tmp_path / "runs", run="r1")] == ["push", "submission"]
-    assert record.find(tmp_path / "runs", kind="submission", ref=7)[0]["sha256"] == "f" * 64
+    assert [entry["event"] for entry in record.find(tmp_path / "runs", run="r1")] == ["push", "submission"]
+    assert record.find(tmp_path / "runs", event="submission", ref=7)[0]["sha256"] == "f" * 64
     assert record.find(tmp_path / "runs", kernel="a/b", version=4) == []
 
 
@@ -25,7 +25,7 @@ def test_no_record_is_an_empty_one(tmp_path):
 def test_a_torn_last_line_is_told_and_does_not_swallow_the_next_entry(tmp_path, capsys):
     record.append(tmp_path, "push", version=1)
     with (tmp_path / record.RECORD).open("a") as file:
-        file.write('{"kind": "push", "vers')
+        file.write('{"event": "push", "vers')
     record.append(tmp_path, "push", version=2)
     assert [entry["version"] for entry in record.read(tmp_path)] == [1, 2]
     assert "record.jsonl:2: torn line skipped" in capsys.readouterr().err

@@ -49,10 +49,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Ambiguous", "Conflict", "ConnectionFailed", "Forbidden", "KaggleClient", "KaggleError", "KernelVersion",
            "Limits", "NotFound", "Quota", "RateLimited", "Refused", "ServerError", "Submission", "Timeout", "Timing",
-           "Unauthorized", "connect", "safe_name", "split_ref", "wait_until"]
+           "Unauthorized", "competition_errors", "connect", "safe_name", "split_ref", "wait_until"]
 
 T = TypeVar("T")
 PAGE = 200
+COMPETITIONS = "https://www.kaggle.com/competitions"
 NO_CREDENTIALS = (
     f"no Kaggle credentials: make a token at {SETTINGS_PAGE} and either set KAGGLE_API_TOKEN to it, or save it as "
     "~/.kaggle/access_token; or save the legacy kaggle.json from the same page as ~/.kaggle/kaggle.json, or set "
@@ -103,6 +104,17 @@ class Quota:
     def left_hours(self) -> float:
         """Hours that a new session may still use."""
         return max(0.0, self.total_hours - self.used_hours - self.reserved_hours)
+
+
+@contextlib.contextmanager
+def competition_errors(slug: str) -> Iterator[None]:
+    """Say what a 403 or a 404 means for a competition, and what to do."""
+    try:
+        yield
+    except NotFound as error:
+        raise InputError(f"{error}: is there a competition {slug!r}? Look at {COMPETITIONS}/{slug}") from None
+    except Forbidden as error:
+        raise Forbidden(f"{error}: accept the rules at {COMPETITIONS}/{slug}/rules, then run this again") from None
 
 
 def split_ref(ref: str) -> tuple[str, str]:
@@ -219,20 +231,27 @@ class KaggleClient:
         """Fetch one file to `dest`, resuming `dest`.partial; unpacks it where Kaggle serves it zipped."""
         from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest
 
-        what = f"download of {name}"
-        request = ApiDownloadDataFileRequest()
-        request.competition_name, request.file_name = slug, name
-
-        def open_stream(headers: dict) -> requests.Response:
-            response = self._competitions.download_data_file(request)
-            if not response.history:
-                return response  # served by the API itself: no signed URL to resume from
-            url, _ = response.url, response.close()  # asked again below, with Range
-            return self._transport.plain.get(url, headers=headers, stream=True)
-
-        self._transport.download(what, open_stream, dest)
+        request = _fill(ApiDownloadDataFileRequest(), competition_name=slug, file_name=name)
+        self._download(f"download of {name}", self._competitions.download_data_file, request, dest)
         if expected_bytes is not None and dest.stat().st_size != expected_bytes:
             _unpack_single(dest, name, expected_bytes)
+
+    def download_competition_archive(self, slug: str, dest: Path) -> None:
+        """Fetch the whole competition as one zip to `dest`, resuming `dest`.partial."""
+        from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest
+
+        request = _fill(ApiDownloadDataFilesRequest(), competition_name=slug)
+        self._download(f"download of {slug}", self._competitions.download_data_files, request, dest)
+
+    def _download(self, what: str, method: Callable, request: Any, dest: Path) -> None:
+        def open_stream(headers: dict) -> requests.Response:
+            response = method(request)
+            if not response.history:
+                return response  # served by the API itself: no signed URL to resume from
+            response.close()  # asked again, with Range
+            return self._transport.plain.get(response.url, headers=headers, stream=True)
+
+        self._transport.download(what, open_stream, dest)
 
     def submission_limits(self, slug: str) -> Limits:
         """How many submissions are left now."""
@@ -290,7 +309,7 @@ class KaggleClient:
             return max(new, default=None)
 
         what = f"submission to {slug}"
-        ref = self._once(what, lambda: method(request).ref, look) or self._look(look)
+        ref = self._once(what, lambda: method(request).ref, look) or self.look(look)
         if not ref:
             raise Refused(f"{what}: Kaggle accepted it without giving a reference and does not list it")
         return ref
@@ -417,7 +436,7 @@ class KaggleClient:
         what = f"push of {owner}/{slug}"
         answer = self._once(what, lambda: self._kernels.save_kernel(request), look)
         _check_push(what, answer)
-        version = answer.version_number or getattr(self._look(look), "version_number", None)
+        version = answer.version_number or getattr(self.look(look), "version_number", None)
         if not version:
             raise Refused(f"{what}: Kaggle accepted it without making a version")
         ref = answer.ref.strip("/").removeprefix("code/") or f"{owner}/{slug}"
@@ -483,13 +502,16 @@ class KaggleClient:
         """The log of a running or finished kernel, piece by piece; reconnects without repeating what was given."""
         given = failures = 0
         while True:
+            seen = 0
             try:
-                for count, text in enumerate(self._log_events(owner, slug, version)):
-                    if count >= given:
-                        given, failures = count + 1, 0
+                for seen, text in enumerate(self._log_events(owner, slug, version), 1):
+                    if seen > given:
+                        given, failures = seen, 0
                         yield text
                 return
             except Ambiguous as error:
+                if isinstance(error, Timeout) and seen:  # a kernel may well be silent for long
+                    continue
                 failures += 1
                 if failures >= self.timing.tries:
                     raise
@@ -564,7 +586,7 @@ class KaggleClient:
         except Ambiguous as error:
             print(f"{error}; looking whether it happened", file=sys.stderr)
             try:
-                found = self._look(look)
+                found = self.look(look)
             except KaggleError as second:
                 raise type(error)(f"{error}; nor could it be looked up ({second}): look again before you repeat it") \
                     from None
@@ -573,11 +595,13 @@ class KaggleClient:
                     from None
             return found
 
-    def _look(self, look: Callable[[], T | None]) -> T | None:
-        for _ in range(self.timing.looks):
-            if (found := look()) is not None:
+    def look(self, check: Callable[[], T | None]) -> T | None:
+        """`check`'s first result that is not None, in a few looks: what just happened may not show at once."""
+        for number in range(self.timing.looks):
+            if number:
+                time.sleep(self.timing.look_seconds)
+            if (found := check()) is not None:
                 return found
-            time.sleep(self.timing.look_seconds)
         return None
 
 

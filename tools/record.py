@@ -1,7 +1,7 @@
 """The local record of what was pushed, submitted and scored: `<runs>/record.jsonl`, one JSON object a line.
 
-    record.append(runs, "submission", ref=1234, run="align-1", sha256="...", commit="475afaf")
-    record.find(runs, kind="submission", ref=1234)
+    record.append(runs, "submitted", ref=1234, run="align-1", sha256="...", commit="475afaf")
+    record.find(runs, event="submitted", ref=1234)
 
 Append-only: an entry is one write under a lock, so writers never mix and a crash can only tear the last line, which
 is told and skipped. Nothing here is needed to go on: what is lost can be read from Kaggle's own history.
@@ -22,9 +22,9 @@ from project import REPO, ToolError
 RECORD = "record.jsonl"
 
 
-def append(runs: Path, kind: str, **values: Any) -> dict[str, Any]:
-    """Add an entry {time, kind, ...values} and see it safely on the disk; the entry."""
-    entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, **values}
+def append(runs: Path, event: str, **values: Any) -> dict[str, Any]:
+    """Add an entry {time, event, ...values} and see it safely on the disk; the entry."""
+    entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **values}
     path = runs / RECORD
     try:
         runs.mkdir(parents=True, exist_ok=True)
