@@ -1,0 +1,1258 @@
+"""Map caption embeddings to image embeddings so that each caption finds its photo: data -> model -> submission.
+
+    python kernel/pipeline.py --input data --output out    the default recipe, locally; --recipe and --set change it
+    python kernel/pipeline.py                              on Kaggle: /kaggle/input -> /kaggle/working
+    python kernel/pipeline.py --mode predict ...           no training: weights found below --input
+
+@RESULT@
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+STARTED = time.monotonic()
+
+# ------------------------------------------------------------------------------------------------ knobs
+# A packaged copy carries its own values here; command line beats OVERRIDES beats recipe beats default.
+OVERRIDES: dict = {}
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Everything that may be set, with why it has its value. `--set KEY=VALUE` changes one."""
+
+    recipe: str = "align"  # a named set of knobs below; the quality of each is in the README's table
+    mode: str = "train"  # train, or predict with weights found below the input root
+    seed: int = 0  # split, initial weights, order and dropout all follow from it
+    device: str = "auto"  # auto, cpu or cuda
+    dtype: str = "auto"  # auto, float32, bfloat16 or float16
+    # network
+    network: str = "align"  # align, mlp (the baseline's) or linear (the closed form)
+    hidden: int = 2048  # wide and shallow: a second hidden layer gained nothing
+    dropout: float = 0.5  # 5 captions a photo are few; public solutions end at .5-.7 as well
+    # objective
+    raw_weight: float = 0.5  # share of the loss on raw-length images (the board's score), rest on unit length (cosine)
+    temperature: float = 0.02  # start of the learnt softmax temperature; tuned public solutions end at .01-.02
+    logit_block: int = 512  # rows of gallery logits held at once: bounds memory for any batch
+    # training
+    epochs: int = 12  # the learning rate falls to zero at the last one, so no epoch is picked on validation
+    batch: int = 1024  # small enough for many steps, large enough to keep a GPU busy
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    schedule: str = "cosine"  # cosine with a short warm-up, or constant (the baseline)
+    ema: float = 0.995  # the averaged weights are the model; 0 switches averaging off
+    sister_mix: bool = True  # train on random mixes of two captions of one photo: free augmentation
+    members: int = 1  # networks whose unit predictions are averaged
+    variants: str = ""  # how members differ on purpose: "raw_weight=1; network=linear", taken in turn
+    ridge: float = 0.1  # closed form: penalty, in units of the mean variance of a text dimension
+    whiten: float = 0.3  # closed form: residual whitening's floor, in units of the mean residual variance
+    # evaluation and running
+    val_fraction: float = 0.1  # images held out; rounded to whole pools of 100
+    refit: bool = True  # after validation train once more on all images, then predict
+    eval_every: int = 4  # epochs between validation rows
+    infer_batch: int = 256
+    checkpoint_every: int = 5  # epochs between the named checkpoints
+    checkpoint_seconds: float = 60.0  # at most so much work is lost when the machine dies
+    max_minutes: float = 715.0  # Kaggle ends a session at 12 h; epochs and members are planned to fit
+    submit_on_stop: bool = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # a stopped run still submits its best state
+    warm_start: bool = False  # start from a run's weights found below the input root
+    processes: int = 0  # member trainers at once; 0: one a usable GPU
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
+    "baseline": dict(network="mlp", hidden=4096, dropout=0.2, schedule="constant", epochs=20, batch=64, lr=1e-3,
+                     weight_decay=0.0, ema=0.0, sister_mix=False, eval_every=5),
+    # Ridge, then residual whitening: seconds, no network.
+    "closed_form": dict(network="linear"),
+    # One network on both objectives at once.
+    "align": dict(),
+    # Networks that differ on purpose.
+    "ensemble": dict(members=4, variants="; raw_weight=1; hidden=4096; network=linear"),
+}
+
+SUBMISSION, METRICS, MANIFEST = "pipeline_submission.csv", "metrics.json", "manifest.json"
+FINAL_MODEL, VALIDATED_MODEL = "pipeline_final_model.pth", "pipeline_validated_model.pth"
+TRAINING_LOG, CURVES, CHECKPOINT = "training_log.csv", "training_curves.png", "pipeline_model_checkpoint_epoch_{}.pth"
+RESUME_RUN = "resume_run.json"
+POOL, TOP, VIEWS = 100, 99, 5  # the official evaluation: pools of 100, of which the first 99 ranks count
+
+
+class UserError(Exception):
+    """What was given is wrong; one line that names the thing, the place and the next step."""
+
+    exit_code = 2
+
+
+class TrainingFailed(UserError):
+    """The input is right, but training cannot go on; one line that says why."""
+
+    exit_code = 1
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`key=value` as a knob's name and a value of that knob's type."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise UserError(f"--set {text}: expected KEY=VALUE, such as --set epochs=8")
+    return key, typed(key, value)
+
+
+def typed(key: str, value: Any) -> Any:
+    """`value` in the type of knob `key`; an unknown knob or a mistyped value is an error that helps."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Knobs)}
+    if key not in defaults:
+        near = difflib.get_close_matches(key, defaults, n=3, cutoff=0.5) or sorted(defaults)
+        raise UserError(f"unknown knob '{key}'; did you mean {', '.join(near)}?")
+    kind = type(defaults[key])
+    text = str(value).strip()
+    with contextlib.suppress(ValueError, KeyError):
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        number = kind(text)
+        if kind is not float or math.isfinite(number):
+            return number
+    raise UserError(f"knob '{key}' takes {kind.__name__} (default {defaults[key]}), not '{text}'")
+
+
+def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
+    """Knobs by precedence: `arguments` (command line), OVERRIDES, recipe, default."""
+    given = {key: typed(key, value) for key, value in {**OVERRIDES, **arguments}.items()}
+    recipe = given.get("recipe", Knobs.recipe)
+    if recipe not in RECIPES:
+        raise UserError(f"unknown recipe '{recipe}'; there are {', '.join(RECIPES)}")
+    return check_knobs(dataclasses.replace(Knobs(), **{**RECIPES[recipe], **given}))
+
+
+CHOICES = {"mode": ("train", "predict"), "device": ("auto", "cpu", "cuda"), "schedule": ("cosine", "constant"),
+           "dtype": ("auto", "float32", "bfloat16", "float16"), "network": ("align", "mlp", "linear")}
+RANGES = {"dropout": (0, 0.99), "ema": (0, 0.99999), "raw_weight": (0, 1), "val_fraction": (0.001, 0.9), "seed": (0, 2**31),
+          "weight_decay": (0, 10), "processes": (0, 64), "checkpoint_seconds": (0, 86400), "temperature": (1e-4, 10),
+          **dict.fromkeys(("lr", "ridge", "whiten", "max_minutes"), (1e-9, 1e6)),
+          **dict.fromkeys(("hidden", "epochs", "batch", "logit_block", "members", "eval_every", "infer_batch",
+                           "checkpoint_every"), (1, 1_000_000))}
+
+
+def check_knobs(knobs: Knobs) -> Knobs:
+    """Words that are in no vocabulary and numbers that are out of range are errors."""
+    for key, value in dataclasses.asdict(knobs).items():
+        if key in CHOICES and value not in CHOICES[key]:
+            raise UserError(f"knob '{key}' is one of {', '.join(CHOICES[key])}, not '{value}'")
+        if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
+            raise UserError(f"knob '{key}' lies in {RANGES[key][0]}..{RANGES[key][1]}, not {value}")
+    return knobs
+
+
+def member_knobs(knobs: Knobs, member: int) -> Knobs:
+    """Knobs of one member: the k-th variant in turn, and a seed of its own."""
+    variants = knobs.variants.split(";")
+    settings = [part for part in variants[member % len(variants)].split() if part]
+    return check_knobs(dataclasses.replace(knobs, **dict(parse_setting(setting) for setting in settings)))
+
+
+# ------------------------------------------------------------------------------------------ environment
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def log(text: str) -> None:
+    """One plain line at once: Kaggle's log and `run_local.py` read line by line."""
+    print(text, flush=True)
+
+
+def choose_device(knobs: Knobs) -> torch.device:
+    """The device that really works: a P100 says 'available' and then fails on the first product."""
+    reason = "asked for" if knobs.device == "cpu" else "torch sees no CUDA device"
+    if knobs.device != "cpu" and torch.cuda.is_available():
+        try:
+            (torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum().item()
+            log(f"device: cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name()}, a probe product passed)")
+            return torch.device("cuda", 0)
+        except RuntimeError as error:
+            reason = f"CUDA probe failed: {first_line(error)}; torch is built for {torch.cuda.get_arch_list()}"
+    if knobs.device == "cuda":
+        raise UserError(f"device=cuda was asked for, but {reason}; use --set device=cpu")
+    log(f"device: cpu ({reason})")
+    return torch.device("cpu")
+
+
+def choose_dtype(device: torch.device, knobs: Knobs) -> torch.dtype:
+    """bf16 only where it is native, fp16 on older GPUs (T4), on a CPU what a short timing shows."""
+    if knobs.dtype != "auto":
+        dtype, reason = getattr(torch, knobs.dtype), "asked for"
+    elif device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)  # is_bf16_supported() counts emulation in
+        dtype = torch.bfloat16 if capability >= (8, 0) else torch.float16
+        reason = f"CUDA capability {capability[0]}.{capability[1]}; bf16 units begin at 8.0"
+    else:
+        gain = matmul_seconds(torch.float32) / matmul_seconds(torch.bfloat16)
+        dtype = torch.bfloat16 if gain > 1.5 else torch.float32
+        reason = f"bf16 products run at {gain:.1f} times the speed of float32 here"
+    log(f"dtype: {str(dtype).removeprefix('torch.')} ({reason})")
+    return dtype
+
+
+def matmul_seconds(dtype: torch.dtype, size: int = 768, rounds: int = 5) -> float:
+    """Best seconds of a square CPU product in `dtype`."""
+    matrix, times = torch.ones(size, size, dtype=dtype), []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class Stop:
+    """Why training should end early: a signal, or the time budget. Asked after every step."""
+
+    def __init__(self, max_minutes: float) -> None:
+        budget = 60 * max_minutes
+        self.deadline = STARTED + budget - min(60.0, 5 + 0.02 * budget)  # the rest predicts and writes
+        self.signal = 0
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self.note)
+
+    def note(self, number: int, frame: object) -> None:
+        """First signal: end the step, checkpoint, stop. The second one does not wait."""
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        log(f"{signal.Signals(number).name}: ending this step, then a checkpoint (once more: leave at once)")
+
+    @property
+    def reason(self) -> str:
+        if self.signal:
+            return signal.Signals(self.signal).name
+        return "time budget" if time.monotonic() > self.deadline else ""
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block succeeds: nobody ever sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another --output") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_torch(path: Path, content: dict) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def load_torch(path: Path) -> dict:
+    """A dictionary of tensors and plain values; never code (weights_only)."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive can fail anywhere in zip, pickle or tensor code
+        raise UserError(f"{path}: not a readable weights file ({first_line(error)}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no weights of this script; fetch it again")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """sha256 and size of a file, for the manifest."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+# ------------------------------------------------------------------------------------------------- data
+@dataclass
+class TrainSet:
+    """Captions in file order with the index of each one's image."""
+
+    caption_ids: np.ndarray  # (n,) int64
+    captions: list[str]
+    text: np.ndarray  # (n, d_text) float32
+    image_of: np.ndarray  # (n,) int64, row of `images`
+    image_names: list[str]
+    images: np.ndarray  # (m, d_image) float32, not normalised
+
+
+@dataclass
+class TestSet:
+    """Test captions in file order."""
+
+    caption_ids: np.ndarray  # (n,) int64
+    captions: list[str]
+    text: np.ndarray  # (n, d_text) float32
+    image_dim: int
+
+
+def find_file(root: Path, name: str) -> Path:
+    """The one file called `name` anywhere below `root`: flat, nested, old and new Kaggle mounts alike."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such input folder; give one with --input (python tools/download_data.py fills data/)")
+    found: dict[Path, Path] = {}
+    seen: set[Path] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = Path(folder).resolve()
+        if real in seen:  # a link back up, or one mount shown twice
+            folders.clear()
+        elif name in files:
+            found[(real / name).resolve()] = Path(folder) / name
+        seen.add(real)
+    if len(found) > 1:
+        listing = " and ".join(sorted(str(path) for path in found.values()))
+        raise UserError(f"{root}: more than one {name}: {listing}; point --input at one of them")
+    if not found:
+        present = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
+        raise UserError(f"{root}: no {name} below it (it holds {present}); python tools/download_data.py fetches the data")
+    return next(iter(found.values()))
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Damaged bytes can fail anywhere in zip, zlib, header or text decoding: one line whatever it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: {what} cannot be read ({first_line(error)}); download the file again") from error
+
+
+class Npz:
+    """Checked arrays of an untrusted .npz: no pickle, and every error names file, key and first bad row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with reading(path, "the archive"):
+            self.arrays = np.load(path, allow_pickle=False)
+            self.keys = list(self.arrays.files)
+
+    def fail(self, key: str, problem: str) -> UserError:
+        return UserError(f"{self.path}: {key}: {problem}")
+
+    def read(self, key: str, *shape: int | None, kind: str) -> np.ndarray:
+        """Array `key` of a `shape` (None: any) and a `kind` of type (i: integer, f: float, U: text)."""
+        if key not in self.keys:
+            raise self.fail(key, f"this key is missing; there are {', '.join(self.keys[:12])}")
+        with reading(self.path, key):
+            array = self.arrays[key]
+        fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+        if not fits or array.dtype.kind not in kind:
+            wanted = " x ".join("any" if n is None else str(n) for n in shape)
+            raise self.fail(key, f"is {array.dtype} of shape {array.shape}, expected kind '{kind}' of {wanted}")
+        return array
+
+    def ids(self) -> np.ndarray:
+        ids = self.read("captions/ids", None, kind="iu").astype(np.int64)
+        first = np.unique(ids, return_index=True)[1]
+        if len(first) < len(ids):
+            row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
+            raise self.fail("captions/ids", f"row {row}: id {ids[row]} was there before")
+        return ids
+
+    def words(self, key: str, rows: int | None) -> list[str]:
+        array = self.read(key, rows, kind="U")
+        with reading(self.path, key):
+            return array.tolist()
+
+    def vectors(self, key: str, rows: int) -> np.ndarray:
+        """Embeddings (rows, d) as float32, every value finite."""
+        array = self.read(key, rows, None, kind="f").astype(np.float32, copy=False)
+        if not array.size:
+            raise self.fail(key, f"is empty: {array.shape}")
+        for start in range(0, rows, 4096):  # in blocks: a mask of the whole would cost a quarter of the data again
+            bad = ~np.isfinite(array[start:start + 4096]).all(axis=1)
+            if bad.any():
+                raise self.fail(key, f"row {start + int(bad.argmax())} holds NaN or infinity")
+        return array
+
+    def label(self, captions: int, images: int) -> np.ndarray:
+        """Image of each caption from the one-hot matrix, read as a stream: 3.1 GB that are never held."""
+        key, image_of = "captions/label", np.empty(captions, np.int64)
+        with reading(self.path, key), self.arrays.zip.open(f"{key}.npy") as stream:
+            np.lib.format.read_magic(stream)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            if shape != (captions, images) or fortran or dtype != np.bool_:
+                raise self.fail(key, f"is {dtype} of shape {shape}, expected bool of ({captions}, {images})")
+            rows = max(1, (4 << 20) // images)
+            for start in range(0, captions, rows):
+                block = np.frombuffer(stream.read(min(rows, captions - start) * images), np.uint8)
+                row, column = np.divmod(np.flatnonzero(block), images)
+                named = np.bincount(row, minlength=min(rows, captions - start))  # a missing tail names no image
+                if (named != 1).any():
+                    bad = int((named != 1).argmax())
+                    raise self.fail(key, f"row {start + bad} names {named[bad]} images, expected 1")
+                image_of[start:start + rows] = column
+        return image_of
+
+
+def read_train(path: Path) -> TrainSet:
+    """train.npz, checked: shapes agree, one image a caption, finite, ids unique."""
+    npz = Npz(path)
+    ids = npz.ids()
+    names = npz.words("images/names", None)
+    captions = npz.words("captions/text", len(ids))
+    if "captions/label" in npz.keys:
+        image_of = npz.label(len(ids), len(names))
+    else:
+        if not names or len(ids) % len(names):
+            raise UserError(f"{path}: no captions/label, and {len(ids)} captions are no multiple of {len(names)} images")
+        image_of = np.arange(len(ids)) // (len(ids) // len(names))
+        log(f"{path}: no captions/label; taking {len(ids) // len(names)} consecutive captions an image")
+    text = npz.vectors("captions/embeddings", len(ids))
+    return TrainSet(ids, captions, text, image_of, names, npz.vectors("images/embeddings", len(names)))
+
+
+def read_test(path: Path) -> TestSet:
+    """test.clean.npz, checked; at least one row."""
+    npz = Npz(path)
+    ids = npz.ids()
+    if not len(ids):
+        raise UserError(f"{path}: captions/ids: no rows, so there is nothing to predict")
+    width = int(npz.read("metadata/embedding_dim_image", 1, kind="iu")[0])
+    return TestSet(ids, npz.words("captions/text", len(ids)), npz.vectors("captions/embeddings", len(ids)), width)
+
+
+def split_images(n_images: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) image indices, disjoint; validation in whole pools of 100 where there are enough."""
+    count = max(2, round(n_images * fraction)) if fraction else 0
+    count = count // POOL * POOL or count
+    if n_images - count < 2:
+        raise UserError(f"{n_images} images are too few to hold out {count}; lower --set val_fraction")
+    order = np.random.default_rng(seed).permutation(n_images)
+    return np.sort(order[count:]), order[:count]
+
+
+def caption_views(image_of: np.ndarray, images: np.ndarray, n_views: int = VIEWS) -> np.ndarray:
+    """(n_views, len(images)) caption indices: view v takes the v-th caption of each image, in turn if it has fewer."""
+    order = np.argsort(image_of, kind="stable")
+    counts = np.bincount(image_of, minlength=int(images.max()) + 1)
+    if (counts[images] == 0).any():
+        raise UserError(f"image {int(images[counts[images] == 0][0])} has no caption")
+    first = np.cumsum(counts) - counts
+    return np.stack([order[first[images] + view % counts[images]] for view in range(n_views)])
+
+
+# ------------------------------------------------------------------------------------------------ model
+class AlignNet(nn.Module):
+    """LayerNorm, one wide hidden layer, LayerNorm, SiLU, dropout, and a linear skip: (b, d_text) -> (b, d_image)."""
+
+    def __init__(self, d_text: int, d_image: int, knobs: Knobs) -> None:
+        super().__init__()
+        self.norm_in, self.norm_hidden = nn.LayerNorm(d_text), nn.LayerNorm(knobs.hidden)
+        self.expand, self.project = nn.Linear(d_text, knobs.hidden), nn.Linear(knobs.hidden, d_image)
+        self.skip = nn.Linear(d_text, d_image, bias=False)
+        self.dropout = nn.Dropout(knobs.dropout)
+        # 1/temperature in log space, one for each image geometry: (raw, unit)
+        self.log_scale = nn.Parameter(torch.full((2,), -math.log(knobs.temperature)))
+
+    def forward(self, text: Tensor) -> Tensor:
+        text = self.norm_in(text)
+        hidden = self.dropout(F.silu(self.norm_hidden(self.expand(text))))
+        return self.project(hidden) + self.skip(text)
+
+
+def mlp(d_text: int, d_image: int, knobs: Knobs) -> nn.Module:
+    """The original two-layer network."""
+    return nn.Sequential(nn.Linear(d_text, knobs.hidden), nn.ReLU(), nn.Dropout(knobs.dropout),
+                         nn.Linear(knobs.hidden, d_image))
+
+
+NETWORKS: dict[str, Callable[[int, int, Knobs], nn.Module]] = {
+    "align": AlignNet, "mlp": mlp, "linear": lambda d_text, d_image, knobs: nn.Linear(d_text, d_image)}
+
+
+def fit_closed_form(text: Tensor, images: Tensor, image_of: Tensor, knobs: Knobs) -> dict[str, Tensor]:
+    """Ridge, then residual whitening: p = (S + l I)^-1 (A x + b), the best linear query for y|x ~ N(Ax, S).
+
+    text (n, d_text), images (m, d_image), image_of (n,); returns the state of nn.Linear. The mean image is taken
+    off: it is the same for the whole gallery, so it moves no rank.
+    """
+    mean_text, mean_image = text.mean(0), images.mean(0)
+    x, y = text - mean_text, images - mean_image
+    covariance = x.T @ x / len(x)
+    ridge = knobs.ridge * covariance.diagonal().mean() * torch.eye(len(covariance), device=x.device)
+    pooled = torch.zeros(len(y), x.shape[1], device=x.device).index_add_(0, image_of, x)  # sum of an image's captions
+    weight = torch.linalg.solve(covariance + ridge, pooled.T @ y / len(x))  # (d_text, d_image)
+    residual = y[image_of] - x @ weight
+    scatter = residual.T @ residual / len(x)
+    floor = knobs.whiten * scatter.diagonal().mean() * torch.eye(len(scatter), device=x.device)
+    query = torch.linalg.solve(scatter + floor, weight.T)  # (d_image, d_text)
+    return {"weight": query, "bias": -query @ mean_text}
+
+
+class GalleryLoss(torch.autograd.Function):
+    """Mean cross-entropy of scaled queries (b, d) against a whole gallery (m, d), `block` rows at a time.
+
+    The gallery is frozen, so the loss's gradient is known as soon as its softmax is: (softmax - one_hot) @ gallery.
+    It is taken in the forward pass, so that no logits outlive their block and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, gallery: Tensor, label: Tensor, block: int) -> Tensor:
+        gradient = torch.empty_like(queries)
+        loss = queries.new_zeros(())
+        for start in range(0, len(queries), block):
+            rows = slice(start, start + block)
+            target = label[rows].unsqueeze(1)
+            # half-precision logits: softmax still sums in float32 inside
+            probability = torch.softmax(queries[rows].to(gallery.dtype) @ gallery.T, dim=1)
+            loss -= probability.gather(1, target).float().clamp_min(1e-7).log().sum()
+            probability.scatter_add_(1, target, probability.new_full((1, 1), -1.0).expand(len(target), 1))
+            gradient[rows] = (probability @ gallery).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return loss / len(queries)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (upstream / len(gradient)), None, None, None
+
+
+# --------------------------------------------------------------------------------------------- training
+@dataclass
+class Run:
+    """What every phase and member of one run shares."""
+
+    source: Path
+    output: Path
+    knobs: Knobs
+    train: TrainSet
+    test: TestSet
+    inputs: dict[str, dict]  # sha256 and size of the files read
+    device: torch.device
+    dtype: torch.dtype
+    text: Tensor  # (n, d_text) on the device, in the computing type
+    train_images: np.ndarray
+    val_images: np.ndarray
+    stop: Stop
+    fingerprint: str  # of data and knobs: a state of anything else is refused
+    warm: dict[str, dict] = field(default_factory=dict)  # phase -> bundle to start from
+    seconds: dict[str, float] = field(default_factory=dict)
+    history: list[dict] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[part] = round(time.monotonic() - start, 2)
+
+
+@dataclass
+class Task:
+    """The images that a phase trains on, as tensors on the device."""
+
+    captions: Tensor  # (n,) indices of their captions, sorted by image
+    label: Tensor  # (all captions,) row in `images`; -1 for captions of other images
+    first: Tensor  # (m,) where in `captions` each image's begin, and ...
+    count: Tensor  # (m,) ... how many it has
+    images: Tensor  # (m, d_image) float32
+    galleries: tuple[Tensor, Tensor]  # centred (raw, unit) images in the computing type
+
+
+def make_task(run: Run, images: np.ndarray) -> Task:
+    position = torch.full((len(run.train.images),), -1)
+    position[torch.from_numpy(images)] = torch.arange(len(images))
+    label = position[torch.from_numpy(run.train.image_of)]
+    captions = label.argsort(stable=True)[int((label < 0).sum()):]
+    count = torch.bincount(label[captions], minlength=len(images))
+    vectors = torch.from_numpy(run.train.images[images])
+    # A vector taken off the whole gallery moves no rank and no gradient, and spares the logits' precision.
+    raw, unit = vectors / vectors.norm(dim=1).mean(), F.normalize(vectors, dim=1)
+    galleries = tuple((view - view.mean(0)).to(run.device, run.dtype) for view in (raw, unit))
+    return Task(*(part.to(run.device) for part in (captions, label, count.cumsum(0) - count, count, vectors)), galleries)
+
+
+class Trainer:
+    """One member in one phase: trains epoch by epoch, checkpoints, goes on where a killed run stopped."""
+
+    POSITION = ("epoch", "step", "finished", "lr_factor", "block", "loss_sum", "history")
+
+    def __init__(self, run: Run, task: Task, phase: str, member: int) -> None:
+        self.run, self.task, self.phase, self.member = run, task, phase, member
+        self.knobs = member_knobs(run.knobs, member)
+        self.path = run.output / f"resume_{phase}_{member}.pth"
+        self.steps = math.ceil(len(task.captions) / self.knobs.batch)
+        self.reset()
+
+    def reset(self) -> None:
+        """Initial state: weights from the member's seed, or from a run found below the input root."""
+        self.generator(epoch=-1)
+        self.model = NETWORKS[self.knobs.network](self.run.text.shape[1], self.task.images.shape[1], self.knobs)
+        if self.phase in self.run.warm:
+            self.model.load_state_dict(self.run.warm[self.phase]["members"][self.member]["state"])
+        self.model.to(self.run.device)
+        ema = get_ema_multi_avg_fn(self.knobs.ema)
+        self.average = AveragedModel(self.model, multi_avg_fn=ema) if self.knobs.ema else None
+        kind = torch.optim.AdamW if self.knobs.weight_decay else torch.optim.Adam
+        self.optimizer = kind(self.model.parameters(), self.knobs.lr, weight_decay=self.knobs.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
+        self.epoch, self.step, self.finished, self.history = 0, 0, False, []
+        self.lr_factor, self.block, self.saved = 1.0, self.knobs.logit_block, time.monotonic()
+        self.loss_sum = torch.zeros((), device=self.run.device)
+
+    def generator(self, epoch: int) -> torch.Generator:
+        """Every epoch draws from its own stream, so that a resumed run needs no history."""
+        words = f"{self.knobs.seed} {self.phase} {self.member} {epoch}"
+        seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
+        torch.manual_seed(seed)
+        return torch.Generator(self.run.device).manual_seed(seed)
+
+    def learning_rate(self) -> float:
+        """Short linear warm-up, then a cosine to zero; or constant."""
+        if self.knobs.schedule == "constant":
+            return self.knobs.lr * self.lr_factor
+        done, total = self.epoch * self.steps + self.step, self.knobs.epochs * self.steps
+        warm_up = (done + 1) / max(1, min(200, total // 10))
+        return self.knobs.lr * self.lr_factor * min(warm_up, 0.5 * (1 + math.cos(math.pi * done / total)))
+
+    def inputs(self, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """Text vectors (b, d_text), mixed with a random caption of the same photo, and image rows (b,)."""
+        label, text = self.task.label[captions], self.run.text[captions]
+        if self.knobs.sister_mix:
+            pick, share = torch.rand(2, len(captions), device=text.device)
+            sister = self.task.captions[self.task.first[label] + (pick * self.task.count[label]).long()]
+            text = text.lerp(self.run.text[sister], share.to(text.dtype).unsqueeze(1))
+        return text, label
+
+    def loss(self, text: Tensor, label: Tensor) -> Tensor:
+        """Softmax over all training images, or 1 - cosine for the baseline's network."""
+        with torch.autocast(self.run.device.type, self.run.dtype, enabled=self.run.dtype != torch.float32):
+            prediction = self.model(text)
+        if self.knobs.network == "mlp":
+            return 1 - F.cosine_similarity(prediction.float(), self.task.images[label], dim=1).mean()
+        query = F.normalize(prediction.float(), dim=1)
+        scale = self.model.log_scale.clamp(max=math.log(200)).exp()
+        shares = (self.knobs.raw_weight, 1 - self.knobs.raw_weight)
+        return sum(share * GalleryLoss.apply(query * scale[k], self.task.galleries[k], label, self.block)
+                   for k, share in enumerate(shares) if share)
+
+    def update(self, captions: Tensor) -> None:
+        """One optimiser step; out of memory halves the block of logits and tries the same captions again."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        try:
+            loss = self.loss(*self.inputs(captions))
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+        except RuntimeError as error:
+            if "memory" not in str(error) or self.block <= 16:
+                raise
+            self.block //= 2
+            log(f"out of memory: logits in blocks of {self.block} rows from here on")
+            return self.update(captions)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update_parameters(self.model)
+        self.loss_sum += loss.detach()
+        self.step += 1
+        return None
+
+    def run_epoch(self) -> bool:
+        """The rest of this epoch; False when the run has to stop inside it."""
+        order = torch.randperm(len(self.task.captions), generator=self.generator(self.epoch), device=self.run.device)
+        if self.step:
+            set_random_state(self.random)
+        self.model.train()
+        for captions in self.task.captions[order].split(self.knobs.batch)[self.step:]:
+            self.update(captions)
+            if self.run.stop.reason:
+                return False
+            if time.monotonic() - self.saved > self.knobs.checkpoint_seconds and math.isfinite(self.loss_sum):
+                self.save()
+        return True
+
+    def train(self) -> None:
+        """All remaining epochs, or as many as the run's time allows."""
+        if self.knobs.network == "linear" and not self.finished:
+            self.solve()
+        while not self.finished:
+            going = self.run_epoch()
+            if not math.isfinite(self.loss_sum):
+                self.roll_back()
+            elif going:
+                self.end_epoch()
+            else:
+                return self.save()
+        return None
+
+    def solve(self) -> None:
+        """The closed form, on the device, in float32."""
+        text = torch.from_numpy(self.run.train.text).to(self.run.device)[self.task.captions]
+        try:
+            state = fit_closed_form(text, self.task.images, self.task.label[self.task.captions], self.knobs)
+        except torch.linalg.LinAlgError as error:
+            raise TrainingFailed(f"closed form: {first_line(error)}; raise --set ridge or --set whiten") from error
+        self.model.load_state_dict(state)
+        self.average, self.finished = None, True
+        self.save()
+
+    def end_epoch(self) -> None:
+        """Log the epoch, validate where due, checkpoint."""
+        run, row = self.run, {"phase": self.phase, "member": self.member, "epoch": self.epoch + 1,
+                              "loss": float(self.loss_sum) / self.steps}
+        self.epoch, self.step, self.finished = self.epoch + 1, 0, self.epoch + 1 == self.knobs.epochs
+        self.loss_sum.zero_()
+        if self.phase == "validate" and (self.finished or self.epoch % self.knobs.eval_every == 0):
+            row |= {name: table["mrr"] for name, table in validate(run, [self.described()]).items()}
+        self.history.append(row | {"seconds": round(time.monotonic() - STARTED, 1)})
+        log_row(self.history[-1])
+        named = self.member == 0 and self.phase == ("refit" if run.knobs.refit else "validate")
+        if named and self.epoch % self.knobs.checkpoint_every == 0:
+            save_torch(run.output / CHECKPOINT.format(self.epoch), make_bundle(run, [self.described()]))
+        if self.finished or time.monotonic() - self.saved >= self.knobs.checkpoint_seconds:
+            self.save()
+
+    def described(self) -> dict[str, Any]:
+        """The member as a bundle keeps it: its knobs and the weights to predict with, averaged where they are."""
+        model = self.average.module if self.average else self.model
+        return {"knobs": dataclasses.asdict(self.knobs), "finished": self.finished,
+                "state": {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}}
+
+    def save(self) -> None:
+        """Everything that the next step depends on; the state before this one is kept beside it."""
+        state = {"fingerprint": self.run.fingerprint, "random": random_state(self.run.device),
+                 "model": self.model.state_dict(), "average": self.average.state_dict() if self.average else None,
+                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                 **{key: getattr(self, key) for key in self.POSITION}}
+        if self.path.exists():
+            shutil.copyfile(self.path, self.path.with_suffix(".previous"))
+        save_torch(self.path, state)
+        self.saved = time.monotonic()
+
+    def load(self) -> bool:
+        """Take up the newest readable state of this member; False when there is none."""
+        for path in (self.path, self.path.with_suffix(".previous")):
+            try:
+                if path.exists():
+                    self.take_up(load_torch(path))
+                    log(f"{self.phase}, member {self.member}: going on from epoch {self.epoch}, step {self.step}")
+                    return True
+            except Exception as error:  # a damaged state can fail anywhere; the one before it, or a new start, is as good
+                log(f"{path.name}: not usable ({first_line(error)})")
+                self.reset()
+        return False
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        if state["fingerprint"] != self.run.fingerprint:
+            raise ValueError("it is of other data or knobs")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average and state["average"]:
+            self.average.load_state_dict(state["average"])
+        for key in self.POSITION:
+            setattr(self, key, state[key])
+        self.loss_sum, self.random = self.loss_sum.to(self.run.device), state["random"]
+
+    def roll_back(self) -> None:
+        """A loss that is no number: back to the last good state at half the rate, once."""
+        if self.lr_factor < 1:
+            raise TrainingFailed(f"{self.phase}, member {self.member}: the loss is no number, at half the rate as well; "
+                                 f"try --set lr={self.knobs.lr / 4:g}")
+        if not self.load():
+            self.reset()
+        self.lr_factor = 0.5
+        log(f"{self.phase}, member {self.member}: the loss is no number; back to epoch {self.epoch} at half the rate")
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random_state(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1 and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state[1])
+
+
+LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine", "full_cosine", "seconds")
+
+
+def log_row(row: dict[str, Any]) -> None:
+    """One line of the training table; its header where a member's training begins."""
+    if row["epoch"] == 1:
+        log("  ".join(f"{column:>14}" if "_" in column else f"{column:>8}" for column in LOG_COLUMNS))
+    cells = [row.get(column, "") for column in LOG_COLUMNS]
+    log("  ".join(f"{f'{cell:.4f}' if isinstance(cell, float) and column != 'seconds' else cell:>{14 if '_' in column else 8}}"
+                  for column, cell in zip(LOG_COLUMNS, cells, strict=True)))
+
+
+def train_phase(run: Run, phase: str, images: np.ndarray) -> list[dict]:
+    """Train every member on `images`; further GPUs take their share in processes of their own."""
+    task = make_task(run, images)
+    gpus = torch.cuda.device_count() if run.device.type == "cuda" else 1
+    processes = min(run.knobs.members, run.knobs.processes or gpus)
+    helpers = [start_helper(run, phase, index, processes) for index in range(1, processes)]
+    trained = {k: train_member(run, task, phase, k) for k in range(0, run.knobs.members, processes)}
+    for helper in helpers:
+        while helper.poll() is None:
+            time.sleep(0.2)
+            if run.stop.reason:
+                helper.terminate()
+        if helper.returncode and not run.stop.reason:
+            log(f"a helper process ended with code {helper.returncode}: its members are trained here")
+    for k in range(run.knobs.members):  # a helper's finished members are only loaded
+        trained[k] = trained.get(k) or train_member(run, task, phase, k)
+    return [trained[k] for k in sorted(trained) if trained[k]]
+
+
+def train_member(run: Run, task: Task, phase: str, member: int) -> dict[str, Any] | None:
+    """One member, resumed where a state of it exists; None when the run stops before it begins."""
+    trainer = Trainer(run, task, phase, member)
+    if not trainer.load() and run.stop.reason and member:
+        return None
+    trainer.train()
+    run.history += trainer.history
+    return trainer.described()
+
+
+def start_helper(run: Run, phase: str, index: int, processes: int) -> subprocess.Popen:
+    """This script once more, for the share of GPU `index`; its results come back as finished states."""
+    settings = [f"--set={key}={value}" for key, value in dataclasses.asdict(run.knobs).items()]
+    return subprocess.Popen([sys.executable, __file__, "--input", str(run.source), "--output", str(run.output), *settings,
+                             "--helper", f"{phase}:{index}:{processes}"],
+                            env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)})
+
+
+# ------------------------------------------------------------------------------------------- evaluation
+def true_ranks(predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL, cosine: bool = False) -> np.ndarray:
+    """1-based rank of each query's own image (query i, gallery row i) within consecutive pools; None: the whole gallery.
+
+    Scores are raw dot products, as in the official code; `cosine` gives images unit length (the length of a
+    prediction moves no rank). A tie counts against the query, so a constant prediction earns nothing.
+    """
+    if not np.isfinite(predictions).all():
+        raise ValueError("predictions hold NaN or infinity")
+    if cosine:
+        gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    size, ranks = pool or len(gallery), []
+    for start in range(0, len(gallery), size):
+        scores = predictions[start:start + size] @ gallery[start:start + size].T
+        ranks.append((scores >= scores.diagonal()[:, None]).sum(axis=1))
+    return np.concatenate(ranks)
+
+
+def reciprocal_ranks(ranks: np.ndarray, pool: int | None) -> np.ndarray:
+    """1/rank; in pools only the first 99 ranks count, as in the official code."""
+    return np.where(ranks <= (TOP if pool else np.inf), 1 / ranks, 0.0)
+
+
+def retrieval_metrics(predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL,
+                      cosine: bool = False) -> dict[str, float]:
+    """The official numbers for predictions (q, d) against gallery (q, d): MRR, Recall@k, NDCG, mean L2 distance."""
+    ranks = true_ranks(predictions, gallery, pool, cosine)
+    gains = reciprocal_ranks(ranks, pool)
+    return {"mrr": float(gains.mean()), "mrr_se": float(gains.std(ddof=1) / math.sqrt(len(gains))),
+            **{f"recall@{k}": float((ranks <= k).mean()) for k in (1, 3, 5, 10, 50)},
+            "ndcg": float(np.where(gains > 0, 1 / np.log2(ranks + 1), 0).mean()),
+            "l2": float(np.linalg.norm(predictions - gallery, axis=1).mean())}
+
+
+def evaluate(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, dict[str, float]]:
+    """Raw, cosine and full-gallery metrics of predictions (views, m, d): means over views, standard error over images."""
+    report = {}
+    for name, pool, cosine in (("pool100_raw", POOL, False), ("pool100_cosine", POOL, True), ("full_cosine", None, True)):
+        views = [retrieval_metrics(view, gallery, pool, cosine) for view in predictions]
+        report[name] = {key: float(np.mean([view[key] for view in views])) for key in views[0]}
+        # captions of one image are no independent draws
+        gains = np.mean([reciprocal_ranks(true_ranks(view, gallery, pool, cosine), pool) for view in predictions], axis=0)
+        report[name]["mrr_se"] = float(gains.std(ddof=1) / math.sqrt(len(gains)))
+    return report
+
+
+def validate(run: Run, members: list[dict]) -> dict[str, dict[str, float]]:
+    """Metrics of `members` on the run's validation images, five captions each."""
+    views = caption_views(run.train.image_of, run.val_images)
+    text = run.train.text[views.ravel()]
+    predictions = predict(make_bundle(run, members), text, run.device)
+    return evaluate(predictions.reshape(*views.shape, -1), run.train.images[run.val_images])
+
+
+def report(run: Run, members: list[dict]) -> dict[str, dict[str, float]]:
+    """Print the validation table, members beside their mean, and the original's line on seen images."""
+    result = validate(run, members)
+    log(f"\nvalidation on {len(run.val_images)} unseen images, {VIEWS} captions each, pools of {POOL}")
+    log(f"{'':15}{'MRR':>7}{'+-':>8}" + "".join(f"{key:>11}" for key in list(result["pool100_raw"])[2:]))
+    for name, row in result.items():
+        log(f"{name:15}{row['mrr']:7.4f}{row['mrr_se']:8.4f}" + "".join(f"{v:11.4f}" for v in list(row.values())[2:]))
+    if len(members) > 1:
+        report_members(run, members)
+    seen = run.train_images[:1000]
+    text = run.train.text[caption_views(run.train.image_of, seen, 1)[0]]
+    row = retrieval_metrics(predict(make_bundle(run, members), text, run.device), run.train.images[seen])
+    log(f"evaluation on a training subset ({len(seen)} seen images, no measure of quality): MRR {row['mrr']:.4f}\n")
+    return result
+
+
+def report_members(run: Run, members: list[dict]) -> None:
+    """Each member's own score and its mean cosine to the others: diversity counts for more than the number."""
+    text = run.train.text[caption_views(run.train.image_of, run.val_images, 1)[0]]
+    each = [predict(make_bundle(run, [member]), text, run.device) for member in members]
+    units = np.stack([one / np.linalg.norm(one, axis=1, keepdims=True) for one in each])
+    cosines = np.einsum("aid,bid->ab", units, units) / len(text)
+    for k, member in enumerate(members):
+        own = validate(run, [member])
+        others = (cosines[k].sum() - cosines[k, k]) / (len(members) - 1)
+        log(f"member {k}: raw {own['pool100_raw']['mrr']:.4f}  cosine {own['pool100_cosine']['mrr']:.4f}  "
+            f"mean cosine to the others {others:.3f}  ({', '.join(differences(run.knobs, member['knobs']))})")
+
+
+def differences(knobs: Knobs, changed: dict[str, Any]) -> list[str]:
+    """How a member differs from its recipe."""
+    return [f"{k}={v}" for k, v in changed.items() if v != getattr(knobs, k)] or ["as the recipe"]
+
+
+# ------------------------------------------------------------------------------------------- submission
+def make_bundle(run: Run, members: list[dict]) -> dict[str, Any]:
+    """What is needed, with this script, to predict: knobs, dimensions and the weights of every member."""
+    return {"knobs": dataclasses.asdict(run.knobs), "dims": [run.train.text.shape[1], run.train.images.shape[1]],
+            "length": float(np.linalg.norm(run.train.images, axis=1).mean()), "members": members,
+            "val_images": [run.train.image_names[i] for i in run.val_images]}
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """A bundle written by `make_bundle`, checked as far as to predict with it."""
+    bundle = load_torch(path)
+    try:
+        text = np.zeros((1, bundle["dims"][0]), np.float32)
+        assert predict(bundle, text).shape[1] == bundle["dims"][1] and len(bundle["val_images"]) >= 0
+    except Exception as error:  # any mixture of wrong keys, types and shapes
+        raise UserError(f"{path}: holds no weights of this script ({str(error).splitlines()[0][:100]})") from error
+    return bundle
+
+
+@torch.inference_mode()
+def predict(bundle: dict[str, Any], text: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
+    """Predicted image vectors (n, d_image) float32 of text vectors (n, d_text): mean direction of the members.
+
+    In float32 whatever the training's type: it costs a second. The baseline's own lengths are kept; a direction
+    gets the mean length of the training images.
+    """
+    d_text, d_image = bundle["dims"]
+    if text.shape[1] != d_text:
+        raise UserError(f"weights take {d_text}-d captions, the data has {text.shape[1]}-d ones; use the run's own data")
+    total = np.zeros((len(text), d_image), np.float32)
+    for member in bundle["members"]:
+        knobs = Knobs(**member["knobs"])
+        model = NETWORKS[knobs.network](d_text, d_image, knobs)
+        model.load_state_dict(member["state"])
+        model.eval().to(device)
+        blocks = torch.from_numpy(text).split(knobs.infer_batch)
+        output = torch.cat([model(block.to(device)).cpu() for block in blocks])
+        if len(bundle["members"]) == 1 and knobs.network == "mlp":
+            return output.numpy()
+        total += F.normalize(output, dim=1).numpy()
+    return total * np.float32(bundle["length"] / len(bundle["members"]))
+
+
+def write_submission(path: Path, ids: np.ndarray, predictions: np.ndarray) -> None:
+    """The competition's csv; six significant digits keep every rank at half the size."""
+    with atomic(path) as temporary, temporary.open("w") as file:
+        file.write("id,embedding\n")
+        pattern = ", ".join(["%.6g"] * predictions.shape[1])
+        for number, row in zip(ids, predictions.tolist(), strict=True):
+            file.write(f'{number},"[{pattern % tuple(row)}]"\n')
+
+
+def check_submission(path: Path, ids: np.ndarray, dim: int) -> None:
+    """Re-read a submission; raises UserError on a wrong header, id, dimension or value."""
+    try:
+        with Path(path).open(newline="") as file:
+            csv.field_size_limit(1 << 24)
+            check_rows(path, csv.reader(file), ids, dim)
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise UserError(f"{path}: not a readable submission ({str(error)[:100]})") from error
+
+
+def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: int) -> None:
+    header = next(reader, [])
+    if header != ["id", "embedding"]:
+        raise UserError(f"{path}: header is '{','.join(header)[:60]}', expected 'id,embedding'")
+    first, varies, count = None, False, 0
+    for count, cells in enumerate(reader, 1):
+        if count > len(ids):
+            raise UserError(f"{path}: more than {len(ids)} rows")
+        if len(cells) != 2 or cells[0] != str(ids[count - 1]):
+            raise UserError(f"{path}: row {count}: expected id {ids[count - 1]} and one quoted list, found '{','.join(cells)[:40]}'")
+        values = json.loads(cells[1])
+        if not isinstance(values, list) or len(values) != dim:
+            raise UserError(f"{path}: row {count} (id {cells[0]}): expected a list of {dim} numbers")
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise UserError(f"{path}: row {count} (id {cells[0]}): NaN, infinity or no number")
+        first = first or values
+        varies |= values != first
+    if count < len(ids):
+        raise UserError(f"{path}: {count} rows, expected {len(ids)}; the first missing id is {ids[count]}")
+    if not varies and count > 1:
+        raise UserError(f"{path}: all predictions are equal")
+
+
+def submit(path: Path, test: TestSet, bundle: dict[str, Any], device: torch.device) -> None:
+    """Predict the test captions, write the csv, read it back."""
+    write_submission(path, test.caption_ids, predict(bundle, test.text, device))
+    check_submission(path, test.caption_ids, bundle["dims"][1])
+    log(f"submission: {path} ({path.stat().st_size / 1e6:.1f} MB, {len(test.caption_ids)} rows, read back and checked)")
+
+
+# ------------------------------------------------------------------------------------------------- main
+# Knobs that change how a run is carried out, not what it computes: a resumed run may have others.
+CARRIED_OUT = ("mode", "device", "dtype", "max_minutes", "submit_on_stop", "checkpoint_seconds", "processes",
+               "logit_block", "infer_batch", "eval_every", "checkpoint_every", "warm_start")
+
+
+def prepare(source: Path, output: Path, knobs: Knobs) -> Run:
+    """Read and check the inputs, make the output folder, choose device and number type."""
+    paths = [find_file(source, name) for name in ("train.npz", "test.clean.npz")]
+    train, test = read_train(paths[0]), read_test(paths[1])
+    for key, ours, theirs in (("captions/embeddings", train.text.shape[1], test.text.shape[1]),
+                              ("metadata/embedding_dim_image", train.images.shape[1], test.image_dim)):
+        if ours != theirs:
+            raise UserError(f"{paths[1]}: {key}: {theirs} dimensions, but {paths[0]} has {ours}")
+    train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.seed)
+    make_folder(output)
+    inputs = {path.name: file_facts(path) for path in paths}
+    log(f"data: {len(train.text)} captions x {train.text.shape[1]}, {len(train.images)} images x {train.images.shape[1]}, "
+        f"{len(test.text)} test captions; read in {time.monotonic() - STARTED:.1f} s")
+    compared = {key: value for key, value in dataclasses.asdict(knobs).items() if key not in CARRIED_OUT}
+    fingerprint = hashlib.sha256(json.dumps([inputs, compared]).encode()).hexdigest()
+    device = choose_device(knobs)
+    dtype = choose_dtype(device, knobs)
+    run = Run(source, output, knobs, train, test, inputs, device, dtype, torch.from_numpy(train.text).to(device, dtype),
+              train_images, val_images, Stop(knobs.max_minutes), fingerprint, seconds={"load": time.monotonic() - STARTED})
+    if knobs.warm_start:
+        run.warm = {phase: warm_bundle(run, name) for phase, name in (("validate", VALIDATED_MODEL), ("refit", FINAL_MODEL))}
+    return run
+
+
+def make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written to ({error}); choose another --output") from error
+
+
+def warm_bundle(run: Run, name: str) -> dict[str, Any]:
+    """Weights to start a phase from; had they seen the validation images, the figure would be a lie."""
+    path = find_file(run.source, name)
+    bundle = load_weights(path)
+    if name == VALIDATED_MODEL and bundle["val_images"] != [run.train.image_names[i] for i in run.val_images]:
+        raise UserError(f"{path}: was validated on other images; take its seed: --set seed={bundle['knobs']['seed']}")
+    if [one["knobs"]["network"] for one in bundle["members"]] != [member_knobs(run.knobs, k).network
+                                                                  for k in range(run.knobs.members)]:
+        raise UserError(f"{path}: has other members than this run; take its recipe: --recipe {bundle['knobs']['recipe']}")
+    return bundle
+
+
+def take_up_or_plan(run: Run) -> None:
+    """Go on with an interrupted run found in the output folder or below the input root, or plan a new one."""
+    path = run.output / RESUME_RUN
+    if not path.exists() and any(run.source.rglob(RESUME_RUN)):
+        earlier = find_file(run.source, RESUME_RUN).parent
+        for state in [*earlier.glob("resume_*.pth"), earlier / RESUME_RUN]:  # the index last: it makes the others count
+            shutil.copyfile(state, run.output / state.name)
+    if path.exists():
+        try:
+            state = json.loads(path.read_text())
+            same, planned = state["fingerprint"] == run.fingerprint, {k: int(state[k]) for k in ("epochs", "members")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({first_line(error)}); delete resume_* there to start anew") from error
+        if not same:
+            raise UserError(f"{run.output}: holds an unfinished run of other data or knobs; choose another --output, "
+                            "or delete resume_* there to start anew")
+        run.knobs = check_knobs(dataclasses.replace(run.knobs, **planned))
+        return
+    for stale in [run.output / MANIFEST, *run.output.glob("resume_*"), *run.output.glob(CHECKPOINT.format("*"))]:
+        stale.unlink(missing_ok=True)
+    run.knobs = plan(run)
+    write_json(path, {"fingerprint": run.fingerprint, "epochs": run.knobs.epochs, "members": run.knobs.members})
+
+
+def plan(run: Run) -> Knobs:
+    """Epochs and members that fit the time budget, from a few timed steps of every member."""
+    knobs, task, cost = run.knobs, make_task(run, run.train_images), 0.0
+    for member in range(knobs.members):
+        trainer = Trainer(run, task, "plan", member)
+        if trainer.knobs.network != "linear":
+            cost += trainer.steps * trainer.knobs.epochs * step_seconds(trainer)
+    if knobs.refit:
+        cost *= 1 + len(run.train.images) / len(run.train_images)
+    share = (run.stop.deadline - time.monotonic()) / max(cost, 1e-9)
+    if share >= 1:
+        return knobs
+    members = max(1, math.ceil(knobs.members * min(1, 2 * share)))  # fewer epochs first, down to half; then fewer members
+    epochs = max(1, int(knobs.epochs * min(1, share * knobs.members / members)))
+    log(f"time budget: all of it would train for {cost / 60:.1f} min; {members} member(s) of {epochs} epochs fit")
+    return dataclasses.replace(knobs, members=members, epochs=epochs)
+
+
+def step_seconds(trainer: Trainer, steps: int = 3) -> float:
+    """Seconds of one training step; the first one pays for start-up and is not counted."""
+    captions = trainer.task.captions[:trainer.knobs.batch]
+    trainer.update(captions)
+    start = float(trainer.loss_sum) * 0 + time.monotonic()  # reading the loss waits for the device
+    for _ in range(steps):
+        trainer.update(captions)
+    return (float(trainer.loss_sum) * 0 + time.monotonic() - start) / steps
+
+
+def train_and_submit(run: Run) -> int:
+    """Validate on held-out images, refit on all, predict, write everything down; the exit code."""
+    take_up_or_plan(run)
+    log(f"recipe: {run.knobs.recipe}, {run.knobs.members} member(s), {run.knobs.epochs} epochs, seed {run.knobs.seed}")
+    with run.timed("train"):
+        members = train_phase(run, "validate", run.train_images)
+    validation = report(run, members)
+    save_torch(run.output / VALIDATED_MODEL, make_bundle(run, members))
+    with run.timed("refit"):
+        if run.knobs.refit and not run.stop.reason:
+            refitted = train_phase(run, "refit", np.arange(len(run.train.images)))
+            if all(member["finished"] for member in refitted) and len(refitted) == len(members):
+                members = refitted
+    if run.stop.signal and not run.knobs.submit_on_stop:
+        log(f"stopped by {run.stop.reason}; the same command goes on from here")
+        return 128 + run.stop.signal
+    bundle = make_bundle(run, members)
+    save_torch(run.output / FINAL_MODEL, bundle)
+    with run.timed("predict"):
+        submit(run.output / SUBMISSION, run.test, bundle, run.device)
+    write_records(run, validation)
+    return 128 + run.stop.signal if run.stop.signal else 0
+
+
+def write_records(run: Run, validation: dict[str, dict]) -> None:
+    """metrics.json, the training log and its picture, and last the manifest that vouches for all of them."""
+    run.seconds["total"] = time.monotonic() - STARTED
+    seconds = {part: round(value, 2) for part, value in run.seconds.items()}
+    machine = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
+    facts = {"recipe": run.knobs.recipe, "device": machine, "dtype": str(run.dtype).removeprefix("torch."), "seconds": seconds}
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    write_json(run.output / METRICS, facts | {"peak_rss_bytes": rss, "validation": validation})
+    with atomic(run.output / TRAINING_LOG) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, LOG_COLUMNS)
+        writer.writeheader()
+        writer.writerows(run.history)
+    draw_curves(run)
+    finish(run.output, facts | {"stopped": run.stop.reason, "inputs": run.inputs, "knobs": dataclasses.asdict(run.knobs)})
+    if not run.stop.reason:  # nothing is left to resume
+        for state in run.output.glob("resume_*"):
+            state.unlink()
+    log(f"done in {run.seconds['total']:.1f} s; outputs in {run.output}")
+
+
+def finish(output: Path, facts: dict[str, Any]) -> None:
+    """The manifest: sha256 and size of every output beside what made it."""
+    names = [SUBMISSION, FINAL_MODEL, VALIDATED_MODEL, METRICS, TRAINING_LOG, CURVES]
+    outputs = [path for path in [*map(output.joinpath, names), *output.glob(CHECKPOINT.format("*"))] if path.exists()]
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    write_json(output / MANIFEST, {"complete": not facts.get("stopped"), "versions": versions, **facts,
+                                   "outputs": {path.name: file_facts(path) for path in sorted(outputs)}})
+
+
+def draw_curves(run: Run) -> None:
+    """Loss and validation MRR by epoch, one line a member and phase."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for phase, style in (("validate", "-"), ("refit", ":")):
+        for member in range(run.knobs.members):
+            rows = [row for row in run.history if (row["phase"], row["member"]) == (phase, member)]
+            left.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], style, color=f"C{member}",
+                      label=f"member {member}, {phase}" if rows else None)
+            tested = [row for row in rows if "pool100_raw" in row]
+            for name, marker in (("pool100_raw", "o"), ("pool100_cosine", "s")):
+                right.plot([r["epoch"] for r in tested], [r[name] for r in tested], style, marker=marker, color=f"C{member}",
+                           label=f"member {member}, {name.removeprefix('pool100_')}" if tested else None)
+    left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
+    right.set(xlabel="epoch", ylabel=f"MRR in pools of {POOL}", title="Validation on unseen images")
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    with atomic(run.output / CURVES) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    plt.close(figure)
+
+
+def predict_only(source: Path, output: Path, knobs: Knobs) -> int:
+    """The submission from weights found below the input root; no training data is needed."""
+    weights, test_path = find_file(source, FINAL_MODEL), find_file(source, "test.clean.npz")
+    bundle, test = load_weights(weights), read_test(test_path)
+    make_folder(output)
+    submit(output / SUBMISSION, test, bundle, choose_device(knobs))
+    finish(output, {"recipe": bundle["knobs"]["recipe"], "knobs": dataclasses.asdict(knobs),
+                    "inputs": {path.name: file_facts(path) for path in (weights, test_path)},
+                    "seconds": {"total": round(time.monotonic() - STARTED, 2)}})
+    return 0
+
+
+def help_train(run: Run, phase: str, index: int, processes: int) -> int:
+    """A helper process: its share of the members, whose states are its result."""
+    task = make_task(run, run.train_images if phase == "validate" else np.arange(len(run.train.images)))
+    for member in range(index, run.knobs.members, processes):
+        train_member(run, task, phase, member)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, default=Path("/kaggle/input"), help="folder with the data anywhere below it")
+    parser.add_argument("--output", type=Path, default=Path("/kaggle/working"), help="folder to write to")
+    parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default {Knobs.recipe})")
+    parser.add_argument("--mode", help="train (default) or predict")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one knob; may be repeated")
+    parser.add_argument("--helper", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    try:
+        named = {key: value for key in ("recipe", "mode") if (value := getattr(given, key)) is not None}
+        knobs = resolve_knobs({**named, **dict(map(parse_setting, given.set))})
+        if knobs.mode == "predict":
+            return predict_only(given.input, given.output, knobs)
+        run = prepare(given.input, given.output, knobs)
+        if given.helper:
+            phase, index, processes = given.helper.split(":")
+            return help_train(run, phase, int(index), int(processes))
+        return train_and_submit(run)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
