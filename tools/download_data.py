@@ -63,7 +63,7 @@ def fetch(client: KaggleClient, competition: str, name: str, known: Known, data:
     client.download_competition_file(competition, name, fetched, known.size)
     if wrong := problem(fetched, known):
         fetched.unlink()
-        raise ToolError(f"{name}: {wrong}; it was removed: run this again, or look whether the competition's data changed")
+        raise ToolError(f"{name}: {wrong}; it was removed: run this again, or see whether the competition changed it")
     fetched.replace(path)
     print(f"{name}: size and sha256 are right")
 
@@ -101,7 +101,8 @@ def unpack(archive: Path, data: Path) -> int:
 
 def fetch_all(client: KaggleClient, competition: str, data: Path, force: bool) -> None:
     """Everything as one zip, unpacked and then removed; the needed files are verified."""
-    if not force and (data / "train/train/Images").is_dir() and not any(problem(data / n, k) for n, k in KNOWN.items()):
+    have_images = any(path.is_dir() for path in data.rglob("Images"))
+    if have_images and not force and not any(problem(data / name, known) for name, known in KNOWN.items()):
         print(f"{data}: already complete (--force fetches it again)")
         return
     check_space(data, 2 * ARCHIVE_BYTES)
@@ -112,7 +113,7 @@ def fetch_all(client: KaggleClient, competition: str, data: Path, force: bool) -
     count = unpack(archive, data)
     for name, known in KNOWN.items():
         if wrong := problem(data / name, known):
-            raise ToolError(f"{name}: {wrong}; {archive} is kept: look whether the competition's data changed")
+            raise ToolError(f"{name}: {wrong}; {archive} is kept: see whether the competition changed it")
     archive.unlink()
     print(f"{competition}: {count:,} files; size and sha256 of the {len(KNOWN)} needed ones are right")
 
@@ -139,7 +140,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ToolError(f"{arguments.data}: cannot be made ({error.strerror})") from None
     client = connect()
     with competition_errors(arguments.competition):
-        (fetch_all if arguments.images else fetch_needed)(client, arguments.competition, arguments.data, arguments.force)
+        fetch_files = fetch_all if arguments.images else fetch_needed
+        fetch_files(client, arguments.competition, arguments.data, arguments.force)
 
 
 if __name__ == "__main__":
