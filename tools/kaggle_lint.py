@@ -70,6 +70,17 @@ LICENCES = (
 SCRIPT_PYTHON = (3, 12)  # the Kaggle image's Python
 SCRIPT_PACKAGES = frozenset({"torch", "numpy", "pandas", "matplotlib", "PIL"})
 GONE_IN_SCRIPT_PYTHON = frozenset({"asynchat", "asyncore", "distutils", "imp", "smtpd"})
+SECRET_NAMES = re.compile(
+    r"kaggle\.json|credentials\.json|access_token.*|\.env.*|\.netrc|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx)"
+)
+SECRET_TEXTS = {
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a Kaggle key": re.compile(rb"""(?i)(KAGGLE_KEY|["']key["'])["']?\s*[:=]\s*["']?[0-9a-f]{32}\b"""),
+    "a Kaggle token": re.compile(rb"KGAT_[0-9A-Za-z]{16,}|KAGGLE_API_TOKEN[\"']?\s*[:=]\s*[\"']?[0-9A-Za-z_-]{16,}"),
+    "a GitHub token": re.compile(rb"\bgh[pousr]_[0-9A-Za-z]{36}|\bgithub_pat_[0-9A-Za-z_]{40,}"),
+    "a Hugging Face token": re.compile(rb"\bhf_[0-9A-Za-z]{30,}"),
+    "an AWS key": re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
+}
 OVERRIDES_LINE = re.compile(r"^OVERRIDES: dict = (\{.*\})$", re.MULTILINE)
 
 
@@ -265,6 +276,18 @@ def lint_script(path: Path) -> list[Finding]:
         fix = "exactly one line `OVERRIDES: dict = {}`"
         findings.append(Finding(name, "OVERRIDES", f"{count} such lines", fix))
     return findings
+
+
+def lint_secrets(path: Path) -> list[Finding]:
+    """Credentials in a file that is about to leave this machine, known by its name or by what it holds."""
+    fix = "take it out; what was already published must be revoked"
+    if SECRET_NAMES.fullmatch(path.name):
+        return [Finding(path.name, "secret", "has the name of a credentials file", fix)]
+    content = path.read_bytes()
+    if b"\0" in content[:8192]:  # weights and pictures: random bytes would only give false alarms
+        return []
+    held = [what for what, text in SECRET_TEXTS.items() if text.search(content)]
+    return [Finding(path.name, "secret", f"holds {what}", fix) for what in held]
 
 
 def refuse(findings: list[Finding]) -> None:

@@ -1,0 +1,82 @@
+"""What the tests of the Kaggle tools share: a tiny competition, and runs as folders."""
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+IMAGES, TESTS, D_TEXT, D_IMAGE = 220, 100, 12, 16
+QUICK = ["--recipe", "closed_form", "--set", "device=cpu", "--set", "dtype=float32"]
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    """Arrays as the bytes of an npz; `__` in a name stands for the slash of the competition's keys."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name.replace("__", "/"): array for name, array in arrays.items()})
+    return buffer.getvalue()
+
+
+def competition_files() -> tuple[dict[str, bytes], dict[int, list[float]]]:
+    """The competition's files in small, solvable by a linear map, and the solution: test id to image vector."""
+    rng = np.random.default_rng(0)
+    mapping = rng.normal(size=(D_IMAGE, D_TEXT))
+
+    def captions_of(images: np.ndarray) -> np.ndarray:
+        return (images @ mapping + 0.5 * rng.normal(size=(len(images), D_TEXT))).astype(np.float32)
+
+    images = (2 + rng.normal(size=(IMAGES, D_IMAGE))).astype(np.float32)
+    image_of = np.repeat(np.arange(IMAGES), 5)
+    train = npz(
+        captions__ids=np.arange(5 * IMAGES),
+        captions__text=np.array([f"caption {i}" for i in range(5 * IMAGES)]),
+        captions__embeddings=captions_of(images[image_of]),
+        captions__label=np.eye(IMAGES, dtype=bool)[image_of],
+        images__names=np.array([f"{i}.jpg" for i in range(IMAGES)]),
+        images__embeddings=images,
+        metadata__num_captions=np.array([5 * IMAGES]),
+        metadata__num_images=np.array([IMAGES]),
+        metadata__embedding_dim_text=np.array([D_TEXT]),
+        metadata__embedding_dim_image=np.array([D_IMAGE]),
+    )
+    truth = (2 + rng.normal(size=(TESTS, D_IMAGE))).astype(np.float32)
+    test = npz(
+        captions__ids=np.arange(1, TESTS + 1),
+        captions__text=np.array([f"test caption {i}" for i in range(TESTS)]),
+        captions__embeddings=captions_of(truth),
+        metadata__num_captions=np.array([TESTS]),
+        metadata__embedding_dim_text=np.array([D_TEXT]),
+        metadata__embedding_dim_image=np.array([D_IMAGE]),
+    )
+    files = {"train/train/train.npz": train, "test/test/test.clean.npz": test}
+    return files, {i + 1: vector.tolist() for i, vector in enumerate(truth)}
+
+
+def write_tree(folder: Path, files: dict[str, bytes]) -> Path:
+    """Files below a folder."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def outputs_of_run(kernel, **changes: object) -> dict[str, bytes]:
+    """The outputs of a finished run with made-up weights, its manifest included and right; `changes` go into that."""
+    validation = {"pool100_raw": {"mrr": 0.75, "mrr_se": 0.007, "recall@1": 0.6}}
+    metrics = {"recipe": "align", "device": "cpu", "dtype": "float32", "seconds": {"total": 3.2}, "validation": validation}
+    files = {
+        kernel.FINAL_MODEL: b"\0weights" * 100,
+        kernel.VALIDATED_MODEL: b"\0validated" * 100,
+        kernel.SUBMISSION: b'id,embedding\n1,"[0.5, 0.25]"\n',
+        kernel.METRICS: json.dumps(metrics).encode(),
+    }
+    facts = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+    manifest = {"complete": True, "outputs": facts, "inputs": {}, "knobs": {}, "versions": {}, "device": "cpu"} | changes
+    return files | {kernel.MANIFEST: json.dumps(manifest).encode()}
+
+
+def last_line(text: str) -> str:
+    """The last line of an output."""
+    return text.rstrip("\n").rpartition("\n")[2]
