@@ -92,14 +92,14 @@ class Knobs:
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
-    "baseline": dict(network="mlp", hidden=4096, dropout=0.2, schedule="constant", epochs=20, batch=64, lr=1e-3,
-                     weight_decay=0.0, ema=0.0, sister_mix=False, eval_every=5),
+    "baseline": {"network": "mlp", "hidden": 4096, "dropout": 0.2, "schedule": "constant", "epochs": 20, "batch": 64,
+                 "lr": 1e-3, "weight_decay": 0.0, "ema": 0.0, "sister_mix": False, "eval_every": 5},
     # Ridge, then residual whitening: seconds, no network.
-    "closed_form": dict(network="linear"),
+    "closed_form": {"network": "linear"},
     # One network on both objectives at once.
-    "align": dict(),
+    "align": {},
     # Networks that differ on purpose.
-    "ensemble": dict(members=4, variants="; raw_weight=1; hidden=4096; network=linear"),
+    "ensemble": {"members": 4, "variants": "; raw_weight=1; hidden=4096; network=linear"},
 }
 
 SUBMISSION, METRICS, MANIFEST = "pipeline_submission.csv", "metrics.json", "manifest.json"
@@ -157,11 +157,9 @@ def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
 
 CHOICES = {"mode": ("train", "predict"), "device": ("auto", "cpu", "cuda"), "schedule": ("cosine", "constant"),
            "dtype": ("auto", "float32", "bfloat16", "float16"), "network": ("align", "mlp", "linear")}
-RANGES = {"dropout": (0, 0.99), "ema": (0, 0.99999), "raw_weight": (0, 1), "val_fraction": (0.001, 0.9), "seed": (0, 2**31),
-          "weight_decay": (0, 10), "processes": (0, 64), "checkpoint_seconds": (0, 86400), "temperature": (1e-4, 10),
-          **dict.fromkeys(("lr", "ridge", "whiten", "max_minutes"), (1e-9, 1e6)),
-          **dict.fromkeys(("hidden", "epochs", "batch", "logit_block", "members", "eval_every", "infer_batch",
-                           "checkpoint_every"), (1, 1_000_000))}
+AT_LEAST_ONE = ("hidden", "epochs", "batch", "logit_block", "members", "eval_every", "infer_batch", "checkpoint_every")
+POSITIVE = ("lr", "ridge", "whiten", "temperature", "max_minutes", "val_fraction")
+HIGHEST = {"dropout": 0.99, "ema": 0.99999, "raw_weight": 1, "val_fraction": 0.9}  # every other number: a million
 
 
 def check_knobs(knobs: Knobs) -> Knobs:
@@ -169,8 +167,9 @@ def check_knobs(knobs: Knobs) -> Knobs:
     for key, value in dataclasses.asdict(knobs).items():
         if key in CHOICES and value not in CHOICES[key]:
             raise UserError(f"knob '{key}' is one of {', '.join(CHOICES[key])}, not '{value}'")
-        if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
-            raise UserError(f"knob '{key}' lies in {RANGES[key][0]}..{RANGES[key][1]}, not {value}")
+        low, high = 1 if key in AT_LEAST_ONE else 1e-9 if key in POSITIVE else 0, HIGHEST.get(key, 1_000_000)
+        if key not in CHOICES and isinstance(value, int | float) and not low <= value <= high:
+            raise UserError(f"knob '{key}' lies in {low:g}..{high:g}, not {value}")
     return knobs
 
 
@@ -324,7 +323,7 @@ class TestSet:
 def find_file(root: Path, name: str) -> Path:
     """The one file called `name` anywhere below `root`: flat, nested, old and new Kaggle mounts alike."""
     if not root.is_dir():
-        raise UserError(f"{root}: no such input folder; give one with --input (python tools/download_data.py fills data/)")
+        raise UserError(f"{root}: no such input folder; give one with --input")
     found: dict[Path, Path] = {}
     seen: set[Path] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -339,7 +338,7 @@ def find_file(root: Path, name: str) -> Path:
         raise UserError(f"{root}: more than one {name}: {listing}; point --input at one of them")
     if not found:
         present = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-        raise UserError(f"{root}: no {name} below it (it holds {present}); python tools/download_data.py fetches the data")
+        raise UserError(f"{root}: no {name} below it (it holds {present}); attach or download the competition's data")
     return next(iter(found.values()))
 
 
@@ -372,8 +371,8 @@ class Npz:
             raise self.fail(key, f"this key is missing; there are {', '.join(self.keys[:12])}")
         with reading(self.path, key):
             array = self.arrays[key]
-        fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
-        if not fits or array.dtype.kind not in kind:
+        fits = [want in (None, have) for want, have in zip(shape, array.shape, strict=False)]
+        if array.ndim != len(shape) or not all(fits) or array.dtype.kind not in kind:
             wanted = " x ".join("any" if n is None else str(n) for n in shape)
             raise self.fail(key, f"is {array.dtype} of shape {array.shape}, expected kind '{kind}' of {wanted}")
         return array
@@ -432,7 +431,7 @@ def read_train(path: Path) -> TrainSet:
         image_of = npz.label(len(ids), len(names))
     else:
         if not names or len(ids) % len(names):
-            raise UserError(f"{path}: no captions/label, and {len(ids)} captions are no multiple of {len(names)} images")
+            raise UserError(f"{path}: captions/label is missing, and {len(ids)} captions do not divide by {len(names)}")
         image_of = np.arange(len(ids)) // (len(ids) // len(names))
         log(f"{path}: no captions/label; taking {len(ids) // len(names)} consecutive captions an image")
     text = npz.vectors("captions/embeddings", len(ids))
@@ -518,7 +517,7 @@ def fit_closed_form(text: Tensor, images: Tensor, image_of: Tensor, knobs: Knobs
 
 
 class GalleryLoss(torch.autograd.Function):
-    """Mean cross-entropy of scaled queries (b, d) against a whole gallery (m, d), `block` rows at a time.
+    """Summed cross-entropy of scaled queries (b, d) against a whole gallery (m, d), `block` rows at a time.
 
     The gallery is frozen, so the loss's gradient is known as soon as its softmax is: (softmax - one_hot) @ gallery.
     It is taken in the forward pass, so that no logits outlive their block and nothing is computed twice.
@@ -537,12 +536,12 @@ class GalleryLoss(torch.autograd.Function):
             probability.scatter_add_(1, target, probability.new_full((1, 1), -1.0).expand(len(target), 1))
             gradient[rows] = (probability @ gallery).to(gradient.dtype)
         ctx.save_for_backward(gradient)
-        return loss / len(queries)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * (upstream / len(gradient)), None, None, None
+        return gradient * upstream, None, None, None
 
 
 # --------------------------------------------------------------------------------------------- training
@@ -596,7 +595,8 @@ def make_task(run: Run, images: np.ndarray) -> Task:
     # A vector taken off the whole gallery moves no rank and no gradient, and spares the logits' precision.
     raw, unit = vectors / vectors.norm(dim=1).mean(), F.normalize(vectors, dim=1)
     galleries = tuple((view - view.mean(0)).to(run.device, run.dtype) for view in (raw, unit))
-    return Task(*(part.to(run.device) for part in (captions, label, count.cumsum(0) - count, count, vectors)), galleries)
+    parts = (captions, label, count.cumsum(0) - count, count, vectors)
+    return Task(*(part.to(run.device) for part in parts), galleries)
 
 
 class Trainer:
@@ -659,9 +659,10 @@ class Trainer:
             return 1 - F.cosine_similarity(prediction.float(), self.task.images[label], dim=1).mean()
         query = F.normalize(prediction.float(), dim=1)
         scale = self.model.log_scale.clamp(max=math.log(200)).exp()
-        shares = (self.knobs.raw_weight, 1 - self.knobs.raw_weight)
-        return sum(share * GalleryLoss.apply(query * scale[k], self.task.galleries[k], label, self.block)
-                   for k, share in enumerate(shares) if share)
+        cut = round(self.knobs.raw_weight * len(label))  # a share of the captions each: half the cost of both for all
+        parts = ((0, slice(cut)), (1, slice(cut, None)))
+        return sum(GalleryLoss.apply(query[rows] * scale[k], self.task.galleries[k], label[rows], self.block)
+                   for k, rows in parts if len(label[rows])) / len(label)
 
     def update(self, captions: Tensor) -> None:
         """One optimiser step; out of memory halves the block of logits and tries the same captions again."""
@@ -688,8 +689,10 @@ class Trainer:
     def run_epoch(self) -> bool:
         """The rest of this epoch; False when the run has to stop inside it."""
         order = torch.randperm(len(self.task.captions), generator=self.generator(self.epoch), device=self.run.device)
-        if self.step:
-            set_random_state(self.random)
+        if self.step:  # go on inside the epoch, with the dropout that comes next
+            torch.set_rng_state(self.random[0])
+            if self.run.device.type == "cuda" and self.random[1:]:
+                torch.cuda.set_rng_state(self.random[1])
         self.model.train()
         for captions in self.task.captions[order].split(self.knobs.batch)[self.step:]:
             self.update(captions)
@@ -748,7 +751,8 @@ class Trainer:
 
     def save(self) -> None:
         """Everything that the next step depends on; the state before this one is kept beside it."""
-        state = {"fingerprint": self.run.fingerprint, "random": random_state(self.run.device),
+        cuda = [torch.cuda.get_rng_state()] if self.run.device.type == "cuda" else []
+        state = {"fingerprint": self.run.fingerprint, "random": [torch.get_rng_state(), *cuda],
                  "model": self.model.state_dict(), "average": self.average.state_dict() if self.average else None,
                  "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                  **{key: getattr(self, key) for key in self.POSITION}}
@@ -765,7 +769,7 @@ class Trainer:
                     self.take_up(load_torch(path))
                     log(f"{self.phase}, member {self.member}: going on from epoch {self.epoch}, step {self.step}")
                     return True
-            except Exception as error:  # a damaged state can fail anywhere; the one before it, or a new start, is as good
+            except Exception as error:  # damage can show anywhere; the state before, or a new start, is as good
                 log(f"{path.name}: not usable ({first_line(error)})")
                 self.reset()
         return False
@@ -785,22 +789,12 @@ class Trainer:
     def roll_back(self) -> None:
         """A loss that is no number: back to the last good state at half the rate, once."""
         if self.lr_factor < 1:
-            raise TrainingFailed(f"{self.phase}, member {self.member}: the loss is no number, at half the rate as well; "
-                                 f"try --set lr={self.knobs.lr / 4:g}")
+            raise TrainingFailed(f"{self.phase}, member {self.member}: the loss is no number, at half the rate as "
+                                 f"well; try --set lr={self.knobs.lr / 4:g}")
         if not self.load():
             self.reset()
         self.lr_factor = 0.5
         log(f"{self.phase}, member {self.member}: the loss is no number; back to epoch {self.epoch} at half the rate")
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def set_random_state(state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if len(state) > 1 and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state[1])
 
 
 LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine", "full_cosine", "seconds")
@@ -809,10 +803,10 @@ LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosin
 def log_row(row: dict[str, Any]) -> None:
     """One line of the training table; its header where a member's training begins."""
     if row["epoch"] == 1:
-        log("  ".join(f"{column:>14}" if "_" in column else f"{column:>8}" for column in LOG_COLUMNS))
-    cells = [row.get(column, "") for column in LOG_COLUMNS]
-    log("  ".join(f"{f'{cell:.4f}' if isinstance(cell, float) and column != 'seconds' else cell:>{14 if '_' in column else 8}}"
-                  for column, cell in zip(LOG_COLUMNS, cells, strict=True)))
+        log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
+    cells = [f"{row[column]:.4f}" if column in LOG_COLUMNS[3:7] and column in row else row.get(column, "")
+             for column in LOG_COLUMNS]
+    log("  ".join(str(cell).rjust(max(9, len(column))) for column, cell in zip(LOG_COLUMNS, cells, strict=True)))
 
 
 def train_phase(run: Run, phase: str, images: np.ndarray) -> list[dict]:
@@ -847,14 +841,15 @@ def train_member(run: Run, task: Task, phase: str, member: int) -> dict[str, Any
 def start_helper(run: Run, phase: str, index: int, processes: int) -> subprocess.Popen:
     """This script once more, for the share of GPU `index`; its results come back as finished states."""
     settings = [f"--set={key}={value}" for key, value in dataclasses.asdict(run.knobs).items()]
-    return subprocess.Popen([sys.executable, __file__, "--input", str(run.source), "--output", str(run.output), *settings,
-                             "--helper", f"{phase}:{index}:{processes}"],
-                            env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)})
+    command = [sys.executable, __file__, "--input", str(run.source), "--output", str(run.output), *settings,
+               "--helper", f"{phase}:{index}:{processes}"]
+    return subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)})
 
 
 # ------------------------------------------------------------------------------------------- evaluation
-def true_ranks(predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL, cosine: bool = False) -> np.ndarray:
-    """1-based rank of each query's own image (query i, gallery row i) within consecutive pools; None: the whole gallery.
+def true_ranks(predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL,
+               cosine: bool = False) -> np.ndarray:
+    """1-based rank of each query's own image (query i, gallery row i) in consecutive pools; None: the whole gallery.
 
     Scores are raw dot products, as in the official code; `cosine` gives images unit length (the length of a
     prediction moves no rank). A tie counts against the query, so a constant prediction earns nothing.
@@ -887,15 +882,14 @@ def retrieval_metrics(predictions: np.ndarray, gallery: np.ndarray, pool: int | 
 
 
 def evaluate(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, dict[str, float]]:
-    """Raw, cosine and full-gallery metrics of predictions (views, m, d): means over views, standard error over images."""
-    report = {}
-    for name, pool, cosine in (("pool100_raw", POOL, False), ("pool100_cosine", POOL, True), ("full_cosine", None, True)):
-        views = [retrieval_metrics(view, gallery, pool, cosine) for view in predictions]
-        report[name] = {key: float(np.mean([view[key] for view in views])) for key in views[0]}
-        # captions of one image are no independent draws
-        gains = np.mean([reciprocal_ranks(true_ranks(view, gallery, pool, cosine), pool) for view in predictions], axis=0)
-        report[name]["mrr_se"] = float(gains.std(ddof=1) / math.sqrt(len(gains)))
-    return report
+    """Metrics of predictions (views, m, d) against m images: means over views, standard errors over images."""
+    tables = {}
+    for name, how in (("pool100_raw", (POOL, False)), ("pool100_cosine", (POOL, True)), ("full_cosine", (None, True))):
+        views = [retrieval_metrics(view, gallery, *how) for view in predictions]
+        gains = np.mean([reciprocal_ranks(true_ranks(view, gallery, *how), how[0]) for view in predictions], axis=0)
+        tables[name] = {key: float(np.mean([view[key] for view in views])) for key in views[0]}
+        tables[name]["mrr_se"] = float(gains.std(ddof=1) / math.sqrt(len(gains)))  # captions of one image go together
+    return tables
 
 
 def validate(run: Run, members: list[dict]) -> dict[str, dict[str, float]]:
@@ -968,7 +962,7 @@ def predict(bundle: dict[str, Any], text: np.ndarray, device: torch.device | str
     """
     d_text, d_image = bundle["dims"]
     if text.shape[1] != d_text:
-        raise UserError(f"weights take {d_text}-d captions, the data has {text.shape[1]}-d ones; use the run's own data")
+        raise UserError(f"weights take {d_text}-d captions, the data has {text.shape[1]}-d ones; use the run's data")
     total = np.zeros((len(text), d_image), np.float32)
     for member in bundle["members"]:
         knobs = Knobs(**member["knobs"])
@@ -1011,7 +1005,8 @@ def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: in
         if count > len(ids):
             raise UserError(f"{path}: more than {len(ids)} rows")
         if len(cells) != 2 or cells[0] != str(ids[count - 1]):
-            raise UserError(f"{path}: row {count}: expected id {ids[count - 1]} and one quoted list, found '{','.join(cells)[:40]}'")
+            raise UserError(f"{path}: row {count}: expected id {ids[count - 1]} and one quoted list, "
+                            f"found '{','.join(cells)[:40]}'")
         values = json.loads(cells[1])
         if not isinstance(values, list) or len(values) != dim:
             raise UserError(f"{path}: row {count} (id {cells[0]}): expected a list of {dim} numbers")
@@ -1049,16 +1044,17 @@ def prepare(source: Path, output: Path, knobs: Knobs) -> Run:
     train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.seed)
     make_folder(output)
     inputs = {path.name: file_facts(path) for path in paths}
-    log(f"data: {len(train.text)} captions x {train.text.shape[1]}, {len(train.images)} images x {train.images.shape[1]}, "
-        f"{len(test.text)} test captions; read in {time.monotonic() - STARTED:.1f} s")
+    log(f"data: {len(train.text)} captions x {train.text.shape[1]}, {len(train.images)} images x "
+        f"{train.images.shape[1]}, {len(test.text)} test captions; read in {time.monotonic() - STARTED:.1f} s")
     compared = {key: value for key, value in dataclasses.asdict(knobs).items() if key not in CARRIED_OUT}
     fingerprint = hashlib.sha256(json.dumps([inputs, compared]).encode()).hexdigest()
     device = choose_device(knobs)
     dtype = choose_dtype(device, knobs)
-    run = Run(source, output, knobs, train, test, inputs, device, dtype, torch.from_numpy(train.text).to(device, dtype),
-              train_images, val_images, Stop(knobs.max_minutes), fingerprint, seconds={"load": time.monotonic() - STARTED})
+    text = torch.from_numpy(train.text).to(device, dtype)
+    run = Run(source, output, knobs, train, test, inputs, device, dtype, text, train_images, val_images,
+              Stop(knobs.max_minutes), fingerprint, seconds={"load": time.monotonic() - STARTED})
     if knobs.warm_start:
-        run.warm = {phase: warm_bundle(run, name) for phase, name in (("validate", VALIDATED_MODEL), ("refit", FINAL_MODEL))}
+        run.warm = {"validate": warm_bundle(run, VALIDATED_MODEL), "refit": warm_bundle(run, FINAL_MODEL)}
     return run
 
 
@@ -1077,9 +1073,10 @@ def warm_bundle(run: Run, name: str) -> dict[str, Any]:
     bundle = load_weights(path)
     if name == VALIDATED_MODEL and bundle["val_images"] != [run.train.image_names[i] for i in run.val_images]:
         raise UserError(f"{path}: was validated on other images; take its seed: --set seed={bundle['knobs']['seed']}")
-    if [one["knobs"]["network"] for one in bundle["members"]] != [member_knobs(run.knobs, k).network
-                                                                  for k in range(run.knobs.members)]:
-        raise UserError(f"{path}: has other members than this run; take its recipe: --recipe {bundle['knobs']['recipe']}")
+    shapes = [(one["knobs"]["network"], one["knobs"]["hidden"]) for one in bundle["members"]]
+    ours = [member_knobs(run.knobs, k) for k in range(run.knobs.members)]
+    if shapes != [(knobs.network, knobs.hidden) for knobs in ours]:
+        raise UserError(f"{path}: has other members than this run; take its recipe, {bundle['knobs']['recipe']}")
     return bundle
 
 
@@ -1119,7 +1116,7 @@ def plan(run: Run) -> Knobs:
     share = (run.stop.deadline - time.monotonic()) / max(cost, 1e-9)
     if share >= 1:
         return knobs
-    members = max(1, math.ceil(knobs.members * min(1, 2 * share)))  # fewer epochs first, down to half; then fewer members
+    members = max(1, math.ceil(knobs.members * min(1, 2 * share)))  # fewer epochs first, from half on fewer members
     epochs = max(1, int(knobs.epochs * min(1, share * knobs.members / members)))
     log(f"time budget: all of it would train for {cost / 60:.1f} min; {members} member(s) of {epochs} epochs fit")
     return dataclasses.replace(knobs, members=members, epochs=epochs)
@@ -1164,7 +1161,8 @@ def write_records(run: Run, validation: dict[str, dict]) -> None:
     run.seconds["total"] = time.monotonic() - STARTED
     seconds = {part: round(value, 2) for part, value in run.seconds.items()}
     machine = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    facts = {"recipe": run.knobs.recipe, "device": machine, "dtype": str(run.dtype).removeprefix("torch."), "seconds": seconds}
+    facts = {"recipe": run.knobs.recipe, "device": machine, "dtype": str(run.dtype).removeprefix("torch."),
+             "seconds": seconds}
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     write_json(run.output / METRICS, facts | {"peak_rss_bytes": rss, "validation": validation})
     with atomic(run.output / TRAINING_LOG) as temporary, temporary.open("w", newline="") as file:
@@ -1172,7 +1170,8 @@ def write_records(run: Run, validation: dict[str, dict]) -> None:
         writer.writeheader()
         writer.writerows(run.history)
     draw_curves(run)
-    finish(run.output, facts | {"stopped": run.stop.reason, "inputs": run.inputs, "knobs": dataclasses.asdict(run.knobs)})
+    knobs = dataclasses.asdict(run.knobs)
+    finish(run.output, facts | {"stopped": run.stop.reason, "inputs": run.inputs, "knobs": knobs})
     if not run.stop.reason:  # nothing is left to resume
         for state in run.output.glob("resume_*"):
             state.unlink()
@@ -1198,8 +1197,8 @@ def draw_curves(run: Run) -> None:
                       label=f"member {member}, {phase}" if rows else None)
             tested = [row for row in rows if "pool100_raw" in row]
             for name, marker in (("pool100_raw", "o"), ("pool100_cosine", "s")):
-                right.plot([r["epoch"] for r in tested], [r[name] for r in tested], style, marker=marker, color=f"C{member}",
-                           label=f"member {member}, {name.removeprefix('pool100_')}" if tested else None)
+                right.plot([r["epoch"] for r in tested], [r[name] for r in tested], style, marker=marker,
+                           color=f"C{member}", label=f"member {member}, {name[8:]}" if tested else None)
     left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
     right.set(xlabel="epoch", ylabel=f"MRR in pools of {POOL}", title="Validation on unseen images")
     for axes in (left, right):
@@ -1232,11 +1231,11 @@ def help_train(run: Run, phase: str, index: int, processes: int) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, default=Path("/kaggle/input"), help="folder with the data anywhere below it")
+    parser.add_argument("--input", type=Path, default=Path("/kaggle/input"), help="the data lies anywhere below it")
     parser.add_argument("--output", type=Path, default=Path("/kaggle/working"), help="folder to write to")
     parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default {Knobs.recipe})")
     parser.add_argument("--mode", help="train (default) or predict")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one knob; may be repeated")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one knob (repeatable)")
     parser.add_argument("--helper", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     try:
