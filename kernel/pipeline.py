@@ -36,6 +36,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ class Knobs:
 
     recipe: str = "align"  # a named set of knobs below; the quality of each is in the README's table
     mode: str = "train"  # train, or predict with weights found below the input root
-    seed: int = 0  # split, initial weights, order and dropout all follow from it
+    seed: int = 0  # initial weights, order, mixing and dropout all follow from it
+    split_seed: int = 0  # the validation images follow from this one, so that runs of several seeds can be compared
     device: str = "auto"  # auto, cpu or cuda
     dtype: str = "auto"  # auto, float32, bfloat16 or float16
     # network
@@ -1041,7 +1043,7 @@ def prepare(source: Path, output: Path, knobs: Knobs) -> Run:
                               ("metadata/embedding_dim_image", train.images.shape[1], test.image_dim)):
         if ours != theirs:
             raise UserError(f"{paths[1]}: {key}: {theirs} dimensions, but {paths[0]} has {ours}")
-    train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.seed)
+    train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.split_seed)
     make_folder(output)
     inputs = {path.name: file_facts(path) for path in paths}
     log(f"data: {len(train.text)} captions x {train.text.shape[1]}, {len(train.images)} images x "
@@ -1072,7 +1074,7 @@ def warm_bundle(run: Run, name: str) -> dict[str, Any]:
     path = find_file(run.source, name)
     bundle = load_weights(path)
     if name == VALIDATED_MODEL and bundle["val_images"] != [run.train.image_names[i] for i in run.val_images]:
-        raise UserError(f"{path}: was validated on other images; take its seed: --set seed={bundle['knobs']['seed']}")
+        raise UserError(f"{path}: was validated on other images; --set split_seed={bundle['knobs']['split_seed']}")
     shapes = [(one["knobs"]["network"], one["knobs"]["hidden"]) for one in bundle["members"]]
     ours = [member_knobs(run.knobs, k) for k in range(run.knobs.members)]
     if shapes != [(knobs.network, knobs.hidden) for knobs in ours]:
@@ -1165,10 +1167,8 @@ def write_records(run: Run, validation: dict[str, dict]) -> None:
              "seconds": seconds}
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     write_json(run.output / METRICS, facts | {"peak_rss_bytes": rss, "validation": validation})
-    with atomic(run.output / TRAINING_LOG) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, LOG_COLUMNS)
-        writer.writeheader()
-        writer.writerows(run.history)
+    with atomic(run.output / TRAINING_LOG) as temporary:
+        pd.DataFrame(run.history, columns=list(LOG_COLUMNS)).to_csv(temporary, index=False)
     draw_curves(run)
     knobs = dataclasses.asdict(run.knobs)
     finish(run.output, facts | {"stopped": run.stop.reason, "inputs": run.inputs, "knobs": knobs})
