@@ -22,7 +22,7 @@ from project import InputError, ToolError
 from tqdm import tqdm
 
 T = TypeVar("T")
-CHUNK = 1 << 18
+CHUNK = 1 << 16  # what a broken download loses at most
 SETTINGS_PAGE = "https://www.kaggle.com/settings/api"
 
 
@@ -201,10 +201,8 @@ def _timeout(what: str, timing: Timing, error: Exception) -> Timeout:
 
 def _short(error: BaseException) -> str:
     """The innermost reason, without the object addresses that urllib3 wraps around it."""
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
-    reason = getattr(error, "reason", None)
-    return _short(reason) if isinstance(reason, BaseException) else " ".join(str(error).split())[-160:]
+    inner = next((item for item in (getattr(error, "reason", None), *error.args) if isinstance(item, BaseException)), None)
+    return " ".join(str(error).split())[-160:] if inner is None else _short(inner)
 
 
 class _TimeoutAdapter(requests.adapters.HTTPAdapter):

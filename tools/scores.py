@@ -144,9 +144,10 @@ def finding(rows: list[Row], best: Row | None) -> str:
 
 def plot(rows: list[Row], best: Row | None, path: Path) -> None:
     """Validation with its standard error, public and private score of every submission, in their order."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     positions = range(1, len(rows) + 1)
     for name, color, marker, values in (("public score", BLUE, "o", [row.public for row in rows]),
                                         ("private score", ORANGE, "s", [row.private for row in rows])):
@@ -164,7 +165,6 @@ def plot(rows: list[Row], best: Row | None, path: Path) -> None:
         axes.legend(frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    plt.close(figure)
 
 
 def show(rows: list[Row], best: Row | None, place: Place | None) -> None:
