@@ -38,6 +38,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -614,6 +615,8 @@ class Handler(BaseHTTPRequestHandler):
         self._serve(name, {"session": session, "range": asks}, lambda _: self._upload(session, asks))
 
     def _read_body(self) -> bytes:
+        if hasattr(socket, "TCP_QUICKACK"):  # the client sends its body only after the acknowledgement of its headers
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _serve(self, name: str, body: dict, act: Callable[[dict], Answer]) -> None:

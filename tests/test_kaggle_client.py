@@ -408,7 +408,7 @@ def test_a_log_that_cannot_be_streamed_is_a_typed_error(kaggle, client):
 
 def test_a_wrong_key_is_told_as_such_not_as_a_wrong_slug(kaggle, monkeypatch):
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
-    with pytest.raises(Unauthorized, match="credentials were refused.*settings/api"):
+    with pytest.raises(Unauthorized, match=r"credentials were refused.*settings/api"):
         connect().kernel_status("tester", "aml-align", 1)
 
 
