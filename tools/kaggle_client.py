@@ -430,7 +430,7 @@ class KaggleClient:
         before = self.kernel_version(owner, slug) or 0
 
         def look() -> Any:
-            version, source = self._kernel(owner, slug)
+            version, source = self.kernel_source(owner, slug)
             return _Saved(f"{owner}/{slug}", version) if version > before and source == text else None
 
         what = f"push of {owner}/{slug}"
@@ -444,10 +444,10 @@ class KaggleClient:
 
     def kernel_version(self, owner: str, slug: str) -> int | None:
         """The current version of a kernel, None when there is none (Kaggle answers 403 then, as for a hidden one)."""
-        return self._kernel(owner, slug)[0] or None
+        return self.kernel_source(owner, slug)[0] or None
 
-    def _kernel(self, owner: str, slug: str) -> tuple[int, str]:
-        """(current version, source); (0, "") when it does not exist."""
+    def kernel_source(self, owner: str, slug: str) -> tuple[int, str]:
+        """(current version, its script); (0, "") when there is none."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
 
         try:
