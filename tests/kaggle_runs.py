@@ -65,15 +65,16 @@ def write_tree(folder: Path, files: dict[str, bytes]) -> Path:
 def outputs_of_run(kernel, **changes: object) -> dict[str, bytes]:
     """The outputs of a finished run with made-up weights, its manifest included and right; `changes` go into that."""
     validation = {"pool100_raw": {"mrr": 0.75, "mrr_se": 0.007, "recall@1": 0.6}}
-    metrics = {"recipe": "align", "device": "cpu", "dtype": "float32", "seconds": {"total": 3.2}, "validation": validation}
+    facts = {"recipe": "align", "device": "cpu", "dtype": "float32"}
+    metrics = facts | {"seconds": {"total": 3.2}, "validation": validation}
     files = {
         kernel.FINAL_MODEL: b"\0weights" * 100,
         kernel.VALIDATED_MODEL: b"\0validated" * 100,
         kernel.SUBMISSION: b'id,embedding\n1,"[0.5, 0.25]"\n',
         kernel.METRICS: json.dumps(metrics).encode(),
     }
-    facts = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
-    manifest = {"complete": True, "outputs": facts, "inputs": {}, "knobs": {}, "versions": {}, "device": "cpu"} | changes
+    listed = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+    manifest = facts | {"complete": True, "outputs": listed, "inputs": {}, "knobs": {}, "versions": {}} | changes
     return files | {kernel.MANIFEST: json.dumps(manifest).encode()}
 
 

@@ -157,7 +157,7 @@ def test_a_damaged_run(package, run, kernel, damage):
 
 
 def test_no_credentials(package):
-    with pytest.raises(InputError, match="no Kaggle credentials.*KAGGLE_API_TOKEN"):
+    with pytest.raises(InputError, match=r"no Kaggle credentials.*KAGGLE_API_TOKEN"):
         package()
 
 
@@ -283,7 +283,7 @@ def test_processing_that_fails_or_does_not_end(package, kaggle, monkeypatch):
         return answer
 
     kaggle.ready_after = 10**6
-    with pytest.raises(ToolError, match="is blobs_received.*run this again"):
+    with pytest.raises(ToolError, match=r"is blobs_received.*run this again"):
         package("--timeout-minutes", 0.01)
     kaggle.datasets.clear()
     monkeypatch.setattr(kaggle, "rpc_CreateDataset", failing)
@@ -292,7 +292,8 @@ def test_processing_that_fails_or_does_not_end(package, kaggle, monkeypatch):
 
 
 def test_an_upload_waits_for_a_version_that_is_being_processed(package, kaggle):
-    kaggle.datasets[REF] = Dataset(versions=[DatasetVersion({"old": b"x"}), DatasetVersion({"new": b"x"}, polls_left=4)])
+    versions = [DatasetVersion({"old": b"x"}), DatasetVersion({"new": b"x"}, polls_left=4)]
+    kaggle.datasets[REF] = Dataset(versions=versions)
     assert package() == 0
     assert len(versions_of(kaggle)) == 3
 
@@ -308,8 +309,8 @@ def quietly_in_process(kernel):
 
 
 @pytest.mark.parametrize("layout", ["old", "new"])
-def test_a_kernel_predicts_starts_warm_and_resumes_from_the_mounted_dataset(
-    kaggle, kernel, quietly_in_process, package, tmp_path, layout, capsys
+def test_a_kernel_predicts_and_starts_warm_from_the_mounted_dataset(
+    kaggle, kernel, quietly_in_process, package, tmp_path, layout
 ):
     kaggle.mount_layout = layout
     files, _ = competition_files()
@@ -330,10 +331,13 @@ def test_a_kernel_predicts_starts_warm_and_resumes_from_the_mounted_dataset(
     staged = json.loads((inputs / expected / kernel.MANIFEST).read_text())
     assert manifest["inputs"][kernel.FINAL_MODEL] == staged["files"][kernel.FINAL_MODEL]
     assert quietly_in_process("--input", inputs, "--output", warm, *QUICK, "--set", "warm_start=true") == 0
-    kernel.check_submission(warm / kernel.SUBMISSION, kernel.read_test(data / "test/test/test.clean.npz").caption_ids, 16)
+    test = kernel.read_test(data / "test/test/test.clean.npz")
+    kernel.check_submission(warm / kernel.SUBMISSION, test.caption_ids, test.image_dim)
 
 
-def test_a_kernel_resumes_from_the_mounted_state_of_an_unfinished_run(kaggle, kernel, quietly_in_process, package, tmp_path):
+def test_a_kernel_resumes_from_the_mounted_state_of_an_unfinished_run(
+    kaggle, kernel, quietly_in_process, package, tmp_path
+):
     files, _ = competition_files()
     kaggle.competitions["aml-competition"].files = files
     data, stopped = write_tree(tmp_path / "data", files), tmp_path / "runs" / "stopped"

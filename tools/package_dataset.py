@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from string import Template
@@ -217,11 +217,11 @@ def stage(run: Path, folder: Path, owner: str) -> Staged:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
         fill_folder(fresh, run, owner, kernel)
-        check_folder(fresh, kernel, staged=owner != OWNER_PLACEHOLDER)
+        staged = check_folder(fresh, kernel, staged=owner != OWNER_PLACEHOLDER)
         if folder.exists():
             folder.replace(Path(temporary) / "old")
         fresh.replace(folder)
-    return check_folder(folder, kernel, staged=owner != OWNER_PLACEHOLDER)
+    return replace(staged, folder=folder)
 
 
 # ------------------------------------------------------------------------------------------- the upload

@@ -191,13 +191,16 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path) -> int | Non
         return None
     if events[-1]["event"] == "pushed":
         return events[-1]["version"]
-    for _ in range(client.timing.looks):  # the push may still be on its way through Kaggle
-        version = client.kernel_version(*split_ref(order.staged.ref)) or 0
-        if version > events[-1]["before"]:
-            record.append(runs, "pushed", kernel=order.staged.ref, content=order.content, version=version)
-            return version
-        time.sleep(client.timing.look_seconds)
-    return None
+    owner, slug = split_ref(order.staged.ref)
+
+    def look() -> int | None:
+        version, source = client.kernel_source(owner, slug)
+        return version if version > events[-1]["before"] and source == order.staged.text else None
+
+    version = client.look(look)  # the push may still be on its way through Kaggle
+    if version is not None:
+        record.append(runs, "pushed", kernel=order.staged.ref, content=order.content, version=version)
+    return version
 
 
 def push(client: KaggleClient, order: Order, runs: Path, again: bool = False) -> int:
