@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -68,3 +69,31 @@ def kernel() -> ModuleType:
     from project import load_kernel
 
     return load_kernel()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a tool's run ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The last line on stderr, which of a failure is the one that counts."""
+        return self.err.rstrip("\n").rpartition("\n")[2]
+
+
+@pytest.fixture
+def tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a tool's main in this process with the exit code of a real one: tool(submit.main, "runs/x", "--json")."""
+    def run(main: Callable, *arguments: object) -> Outcome:
+        from project import run_tool
+
+        with pytest.raises(SystemExit) as ended:
+            run_tool(lambda: main([str(argument) for argument in arguments]))
+        captured = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -726,9 +726,10 @@ class Handler(BaseHTTPRequestHandler):
             return Answer.json(error.status, {"code": error.status, "message": error.message})
         events = self.kaggle.kernel_log(run)
         if run.status not in ("QUEUED", "RUNNING"):
-            return Answer.json(200, events)
-        lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: END_OF_LOG\n\n"
-        return Answer(200, lines.encode(), "text/event-stream")
+            url = self.kaggle.sign("finished-log", "log", json.dumps(events, ensure_ascii=False).encode())
+            return Answer(302, b"", "text/plain", {"Location": url})
+        lines = [f"data: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events]
+        return Answer(200, "".join([*lines, "data: END_OF_LOG\n\n"]).encode(), "text/event-stream")
 
     def _answer(self, status: int, body: dict) -> None:
         self._send(Answer.json(status, body))

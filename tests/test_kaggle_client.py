@@ -62,7 +62,7 @@ def short_silence(kaggle, monkeypatch):
 # ---- what the calls return ----
 
 def test_kernel_from_push_to_output(kaggle, client, tmp_path, capsys):
-    kaggle.plans = [Plan(queued=1, running=1, outputs={f"f{n}.txt": b"x" * n for n in range(1, 30)}, log="a\nb\n")]
+    kaggle.plans = [Plan(queued=1, running=1, outputs={f"f{n}.txt": b"x" * n for n in range(1, 30)}, log="a\n±b\n")]
     assert client.kernel_version("tester", "aml-align") is None
     saved = client.save_kernel(META, "print(1)\n", timeout_seconds=900)
     assert (saved.ref, saved.version, client.kernel_version("tester", "aml-align")) == ("tester/aml-align", 1, 1)
@@ -70,11 +70,11 @@ def test_kernel_from_push_to_output(kaggle, client, tmp_path, capsys):
     states = [client.kernel_status("tester", "aml-align", 1)[0] for _ in range(3)]
     assert states == ["queued", "running", "complete"]
     files, log = client.kernel_output("tester", "aml-align", 1)
-    assert len(files) == 29 and log == "a\nb\n"
+    assert len(files) == 29 and log == "a\n±b\n"
     name, url = files[-1]
     client.download_url(url, tmp_path / name)
     assert (tmp_path / name).read_bytes() == kaggle.kernels["tester/aml-align"][0].outputs[name]
-    assert "".join(client.kernel_log_stream("tester", "aml-align", 1)) == "a\nb\n"
+    assert "".join(client.kernel_log_stream("tester", "aml-align", 1)) == "a\n±b\n"
     assert capsys.readouterr().out == ""
 
 
@@ -392,10 +392,10 @@ def test_a_kernel_that_names_such_a_file_is_refused(kaggle, client):
 # ---- the log of a running kernel ----
 
 def test_the_log_stream_goes_on_after_a_break_without_repeating(kaggle, client):
-    kaggle.plans = [Plan(running=99, log="one\ntwo\nthree\n")]
+    kaggle.plans = [Plan(running=99, log="one\ntwo\n±3\n")]
     client.save_kernel(META, "text")
     kaggle.fail("GET log", Fault(truncate=120), Fault(503))
-    assert list(client.kernel_log_stream("tester", "aml-align", 1)) == ["one\n", "two\n", "three\n"]
+    assert list(client.kernel_log_stream("tester", "aml-align", 1)) == ["one\n", "two\n", "±3\n"]
     assert kaggle.count("GET log") == 3
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urljoin
 
 import requests
 from kaggle_http import (
@@ -156,7 +157,8 @@ def _make_api(transport: Transport) -> KaggleApi:
         def build_kaggle_client(self) -> Any:
             client = super().build_kaggle_client()
             client.http_client()._init_session()
-            transport.mount(client.http_client()._session)
+            session = transport.mount(client.http_client()._session)
+            session.get_redirect_target = lambda response: None  # `_follow` goes there, with Range and without the key
             return client
 
     api = Api()
@@ -244,14 +246,15 @@ class KaggleClient:
         self._download(f"download of {slug}", self._competitions.download_data_files, request, dest)
 
     def _download(self, what: str, method: Callable, request: Any, dest: Path) -> None:
-        def open_stream(headers: dict) -> requests.Response:
-            response = method(request)
-            if not response.history:
-                return response  # served by the API itself: no signed URL to resume from
-            response.close()  # asked again, with Range
-            return self._transport.plain.get(response.url, headers=headers, stream=True)
+        self._transport.download(what, lambda headers: self._follow(method(request), headers), dest)
 
-        self._transport.download(what, open_stream, dest)
+    def _follow(self, response: requests.Response, headers: dict) -> requests.Response:
+        """The stream behind a redirect to a signed URL; `response` itself where there is none."""
+        if not response.is_redirect:
+            return response
+        response.close()
+        url = urljoin(response.url, response.headers["Location"])
+        return self._transport.plain.get(url, headers=headers, stream=True)
 
     def submission_limits(self, slug: str) -> Limits:
         """How many submissions are left now."""
@@ -524,10 +527,11 @@ class KaggleClient:
         http = self._sdk.http_client()
         url = http._get_request_url("kernels", "logs").removesuffix("/kernels/logs")
         with translated(what, self.timing):
-            response = http._session.get(f"{url}/kernels/logs/stream/{owner}/{slug}", stream=True,
-                                         params={"versionLabel": _version_label(version)},
-                                         headers={"Accept": "text/event-stream, */*", "Content-Type": None})
-            with check_status(what, response, 200):
+            answer = http._session.get(f"{url}/kernels/logs/stream/{owner}/{slug}", stream=True,
+                                       params={"versionLabel": _version_label(version)},
+                                       headers={"Accept": "text/event-stream, */*", "Content-Type": None})
+            with check_status(what, self._follow(answer, {}), 200) as response:
+                response.encoding = "utf-8"  # requests takes text without a charset for Latin-1
                 if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
                     yield from _log_texts(response.text)
                     return

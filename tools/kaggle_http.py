@@ -201,7 +201,8 @@ def _timeout(what: str, timing: Timing, error: Exception) -> Timeout:
 
 def _short(error: BaseException) -> str:
     """The innermost reason, without the object addresses that urllib3 wraps around it."""
-    inner = next((item for item in (getattr(error, "reason", None), *error.args) if isinstance(item, BaseException)), None)
+    causes = (getattr(error, "reason", None), *error.args)
+    inner = next((cause for cause in causes if isinstance(cause, BaseException)), None)
     return " ".join(str(error).split())[-160:] if inner is None else _short(inner)
 
 
