@@ -5,6 +5,7 @@ Exit codes, the same in every tool: 0 done and checked, 1 the thing asked for fa
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -33,6 +34,7 @@ class InputError(ToolError):
     exit_code = 2
 
 
+@functools.cache
 def load_kernel(path: Path = KERNEL) -> ModuleType:
     """The kernel as a module: the one source of the model, the metric and the submission format."""
     spec = importlib.util.spec_from_file_location("pipeline", path)

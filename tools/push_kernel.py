@@ -69,10 +69,14 @@ class Staged:
         return self.metadata["id"]
 
 
+def literal(value: Any) -> str:
+    """A knob's value as Python reads it, texts in the double quotes of the rest of the script."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
 def with_overrides(text: str, overrides: dict[str, Any]) -> str:
     """The script with its OVERRIDES line carrying `overrides`, as a readable literal."""
-    pairs = (f"{json.dumps(key)}: {json.dumps(value) if isinstance(value, str) else value!r}"
-             for key, value in overrides.items())
+    pairs = [f"{json.dumps(key)}: {literal(value)}" for key, value in overrides.items()]
     line = f"OVERRIDES: dict = {{{', '.join(pairs)}}}"
     return OVERRIDES_LINE.sub(lambda _: line, text)
 
@@ -115,8 +119,7 @@ def stage(metadata: dict[str, Any], overrides: dict[str, Any], folder: Path) -> 
         temporary.write_text(text, encoding="utf-8")
     with atomic_path(folder / KERNEL_METADATA.name) as temporary:
         temporary.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-    findings = lint_kernel_metadata(folder / KERNEL_METADATA.name, staged=True)
-    refuse(findings + lint_script(script) + lint_secrets(script))
+    refuse(lint_kernel_metadata(folder / KERNEL_METADATA.name, staged=True) + lint_secrets(script))
     return Staged(folder, metadata, text)
 
 
