@@ -81,6 +81,12 @@ def test_without_an_answer_the_record_is_shown_with_a_line(history, show, fault)
     assert done.code == 0 and "showing the local record instead" in done.err and "run-2 *" in done.out
 
 
+def test_without_an_answer_and_without_a_record_there_is_nothing_to_show(kaggle, show):
+    kaggle.fail("ListSubmissions", *[Fault(503)] * 9)
+    done = show()
+    assert (done.code, done.out) == (1, "") and "Kaggle answered 503" in done.error
+
+
 @pytest.mark.parametrize("fault", [Fault(503), Fault(drop="before"), Fault(429, retry_after="0"), Fault(truncate=5)])
 def test_passing_faults_are_retried(history, show, fault):
     history.fail("ListSubmissions", fault)

@@ -196,6 +196,8 @@ def gather(arguments: argparse.Namespace) -> tuple[str, list[Row], list]:
             with competition_errors(arguments.competition):
                 return "kaggle", *from_kaggle(connect(), arguments.runs, arguments.competition)
         except Ambiguous as error:  # silence, a broken line, a server error: not wrong credentials
+            if not record.read(arguments.runs):
+                raise
             print(f"{error}; showing the local record instead", file=sys.stderr)
     return "record", join([], arguments.runs, arguments.competition), []
 
