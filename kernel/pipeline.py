@@ -841,7 +841,7 @@ def true_ranks(predictions: np.ndarray, gallery: np.ndarray, pool: int | None = 
     if not np.isfinite(predictions).all():
         raise ValueError("predictions hold NaN or infinity")
     if cosine:
-        gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+        gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True).clip(1e-12)
     size, ranks = pool or len(gallery), []
     for start in range(0, len(gallery), size):
         scores = predictions[start:start + size] @ gallery[start:start + size].T
@@ -931,9 +931,10 @@ def load_weights(path: Path) -> dict[str, Any]:
     bundle = load_torch(path)
     try:
         text = np.zeros((1, bundle["dims"][0]), np.float32)
-        assert predict(bundle, text).shape[1] == bundle["dims"][1] and len(bundle["val_images"]) >= 0
+        bundle["knobs"]["recipe"], bundle["knobs"]["split_seed"], list(bundle["val_images"])
+        predict(bundle, text)
     except Exception as error:  # any mixture of wrong keys, types and shapes
-        raise UserError(f"{path}: holds no weights of this script ({str(error).splitlines()[0][:100]})") from error
+        raise UserError(f"{path}: holds no weights of this script ({first_line(error)}); fetch it again") from error
     return bundle
 
 
@@ -976,7 +977,7 @@ def check_submission(path: Path, ids: np.ndarray, dim: int) -> None:
         with Path(path).open(newline="") as file:
             csv.field_size_limit(1 << 24)
             check_rows(path, csv.reader(file), ids, dim)
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, csv.Error, RecursionError) as error:
         raise UserError(f"{path}: not a readable submission ({str(error)[:100]})") from error
 
 
@@ -1075,7 +1076,7 @@ def take_up_or_plan(run: Run) -> None:
         try:
             state = json.loads(path.read_text())
             same, planned = state["fingerprint"] == run.fingerprint, {k: int(state[k]) for k in ("epochs", "members")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:
             raise UserError(f"{path}: damaged ({first_line(error)}); delete resume_* there to start anew") from error
         if not same:
             raise UserError(f"{run.output}: holds an unfinished run of other data or knobs; choose another --output, "
