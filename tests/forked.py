@@ -1,0 +1,89 @@
+"""Runs of the kernel in fresh processes without paying for `import torch` each time.
+
+A server process imports the kernel once and computes nothing; every run is a fork of it that calls `main` with its
+own arguments, folder, output files and limits. It may be killed like any process.
+"""
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass
+class Ended:
+    """How a run ended: its exit code (negative: the signal that killed it) and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class KernelServer:
+    """Starts runs of the kernel: `server.run("--input", ...)`, or `start` and `wait`. One at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(folder), "HOME": str(folder)}
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, env=environment)
+
+    def ask(self, **request: Any) -> int:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, *arguments: object, file_limit: int | None = None) -> int:
+        """Start a run; its process id."""
+        return self.ask(arguments=list(map(str, arguments)), file_limit=file_limit, folder=str(self.folder))
+
+    def wait(self) -> Ended:
+        return Ended(self.ask(wait=True), *((self.folder / name).read_text() for name in ("stdout", "stderr")))
+
+    def run(self, *arguments: object, file_limit: int | None = None) -> Ended:
+        self.start(*arguments, file_limit=file_limit)
+        return self.wait()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def serve() -> None:
+    sys.path.insert(0, str(HERE.parent / "tools"))
+    from project import load_kernel
+
+    kernel, child = load_kernel(), 0
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            continue
+        child = os.fork()
+        if not child:
+            run(kernel, request)
+        print(child, flush=True)
+
+
+def run(kernel: Any, request: dict[str, Any]) -> None:
+    """The forked child: as the script started afresh."""
+    os.chdir(request["folder"])
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
+    if request["file_limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+    kernel.STARTED = time.monotonic()
+    sys.argv = ["pipeline.py", *request["arguments"]]
+    sys.exit(kernel.main(request["arguments"]))
+
+
+if __name__ == "__main__":
+    serve()
