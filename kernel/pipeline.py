@@ -159,7 +159,7 @@ CHOICES = {"mode": ("train", "predict"), "device": ("auto", "cpu", "cuda"), "sch
            "dtype": ("auto", "float32", "bfloat16", "float16"), "network": ("align", "mlp", "linear")}
 AT_LEAST_ONE = ("hidden", "epochs", "batch", "logit_block", "members", "eval_every", "infer_batch", "checkpoint_every")
 POSITIVE = ("lr", "ridge", "whiten", "temperature", "max_minutes", "val_fraction")
-HIGHEST = {"dropout": 0.99, "input_dropout": 0.99, "raw_weight": 1, "val_fraction": 0.9}  # every other number: a million
+HIGHEST = {"dropout": 0.99, "input_dropout": 0.99, "raw_weight": 1, "val_fraction": 0.9}  # all others: a million
 
 
 def check_knobs(knobs: Knobs) -> Knobs:
