@@ -11,7 +11,6 @@ open the client looks first whether it happened. Nothing is printed on stdout; n
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import sys
 import time
@@ -25,7 +24,6 @@ from urllib.parse import urljoin
 import requests
 from kaggle_http import (
     CHUNK,
-    SETTINGS_PAGE,
     Ambiguous,
     Conflict,
     ConnectionFailed,
@@ -43,7 +41,8 @@ from kaggle_http import (
     safe_name,
     wait_until,
 )
-from project import InputError, ToolError
+from kaggle_login import make_api, sign_in
+from project import InputError
 
 if TYPE_CHECKING:
     from kaggle.api.kaggle_api_extended import KaggleApi
@@ -55,10 +54,6 @@ __all__ = ["Ambiguous", "Conflict", "ConnectionFailed", "Forbidden", "KaggleClie
 T = TypeVar("T")
 PAGE = 200
 COMPETITIONS = "https://www.kaggle.com/competitions"
-NO_CREDENTIALS = (
-    f"no Kaggle credentials: make a token at {SETTINGS_PAGE} and either set KAGGLE_API_TOKEN to it, or save it as "
-    "~/.kaggle/access_token; or save the legacy kaggle.json from the same page as ~/.kaggle/kaggle.json, or set "
-    "KAGGLE_USERNAME and KAGGLE_KEY from it")
 
 
 @dataclass(frozen=True)
@@ -126,84 +121,11 @@ def split_ref(ref: str) -> tuple[str, str]:
     return owner, slug
 
 
-def _import_kaggle() -> type[KaggleApi]:
-    """The official class, without the help text, the exit and the network call of `import kaggle`."""
-    try:
-        from kagglesdk.kaggle_http_client import KaggleHttpClient
-
-        def offline(*_: object) -> None:
-            raise requests.ConnectionError("no call while importing")
-
-        call, KaggleHttpClient.call = KaggleHttpClient.call, offline
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                from kaggle.api.kaggle_api_extended import KaggleApi
-        finally:
-            KaggleHttpClient.call = call
-    except ImportError as error:
-        raise ToolError(f"the kaggle package cannot be imported ({error}): pip install -r requirements.txt") from None
-    except SystemExit:
-        raise ToolError("this kaggle package exits on import: pip install -U 'kaggle>=2.2.4,<3'") from None
-    except OSError as error:
-        raise ToolError(f"the kaggle package cannot make its folder ({error}): set KAGGLE_CONFIG_DIR") from None
-    return KaggleApi
-
-
-def _make_api(transport: Transport) -> KaggleApi:
-    """A KaggleApi whose clients have timeouts and which neither prints nor ends the process."""
-    class Api(_import_kaggle()):  # type: ignore[misc]
-        already_printed_version_warning = True
-
-        def build_kaggle_client(self) -> Any:
-            client = super().build_kaggle_client()
-            client.http_client()._init_session()
-            session = transport.mount(client.http_client()._session)
-            session.get_redirect_target = lambda response: None  # `_follow` goes there, with Range and without the key
-            return client
-
-    api = Api()
-    api.args = [argument for argument in api.args if argument != "--verbose"]  # it prints credentials on stdout
-    return api
-
-
-def _sign_in(api: KaggleApi, transport: Transport) -> None:
-    """Find credentials in the official order: token, kaggle.json or user and key, the file of `kaggle auth login`."""
-    from kagglesdk.kaggle_env import get_access_token_from_env
-
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        api._load_config()
-        token, source = get_access_token_from_env()
-        if token:
-            user = transport.retry(f"checking the token from {source}", lambda: _introspect(api, token))
-            if not user:
-                raise Unauthorized(f"the token from {source} is not valid: make a new one at {SETTINGS_PAGE}")
-            api.config_values |= {api.CONFIG_NAME_TOKEN: token, api.CONFIG_NAME_USER: user}
-        elif not (api._authenticate_with_legacy_apikey() or _oauth(api, transport)):
-            broken = f"{api.config} has no username and key; " if Path(api.config).exists() else ""
-            raise Unauthorized(broken + NO_CREDENTIALS)
-    if "readable by other" in said.getvalue():
-        print(f"warning: {api.config} is readable by other users: chmod 600 {api.config}", file=sys.stderr)
-
-
-def _introspect(api: KaggleApi, token: str) -> str | None:
-    try:
-        return api._introspect_token(token)
-    except requests.HTTPError as error:
-        if error.response is not None and error.response.status_code == 401:
-            return None
-        raise
-
-
-def _oauth(api: KaggleApi, transport: Transport) -> bool:
-    return transport.retry("signing in with the file of `kaggle auth login`", api._authenticate_with_oauth_creds)
-
-
 def connect(timing: Timing | None = None) -> KaggleClient:
     """Sign in and return the client; Unauthorized with what to do when there are no usable credentials."""
     transport = Transport(timing or Timing.from_environment())
-    api = _make_api(transport)
-    _sign_in(api, transport)
+    api = make_api(transport)
+    sign_in(api, transport)
     return KaggleClient(api, transport)
 
 

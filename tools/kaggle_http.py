@@ -331,7 +331,8 @@ class Transport:
             if response.headers.get("Content-Type", "").startswith("text/html") and ".html" not in partial.name:
                 raise ServerError(f"{what}: Kaggle sent a web page instead of the file")
             resumed = response.status_code == 206
-            length = response.headers.get("Content-Length")
+            packed = response.headers.get("Content-Encoding", "identity") != "identity"
+            length = None if packed else response.headers.get("Content-Length")
             total = int(length) + (offset if resumed else 0) if length else None
             self._write(response, partial, resumed, Progress(partial.stem, total, offset if resumed else 0))
         return total

@@ -18,13 +18,7 @@ from typing import Any
 
 import record
 from download_data import COMPETITION
-from kaggle_client import (
-    Ambiguous,
-    KaggleClient,
-    Submission,
-    competition_errors,
-    connect,
-)
+from kaggle_client import Ambiguous, KaggleClient, Submission, competition_errors, connect
 from project import RUNS, InputError, atomic_path, format_table, run_tool
 from submit import read_message
 
@@ -160,7 +154,8 @@ def plot(rows: list[Row], best: Row | None, path: Path) -> None:
         x, y, error = zip(*local, strict=True)
         axes.errorbar(x, y, error, fmt="^", color=GREEN, capsize=3, label="local validation +- standard error")
     axes.set(title=finding(rows, best), xlabel="submission", ylabel="MRR, pools of 100 (higher is better)")
-    axes.set_xticks(list(positions), [row.run for row in rows], rotation=30, ha="right", fontsize=8)
+    step = 1 + len(rows) // 20  # so many names can be read side by side
+    axes.set_xticks(positions[::step], [row.run for row in rows[::step]], rotation=30, ha="right", fontsize=8)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     with atomic_path(path) as temporary:
