@@ -238,14 +238,14 @@ class Stop:
     def __init__(self, max_minutes: float) -> None:
         budget = 60 * max_minutes
         self.deadline = STARTED + budget - min(60.0, 5 + 0.02 * budget)  # the rest predicts and writes
-        self.signal = 0
+        self.signal = self.parent = 0  # a helper's parent: it does not outlive it
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self.note)
 
     def note(self, number: int, frame: object) -> None:
         """First signal: end the step, checkpoint, stop. The second one does not wait."""
-        if self.signal:
+        if self.signal == number:  # a helper hears of Ctrl-C twice: from the terminal, then SIGTERM from its parent
             os._exit(128 + number)
         self.signal = number
         log(f"{signal.Signals(number).name}: ending this step, then a checkpoint (once more: leave at once)")
@@ -254,13 +254,15 @@ class Stop:
     def reason(self) -> str:
         if self.signal:
             return signal.Signals(self.signal).name
+        if self.parent and os.getppid() != self.parent:
+            return "parent ended"
         return "time budget" if time.monotonic() > self.deadline else ""
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block succeeds: nobody ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         temporary.replace(path)
@@ -662,8 +664,10 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
         except RuntimeError as error:
-            if "memory" not in str(error) or self.block <= 16:
+            if "memory" not in str(error):
                 raise
+            if self.block <= 16:
+                raise TrainingFailed(f"{first_line(error)}; lower --set hidden or --set batch") from error
             self.block //= 2
             log(f"out of memory: logits in blocks of {self.block} rows from here on")
             return self.update(captions)
@@ -695,7 +699,7 @@ class Trainer:
             self.solve()
         while not self.finished:
             going = self.run_epoch()
-            if not math.isfinite(self.loss_sum):
+            if not math.isfinite(self.loss_sum + sum(weight.detach().sum() for weight in self.model.parameters())):
                 self.roll_back()
             elif going:
                 self.end_epoch()
@@ -743,7 +747,7 @@ class Trainer:
                  "scaler": self.scaler.state_dict(),
                  **{key: getattr(self, key) for key in self.POSITION}}
         if self.path.exists():
-            shutil.copyfile(self.path, self.path.with_suffix(".previous"))
+            self.path.replace(self.path.with_suffix(".previous"))
         save_torch(self.path, state)
         self.saved = time.monotonic()
 
@@ -799,12 +803,15 @@ def train_phase(run: Run, phase: str, images: np.ndarray) -> list[dict]:
     gpus = torch.cuda.device_count() if run.device.type == "cuda" else 1
     processes = min(run.knobs.members, run.knobs.processes or gpus)
     helpers = [start_helper(run, phase, index, processes) for index in range(1, processes)]
-    trained = {k: train_member(run, task, phase, k) for k in range(0, run.knobs.members, processes)}
-    for helper in helpers:
-        while helper.poll() is None:
+    try:
+        trained = {k: train_member(run, task, phase, k) for k in range(0, run.knobs.members, processes)}
+        while not run.stop.reason and any(helper.poll() is None for helper in helpers):
             time.sleep(0.2)
-            if run.stop.reason:
-                helper.terminate()
+    finally:  # a stopped or failed run leaves no helper behind; one that is told to stop checkpoints first
+        for helper in helpers:
+            helper.terminate()
+            helper.wait()
+    for helper in helpers:
         if helper.returncode and not run.stop.reason:
             log(f"a helper process ended with code {helper.returncode}: its members are trained here")
     for k in range(run.knobs.members):  # a helper's finished members are only loaded
@@ -824,7 +831,8 @@ def train_member(run: Run, task: Task, phase: str, member: int) -> dict[str, Any
 
 def start_helper(run: Run, phase: str, index: int, processes: int) -> subprocess.Popen:
     """This script once more, for the share of GPU `index`; its results come back as finished states."""
-    settings = [f"--set={key}={value}" for key, value in dataclasses.asdict(run.knobs).items()]
+    knobs = dataclasses.asdict(run.knobs) | {"dtype": str(run.dtype).removeprefix("torch.")}
+    settings = [f"--set={key}={value}" for key, value in knobs.items()]
     command = [sys.executable, __file__, "--input", str(run.source), "--output", str(run.output), *settings,
                "--helper", f"{phase}:{index}:{processes}"]
     return subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)})
@@ -951,8 +959,9 @@ def predict(bundle: dict[str, Any], text: np.ndarray, device: torch.device | str
     total = np.zeros((len(text), d_image), np.float32)
     for member in bundle["members"]:
         knobs = Knobs(**member["knobs"])
-        model = NETWORKS[knobs.network](d_text, d_image, knobs)
-        model.load_state_dict(member["state"])
+        with torch.device("meta"):  # no memory and no time for initial weights, whatever a damaged file claims
+            model = NETWORKS[knobs.network](d_text, d_image, knobs)
+        model.load_state_dict(member["state"], assign=True)
         model.eval().to(device)
         blocks = torch.from_numpy(text).split(knobs.infer_batch)
         output = torch.cat([model(block.to(device)).cpu() for block in blocks])
@@ -964,6 +973,8 @@ def predict(bundle: dict[str, Any], text: np.ndarray, device: torch.device | str
 
 def write_submission(path: Path, ids: np.ndarray, predictions: np.ndarray) -> None:
     """The competition's csv; six significant digits keep every rank at half the size."""
+    if not np.isfinite(predictions).all():
+        raise UserError(f"{path}: not written: predictions hold NaN or infinity; get the weights again")
     with atomic(path) as temporary, temporary.open("w") as file:
         file.write("id,embedding\n")
         pattern = ", ".join(["%.6g"] * predictions.shape[1])
@@ -1058,16 +1069,18 @@ def warm_bundle(run: Run, name: str) -> dict[str, Any]:
     bundle = load_weights(path)
     if name == VALIDATED_MODEL and bundle["val_images"] != [run.train.image_names[i] for i in run.val_images]:
         raise UserError(f"{path}: was validated on other images; --set split_seed={bundle['knobs']['split_seed']}")
-    shapes = [(one["knobs"]["network"], one["knobs"]["hidden"]) for one in bundle["members"]]
-    ours = [member_knobs(run.knobs, k) for k in range(run.knobs.members)]
-    if shapes != [(knobs.network, knobs.hidden) for knobs in ours]:
-        raise UserError(f"{path}: has other members than this run; take its recipe, {bundle['knobs']['recipe']}")
+    theirs = [(one["knobs"]["network"], one["knobs"]["hidden"]) for one in bundle["members"]]
+    ours = [(knobs.network, knobs.hidden) for k in range(run.knobs.members) for knobs in [member_knobs(run.knobs, k)]]
+    if (theirs, bundle["dims"]) != (ours, [run.train.text.shape[1], run.train.images.shape[1]]):
+        raise UserError(f"{path}: has other members or dimensions; take its recipe, {bundle['knobs']['recipe']}")
     return bundle
 
 
 def take_up_or_plan(run: Run) -> None:
     """Go on with an interrupted run found in the output folder or below the input root, or plan a new one."""
     path = run.output / RESUME_RUN
+    for half in run.output.glob(".*.part"):  # of a killed run
+        half.unlink(missing_ok=True)
     if not path.exists() and any(run.source.rglob(RESUME_RUN)):
         earlier = find_file(run.source, RESUME_RUN).parent
         for state in [*earlier.glob("resume_*.pth"), earlier / RESUME_RUN]:  # the index last: it makes the others count
@@ -1196,6 +1209,8 @@ def predict_only(source: Path, output: Path, knobs: Knobs) -> int:
     """The submission from weights found below the input root; no training data is needed."""
     weights, test_path = find_file(source, FINAL_MODEL), find_file(source, "test.clean.npz")
     bundle, test = load_weights(weights), read_test(test_path)
+    if bundle["dims"][1] != test.image_dim:
+        raise UserError(f"{weights}: predicts {bundle['dims'][1]} dimensions, but {test_path} wants {test.image_dim}")
     make_folder(output)
     submit(output / SUBMISSION, test, bundle, choose_device(knobs))
     finish(output, {"recipe": bundle["knobs"]["recipe"], "knobs": dataclasses.asdict(knobs),
@@ -1206,6 +1221,8 @@ def predict_only(source: Path, output: Path, knobs: Knobs) -> int:
 
 def help_train(run: Run, phase: str, index: int, processes: int) -> int:
     """A helper process: its share of the members, whose states are its result."""
+    run.stop.parent = os.getppid()
+    run.fingerprint = json.loads((run.output / RESUME_RUN).read_text())["fingerprint"]  # of knobs before planning
     task = make_task(run, run.train_images if phase == "validate" else np.arange(len(run.train.images)))
     for member in range(index, run.knobs.members, processes):
         train_member(run, task, phase, member)
@@ -1231,9 +1248,12 @@ def main(argv: list[str] | None = None) -> int:
             phase, index, processes = given.helper.split(":")
             return help_train(run, phase, int(index), int(processes))
         return train_and_submit(run)
-    except UserError as error:
+    except KeyboardInterrupt:  # before training, which notes signals itself
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return getattr(error, "exit_code", 2)
 
 
 if __name__ == "__main__":
