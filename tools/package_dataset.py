@@ -74,7 +74,7 @@ def damaged_files(folder: Path, expected: dict[str, dict[str, Any]]) -> list[str
 
 def newest_run(runs: Path, weights: str) -> Path:
     """The run below `runs` whose weights are the newest."""
-    found = sorted(runs.glob(f"*/{weights}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(runs.glob(f"[!.]*/{weights}"), key=lambda path: path.stat().st_mtime)  # not those half fetched
     if not found:
         raise InputError(f"{runs}: no run with {weights}; make one with python tools/run_local.py")
     return found[-1].parent
@@ -168,7 +168,7 @@ def render_card(metadata: dict[str, Any], run: Path, metrics: dict[str, Any], fi
     template = Template((DATASET_METADATA.parent / CARD).read_text(encoding="utf-8"))
     return template.substitute(
         title=metadata["title"],
-        ref=metadata["id"],
+        slug=metadata["id"].partition("/")[2],
         run=run.name,
         recipe=metrics.get("recipe", "unknown"),
         device=metrics.get("device", "unknown"),

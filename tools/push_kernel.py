@@ -44,7 +44,7 @@ from kaggle_lint import (
     read_metadata,
     refuse,
 )
-from package_dataset import damaged_files, read_run_json, recorded_version, wait_ready
+from package_dataset import READY_MINUTES, damaged_files, read_run_json, recorded_version, wait_ready
 from project import REPO, RUNS, InputError, ToolError, atomic_path, format_table, load_kernel, run_tool
 
 BUILD = REPO / "build" / "kernel"
@@ -99,7 +99,7 @@ def staged_metadata(
     metadata["id"] = str(metadata.get("id", "")).replace(OWNER_PLACEHOLDER, owner)
     for key, added in (("dataset_sources", datasets), ("kernel_sources", kernels)):
         full = [ref if "/" in ref else f"{owner}/{ref}" for ref in added]
-        metadata[key] = [*metadata.get(key, []), *full]
+        metadata[key] = [*(metadata.get(key) or []), *full]
     if accelerator == NO_ACCELERATOR:
         metadata["enable_gpu"] = False
         metadata.pop("machine_shape", None)
@@ -141,11 +141,15 @@ def init_owner(user: str) -> None:
 # ------------------------------------------------------------------------------------------------- push
 def check_quota(client: KaggleClient, metadata: dict[str, Any]) -> None:
     """Refuse a push that would only wait for next week's accelerator hours."""
-    shape = metadata.get("machine_shape", "")
+    shape = metadata.get("machine_shape") or ""
     kind = "TPU" if shape.lower().startswith("tpu") or metadata.get("enable_tpu") else "GPU"
     if not shape and not metadata.get("enable_gpu") and kind == "GPU":
         return
-    quota = client.quota().get(kind)
+    try:
+        quota = client.quota().get(kind)
+    except KaggleError as error:  # a push that has no hours left is refused by Kaggle as well, only less clearly
+        print(f"the quota is not known: {error}", file=sys.stderr)
+        return
     if quota is not None and quota.total_hours > 0 and quota.left_hours <= 0:
         raise ToolError(
             f"{kind} quota used up ({quota.used_hours:.1f} of {quota.total_hours:.1f} h, {quota.reserved_hours:.1f} h "
@@ -153,9 +157,7 @@ def check_quota(client: KaggleClient, metadata: dict[str, Any]) -> None:
         )
 
 
-def wait_for_datasets(
-    client: KaggleClient, metadata: dict[str, Any], runs: Path, deadline_seconds: float
-) -> dict[str, int]:
+def wait_for_datasets(client: KaggleClient, metadata: dict[str, Any], runs: Path) -> dict[str, int]:
     """Versions of the pusher's own datasets, each ready in the recorded version: else a kernel takes the one before."""
     versions = {}
     for source in metadata.get("dataset_sources", []):
@@ -164,7 +166,7 @@ def wait_for_datasets(
             continue
         wanted = recorded_version(runs, f"{owner}/{slug}")
         try:
-            versions[source] = wait_ready(client, owner, slug, wanted, {}, deadline_seconds)
+            versions[source] = wait_ready(client, owner, slug, wanted, {}, 60 * READY_MINUTES)
         except (NotFound, Forbidden):
             raise InputError(
                 f"dataset {owner}/{slug} does not exist; make it with python tools/package_dataset.py --run RUN"
@@ -246,15 +248,16 @@ def follow_log(client: KaggleClient, owner: str, slug: str, version: int) -> Non
 
 def wait_for_end(client: KaggleClient, owner: str, slug: str, version: int, deadline_seconds: float) -> None:
     """Poll this very version to its end; anything but complete is an error with the log's last lines."""
-    shown, start = "", time.monotonic()
+    shown, start = ("", 0), time.monotonic()
     follower = threading.Thread(target=follow_log, args=(client, owner, slug, version), daemon=True)
 
     def check() -> tuple[str, str] | None:
         nonlocal shown
         status, message = client.kernel_status(owner, slug, version)
-        if status != shown:
-            print(f"{owner}/{slug} version {version}: {status} ({time.monotonic() - start:.0f} s)", file=sys.stderr)
-            shown = status
+        minutes = int((time.monotonic() - start) / 60)
+        if (status, minutes) != shown:
+            print(f"{owner}/{slug} version {version}: {status} ({minutes} min)", file=sys.stderr, flush=True)
+            shown = (status, minutes)
         if status == "running" and not follower.is_alive() and follower.ident is None:
             follower.start()
         return (status, message) if status in ("complete", "error", "cancel_acknowledged") else None
@@ -474,7 +477,7 @@ def main(argv: list[str] | None = None) -> int | None:
         return 0
     metadata = staged_metadata(client.username, arguments.accelerator, arguments.dataset, arguments.kernel_source)
     staged = stage(metadata, overrides, BUILD)
-    versions = wait_for_datasets(client, metadata, arguments.runs, deadline_seconds)
+    versions = wait_for_datasets(client, metadata, arguments.runs)
     version = push(client, Order(staged, versions, session_seconds), arguments.runs, arguments.again)
     if arguments.no_wait:
         report(arguments.json, staged.ref, version, "pushed")

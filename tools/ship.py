@@ -55,7 +55,7 @@ def run_on_kaggle(
     metadata = push_kernel.staged_metadata(client.username, arguments.accelerator, datasets, arguments.kernel_source)
     staged = push_kernel.stage(metadata, overrides, push_kernel.BUILD)
     step(f"push {staged.ref}")
-    versions = push_kernel.wait_for_datasets(client, metadata, arguments.runs, deadline_seconds)
+    versions = push_kernel.wait_for_datasets(client, metadata, arguments.runs)
     order = push_kernel.Order(staged, versions, session_seconds)
     version = push_kernel.push(client, order, arguments.runs, arguments.again)
     step(f"wait for version {version} and fetch its output")
