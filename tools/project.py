@@ -98,3 +98,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
         padded[0] = row[0].ljust(widths[0])
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The same as markdown."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines) + "\n"
