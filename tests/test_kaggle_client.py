@@ -54,11 +54,6 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def short_silence(kaggle, monkeypatch):
-    monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", "0.4")
-
-
 # ---- what the calls return ----
 
 def test_kernel_from_push_to_output(kaggle, client, tmp_path, capsys):
@@ -236,6 +231,13 @@ def test_an_error_within_http_200_fails_the_push(kaggle, client):
     kaggle.push_error = "Maximum batch GPU session count of 2 reached."
     with pytest.raises(Refused, match="session count of 2"):
         client.save_kernel(META, "text")
+
+
+def test_a_push_is_recognised_also_with_other_line_ends(kaggle, client):
+    kaggle.fail("SaveKernel", Fault(drop="after"))
+    save = kaggle.rpc_SaveKernel
+    kaggle.rpc_SaveKernel = lambda body: save(body | {"text": body["text"].replace("\n", "\r\n").rstrip()})
+    assert client.save_kernel(META, "print(1)\nprint(2)\n").version == 1
 
 
 @pytest.mark.parametrize(("key", "source"), [("dataset_sources", "tester/none"), ("competition_sources", "no-such"),

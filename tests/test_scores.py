@@ -87,7 +87,8 @@ def test_without_an_answer_and_without_a_record_there_is_nothing_to_show(kaggle,
     assert (done.code, done.out) == (1, "") and "Kaggle answered 503" in done.error
 
 
-@pytest.mark.parametrize("fault", [Fault(503), Fault(drop="before"), Fault(429, retry_after="0"), Fault(truncate=5)])
+@pytest.mark.parametrize("fault", [Fault(503), Fault(drop="before"), Fault(429, retry_after="0"), Fault(truncate=5),
+                                   Fault(silent=0.6), Fault(html=True)])
 def test_passing_faults_are_retried(history, show, fault):
     history.fail("ListSubmissions", fault)
     history.fail("GetLeaderboard", fault)

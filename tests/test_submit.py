@@ -175,7 +175,7 @@ def test_a_lost_answer_is_no_second_submission(go, kaggle, competition, fault):
     assert (len(competition.submissions), kaggle.count("CreateSubmission")) == (1, 1)
 
 
-@pytest.mark.parametrize("fault", [Fault(drop="before"), Fault(503), Fault(502, html=True)])
+@pytest.mark.parametrize("fault", [Fault(drop="before"), Fault(503), Fault(502, html=True), Fault(silent=0.6)])
 def test_a_submission_that_did_not_happen_is_made_by_the_next_run(go, kaggle, competition, fault):
     kaggle.fail("CreateSubmission", fault)
     done = go()
@@ -197,7 +197,8 @@ def test_one_that_happened_after_all_is_found_by_the_next_run(go, kaggle, compet
 @pytest.mark.parametrize(("call", "fault"), [
     ("PUT blob", Fault(503, keep=5000)), ("PUT blob", Fault(drop="before")), ("StartSubmissionUpload", Fault(503)),
     ("ListSubmissions", Fault(429, retry_after="0")), ("GetSubmission", Fault(drop="before")),
-    ("GetSubmission", Fault(503)), ("GetSubmissionLimits", Fault(truncate=3)), ("CreateSubmission", Fault(429))])
+    ("GetSubmission", Fault(503)), ("GetSubmissionLimits", Fault(truncate=3)), ("CreateSubmission", Fault(429)),
+    ("PUT blob", Fault(silent=0.6)), ("GetSubmission", Fault(silent=0.6)), ("GetSubmission", Fault(html=True))])
 def test_passing_faults_are_retried(go, kaggle, competition, call, fault, run_folder, kernel):
     kaggle.fail(call, fault)
     assert go().code == 0

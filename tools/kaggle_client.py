@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ambiguous", "Conflict", "ConnectionFailed", "Forbidden", "KaggleClient", "KaggleError", "KernelVersion",
            "Limits", "NotFound", "Quota", "RateLimited", "Refused", "ServerError", "Submission", "Timeout", "Timing",
-           "Unauthorized", "competition_errors", "connect", "safe_name", "split_ref", "wait_until"]
+           "Unauthorized", "competition_errors", "connect", "safe_name", "same_script",
+           "split_ref", "wait_until"]
 
 T = TypeVar("T")
 PAGE = 200
@@ -100,6 +101,11 @@ class Quota:
     def left_hours(self) -> float:
         """Hours that a new session may still use."""
         return max(0.0, self.total_hours - self.used_hours - self.reserved_hours)
+
+
+def same_script(one: str, other: str) -> bool:
+    """Whether two texts are one script: line ends and outer blank lines may change on their way through Kaggle."""
+    return one.strip().splitlines() == other.strip().splitlines()
 
 
 @contextlib.contextmanager
@@ -356,7 +362,7 @@ class KaggleClient:
 
         def look() -> Any:
             version, source = self.kernel_source(owner, slug)
-            return _Saved(f"{owner}/{slug}", version) if version > before and source == text else None
+            return _Saved(f"{owner}/{slug}", version) if version > before and same_script(source, text) else None
 
         what = f"push of {owner}/{slug}"
         answer = self._once(what, lambda: self._kernels.save_kernel(request), look)
