@@ -334,12 +334,6 @@ class StandIn:
             raise ApiError(403, "You must accept this competition's rules before you can continue")
         return competition
 
-    def rpc_ListDataFiles(self, body: dict) -> dict:
-        files = [{"ref": name, "name": name, "totalBytes": len(data), "creationDate": NOW}
-                 for name, data in self._competition(body).files.items()]
-        page, rest = self._page(files, body)
-        return {"files": page} | rest
-
     def rpc_DownloadDataFile(self, body: dict) -> Redirect:
         competition, name = self._competition(body, rules=True), body.get("fileName", "")
         if name not in competition.files:

@@ -227,6 +227,18 @@ def test_an_outcome_that_cannot_be_looked_up_is_told(kaggle, client):
     assert kaggle.count("SaveKernel") == 1
 
 
+def test_an_answer_without_its_number_is_looked_up(kaggle, client, tmp_path):
+    kaggle.fail("SaveKernel", Fault(json={}))
+    with pytest.raises(Ambiguous, match="without naming a version"):
+        client.save_kernel(META, "text")
+    kaggle.fail("CreateSubmission", Fault(json={"message": "Successfully submitted"}))
+    with pytest.raises(Ambiguous, match="without giving a reference"):
+        client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine")
+    kaggle.fail("CreateSubmission", Fault(json={"message": "Successfully submitted"}, after=True))
+    ref = client.submit_file(SLUG, tmp_path / "s.csv", "mine")
+    assert [state.ref for state in kaggle.competitions[SLUG].submissions] == [ref]
+
+
 def test_an_error_within_http_200_fails_the_push(kaggle, client):
     kaggle.push_error = "Maximum batch GPU session count of 2 reached."
     with pytest.raises(Refused, match="session count of 2"):

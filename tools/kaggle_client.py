@@ -149,14 +149,6 @@ class KaggleClient:
 
     # ---- competitions ----
 
-    def competition_files(self, slug: str) -> dict[str, int]:
-        """Every file of a competition with its size."""
-        from kagglesdk.competitions.types.competition_api_service import ApiListDataFilesRequest as Request
-
-        files = self._pages(f"files of {slug}", self._competitions.list_data_files, Request,
-                            lambda page: page.files, competition_name=slug)
-        return {safe_name(file.name or file.ref): file.total_bytes for file in files}
-
     def download_competition_file(self, slug: str, name: str, dest: Path, expected_bytes: int | None = None) -> None:
         """Fetch one file to `dest`, resuming `dest`.partial; unpacks it where Kaggle serves it zipped."""
         from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest
@@ -242,7 +234,7 @@ class KaggleClient:
         what = f"submission to {slug}"
         ref = self._once(what, lambda: method(request).ref, look) or self.look(look)
         if not ref:
-            raise Refused(f"{what}: Kaggle accepted it without giving a reference and does not list it")
+            raise ServerError(f"{what}: Kaggle accepted it without giving a reference and does not list it")
         return ref
 
     def wait_for_score(self, ref: int, deadline_seconds: float = 3600.0) -> Submission:
@@ -369,7 +361,7 @@ class KaggleClient:
         _check_push(what, answer)
         version = answer.version_number or getattr(self.look(look), "version_number", None)
         if not version:
-            raise Refused(f"{what}: Kaggle accepted it without making a version")
+            raise ServerError(f"{what}: Kaggle accepted it without naming a version, and shows none")
         ref = answer.ref.strip("/").removeprefix("code/") or f"{owner}/{slug}"
         return KernelVersion(ref, answer.url or f"https://www.kaggle.com/code/{ref}", version)
 
