@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import ctypes
 import dataclasses
 import difflib
 import hashlib
@@ -203,6 +204,8 @@ def choose_device(knobs: Knobs) -> torch.device:
     if knobs.device == "cuda":
         raise UserError(f"device=cuda was asked for, but {reason}; use --set device=cpu")
     log(f"device: cpu ({reason})")
+    keep_memory()
+    torch.set_flush_denormal(True)  # probabilities near zero are many, and slow when they are denormal
     return torch.device("cpu")
 
 
@@ -230,6 +233,14 @@ def matmul_seconds(dtype: torch.dtype, size: int = 768, rounds: int = 5) -> floa
         matrix @ matrix
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what tensors free: fresh pages for every big tensor cost more than the arithmetic on them."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt, and may not need it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no maps of their own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: no return of the heap's top
 
 
 class Stop:
@@ -472,6 +483,21 @@ def caption_views(image_of: np.ndarray, images: np.ndarray, n_views: int = VIEWS
 
 
 # ------------------------------------------------------------------------------------------------ model
+class Dropout(nn.Module):
+    """nn.Dropout in steps of 1/256, eight elements a random number: drawing one each outlasts the products on a CPU."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.cut = round(256 * share)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or not self.cut:
+            return values
+        words = torch.randint(-2**63, 2**63 - 1, (values.numel() // 8 + 1,), device=values.device)
+        keep = words.view(torch.uint8)[:values.numel()].view(values.shape) >= self.cut
+        return values * keep.to(values.dtype).mul_(256 / (256 - self.cut))
+
+
 class AlignNet(nn.Module):
     """LayerNorm, dropout, one wide hidden layer (LayerNorm, SiLU, dropout) and a linear skip.
 
@@ -481,9 +507,9 @@ class AlignNet(nn.Module):
     def __init__(self, d_text: int, d_image: int, knobs: Knobs) -> None:
         super().__init__()
         self.norm_hidden = nn.LayerNorm(knobs.hidden)
-        self.expand, self.project = nn.Linear(d_text, knobs.hidden), nn.Linear(knobs.hidden, d_image)
+        self.expand, self.project = nn.Linear(d_text, knobs.hidden, bias=False), nn.Linear(knobs.hidden, d_image)
         self.skip = nn.Linear(d_text, d_image, bias=False)
-        self.input_dropout, self.dropout = nn.Dropout(knobs.input_dropout), nn.Dropout(knobs.dropout)
+        self.input_dropout, self.dropout = Dropout(knobs.input_dropout), Dropout(knobs.dropout)
         # 1/temperature in log space, one for each image geometry: (raw, unit)
         self.log_scale = nn.Parameter(torch.full((2,), -math.log(knobs.temperature)))
 
