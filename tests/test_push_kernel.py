@@ -416,8 +416,8 @@ def test_a_missing_log_stream_is_no_failure(push, kaggle, finished, capsys):
 
 
 def test_a_silent_server_is_left_after_the_timeout(push, kaggle, finished, monkeypatch):
-    monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", "0.2")
-    kaggle.fail("GetKernelSessionStatus", Fault(silent=0.5))
+    monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", "0.5")
+    kaggle.fail("GetKernelSessionStatus", Fault(silent=0.8))
     assert push() == 0
 
 

@@ -303,7 +303,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Lint the repository's own metadata files and its kernel."""
     parser = argparse.ArgumentParser(
         description="Lint kernel-metadata.json, dataset-metadata.json and the kernel script by Kaggle's rules.",
-        epilog="example: python tools/kaggle_lint.py --json",
+        epilog="example: python tools/kaggle_lint.py --json\n\nexit codes: 0 nothing to report, 2 findings",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--kernel-metadata", type=Path, default=KERNEL_METADATA, metavar="FILE")

@@ -337,7 +337,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Package a run's weights as a private Kaggle dataset and wait until it can be attached.",
-        epilog="example: python tools/package_dataset.py --run runs/mine --dry-run",
+        epilog="example: python tools/package_dataset.py --run runs/mine --dry-run\n\n"
+        "exit codes: 0 the version is ready with every file (--dry-run: nothing is wrong with the folder),\n"
+        "1 Kaggle did not take it or is not done in time, 2 wrong input: a secret, a foreign file, a damaged run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run (default: the one with the newest weights)")
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="where runs and the record lie")

@@ -158,13 +158,13 @@ def check_quota(client: KaggleClient, metadata: dict[str, Any]) -> None:
 
 
 def wait_for_datasets(client: KaggleClient, metadata: dict[str, Any], runs: Path) -> dict[str, int]:
-    """Versions of the pusher's own datasets, each ready in the recorded version: else a kernel takes the one before."""
+    """Versions of our own datasets, each ready in the recorded version: else a kernel takes the one before."""
     versions = {}
     for source in metadata.get("dataset_sources", []):
         owner, slug = source.split("/")[:2]
-        if owner != client.username:
-            continue
         wanted = recorded_version(runs, f"{owner}/{slug}")
+        if owner != client.username and not wanted:
+            continue
         try:
             versions[source] = wait_ready(client, owner, slug, wanted, {}, 60 * READY_MINUTES)
         except (NotFound, Forbidden):
@@ -189,6 +189,13 @@ class Order:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def record_pushed(runs: Path, order: Order, version: int) -> None:
+    """Keep which version carries out the order, and the name that its run will have."""
+    ref = order.staged.ref
+    run = run_folder(runs, split_ref(ref)[1], version).name
+    record.append(runs, "pushed", kernel=ref, content=order.content, version=version, run=run)
+
+
 def earlier_version(client: KaggleClient, order: Order, runs: Path) -> int | None:
     """The version that an earlier push of this order made, also one that was cut off before it could say so."""
     events = record.find(runs, kernel=order.staged.ref, content=order.content)
@@ -204,7 +211,7 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path) -> int | Non
 
     version = client.look(look)  # the push may still be on its way through Kaggle
     if version is not None:
-        record.append(runs, "pushed", kernel=order.staged.ref, content=order.content, version=version)
+        record_pushed(runs, order, version)
     return version
 
 
@@ -222,7 +229,7 @@ def push(client: KaggleClient, order: Order, runs: Path, again: bool = False) ->
     except Refused:  # may have made a version that lacks a source: a later run must not take it for its own
         record.append(runs, "push_refused", kernel=ref, content=order.content)
         raise
-    record.append(runs, "pushed", kernel=ref, content=order.content, version=made.version)
+    record_pushed(runs, order, made.version)
     print(f"pushed {made.ref} version {made.version}: {made.url}", file=sys.stderr)
     return made.version
 
@@ -448,7 +455,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Push the kernel to Kaggle, wait for its end, fetch its output and verify every file.",
-        epilog="example: python tools/push_kernel.py --recipe align --set epochs=8 --timeout-minutes 60",
+        epilog="example: python tools/push_kernel.py --recipe align --set epochs=8 --timeout-minutes 60\n\n"
+        "exit codes: 0 the kernel ended well and every output is verified (--no-wait: Kaggle has taken the push),\n"
+        "1 it was refused, failed, was cancelled, has no quota or is not done in time, 2 wrong input",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", nargs="?", default="push", choices=("push", "status", "output"),
                         help="status or output of an earlier version instead of a push")

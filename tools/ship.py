@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +72,38 @@ def check_weights_used(folder: Path, packaged: package_dataset.Staged) -> None:
         raise ToolError(f"{folder}: predicted with other weights than {ref} holds now; push it anew with --again")
 
 
-def submit_and_score(
-    client: KaggleClient, arguments: argparse.Namespace, ref: str, version: int, folder: Path
-) -> tuple[submit.Candidate, Submission]:
-    """The submission of the fetched csv with its score: a new one, or the one that was made of the same bytes."""
-    kernel, slug = load_kernel(), COMPETITION
+def candidate_of(folder: Path, packaged: package_dataset.Staged | None) -> submit.Candidate:
+    """The fetched csv; a kernel that only predicted has no validation of its own but that of its weights."""
+    kernel = load_kernel()
     candidate = submit.candidate_of(folder, kernel)
+    if packaged is None or candidate.validation is not None:
+        return candidate
+    scores = submit.read_json(packaged.folder / kernel.METRICS).get("validation", {}).get("pool100_raw", {})
+    return replace(candidate, validation=scores.get("mrr"), validation_se=scores.get("mrr_se"))
+
+
+def submit_and_score(
+    client: KaggleClient, arguments: argparse.Namespace, candidate: submit.Candidate
+) -> Submission:
+    """The submission of the csv with its score: a new one, or the one that was made of the same bytes."""
+    slug = COMPETITION
     step(f"submit {candidate.path}")
-    submit.check_csv(candidate.path, arguments.data, kernel)
+    submit.check_csv(candidate.path, arguments.data, load_kernel())
     with competition_errors(slug):
         made = [] if arguments.again else submit.made_before(client, slug, candidate, arguments.runs)
         number = made[-1] if made else submit.submit(client, slug, candidate, arguments.runs, arguments.again)
-    step(f"wait for the score of submission {number} ({ref} version {version})")
-    return candidate, submit.scored(client, slug, number, candidate, arguments.runs, 60 * SCORE_MINUTES)
+    step(f"wait for the score of submission {number}")
+    return submit.scored(client, slug, number, candidate, arguments.runs, 60 * SCORE_MINUTES)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="From the repository's state to a score on the leaderboard, in one command that can be repeated.",
-        epilog="example: python tools/ship.py --recipe align --set epochs=8",
+        epilog="example: python tools/ship.py --recipe align --set epochs=8\n\n"
+        "exit codes: 0 scored and recorded (--no-submit: fetched and verified), 1 a step failed, 2 wrong input;\n"
+        "after any of them, and after an interruption (130), the same command goes on where it stopped",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--weights", type=Path, metavar="RUN", help="package this run; the kernel predicts with it")
     parser.add_argument("--no-submit", action="store_true", help="stop when the output is fetched and verified")
@@ -124,7 +137,8 @@ def main(argv: list[str] | None = None) -> int | None:
         check_weights_used(folder, packaged)
     result: dict[str, Any] = {"kernel": ref, "version": version, "run": str(folder)}
     if not arguments.no_submit:
-        candidate, score = submit_and_score(client, arguments, ref, version, folder)
+        candidate = candidate_of(folder, packaged)
+        score = submit_and_score(client, arguments, candidate)
         result |= {"ref": score.ref, "public": score.public_score, "private": score.private_score,
                    "validation": candidate.validation}
     report(result, arguments.json)
