@@ -561,12 +561,11 @@ class GalleryLoss(torch.autograd.Function):
         loss = queries.new_zeros(())
         for start in range(0, len(queries), block):
             rows = slice(start, start + block)
-            target = label[rows].unsqueeze(1)
             # half-precision logits: softmax still sums in float32 inside
             probability = torch.softmax(queries[rows].to(gallery.dtype) @ gallery.T, dim=1)
-            loss -= probability.gather(1, target).float().clamp_min(1e-7).log().sum()
-            probability.scatter_add_(1, target, probability.new_full((1, 1), -1.0).expand(len(target), 1))
-            gradient[rows] = (probability @ gallery).to(gradient.dtype)
+            loss -= probability.gather(1, label[rows].unsqueeze(1)).float().clamp_min(1e-7).log().sum()
+            gradient[rows] = probability @ gallery
+        gradient -= gallery[label]
         ctx.save_for_backward(gradient)
         return loss
 
