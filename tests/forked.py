@@ -5,12 +5,15 @@ own arguments, folder, output files and limits. It may be killed like any proces
 """
 from __future__ import annotations
 
+import gc
+import io
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,9 @@ def serve() -> None:
     from project import load_kernel
 
     kernel, child = load_kernel(), 0
+    kernel.torch.optim.Adam([kernel.torch.zeros(1)])  # the first optimiser imports for more than a second, ...
+    kernel.plt.figure().savefig(io.BytesIO())  # ... the first picture reads its fonts
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -82,7 +88,13 @@ def run(kernel: Any, request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     kernel.STARTED = time.monotonic()
     sys.argv = ["pipeline.py", *request["arguments"]]
-    sys.exit(kernel.main(request["arguments"]))
+    code = 1
+    try:
+        code = kernel.main(request["arguments"])
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(code)  # the interpreter's own end would copy all of the server's memory
 
 
 if __name__ == "__main__":
