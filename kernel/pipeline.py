@@ -1108,7 +1108,7 @@ def take_up_or_plan(run: Run) -> None:
         half.unlink(missing_ok=True)
     if not path.exists() and any(run.source.rglob(RESUME_RUN)):
         earlier = find_file(run.source, RESUME_RUN).parent
-        for state in [*earlier.glob("resume_*.pth"), earlier / RESUME_RUN]:  # the index last: it makes the others count
+        for state in [*earlier.glob("resume_*_*"), earlier / RESUME_RUN]:  # the index last: it makes the others count
             shutil.copyfile(state, run.output / state.name)
     if path.exists():
         try:
