@@ -107,6 +107,7 @@ SUBMISSION, METRICS, MANIFEST = "pipeline_submission.csv", "metrics.json", "mani
 FINAL_MODEL, VALIDATED_MODEL = "pipeline_final_model.pth", "pipeline_validated_model.pth"
 TRAINING_LOG, CURVES, CHECKPOINT = "training_log.csv", "training_curves.png", "pipeline_model_checkpoint_epoch_{}.pth"
 RESUME_RUN = "resume_run.json"
+BUDGET = "time budget"  # the reason to stop that was asked for: such a run is complete
 POOL, TOP, VIEWS = 100, 99, 5  # the official evaluation: pools of 100, of which the first 99 ranks count
 
 
@@ -267,7 +268,7 @@ class Stop:
             return signal.Signals(self.signal).name
         if self.parent and os.getppid() != self.parent:
             return "parent ended"
-        return "time budget" if time.monotonic() > self.deadline else ""
+        return BUDGET if time.monotonic() > self.deadline else ""
 
 
 @contextlib.contextmanager
@@ -1204,7 +1205,7 @@ def finish(output: Path, facts: dict[str, Any]) -> None:
     names = [SUBMISSION, FINAL_MODEL, VALIDATED_MODEL, METRICS, TRAINING_LOG, CURVES]
     outputs = [path for path in [*map(output.joinpath, names), *output.glob(CHECKPOINT.format("*"))] if path.exists()]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    write_json(output / MANIFEST, {"complete": not facts.get("stopped"), "versions": versions, **facts,
+    write_json(output / MANIFEST, {"complete": facts.get("stopped", "") in ("", BUDGET), "versions": versions, **facts,
                                    "outputs": {path.name: file_facts(path) for path in sorted(outputs)}})
 
 
