@@ -861,7 +861,9 @@ def start_helper(run: Run, phase: str, index: int, processes: int) -> subprocess
     settings = [f"--set={key}={value}" for key, value in knobs.items()]
     command = [sys.executable, __file__, "--input", str(run.source), "--output", str(run.output), *settings,
                "--helper", f"{phase}:{index}:{processes}"]
-    return subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)})
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else range(processes)
+    return subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpus[index % len(gpus)])})
 
 
 # ------------------------------------------------------------------------------------------- evaluation
@@ -1188,7 +1190,9 @@ def write_records(run: Run, validation: dict[str, dict]) -> None:
     facts = {"recipe": run.knobs.recipe, "device": machine, "dtype": str(run.dtype).removeprefix("torch."),
              "seconds": seconds}
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    write_json(run.output / METRICS, facts | {"peak_rss_bytes": rss, "validation": validation})
+    device = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else 0
+    write_json(run.output / METRICS,
+               facts | {"peak_rss_bytes": rss, "peak_device_bytes": device, "validation": validation})
     with atomic(run.output / TRAINING_LOG) as temporary:
         pd.DataFrame(run.history, columns=list(LOG_COLUMNS)).to_csv(temporary, index=False)
     draw_curves(run)
