@@ -32,12 +32,12 @@ class Problem:
     members: int = 1
 
 
-IDLE = Problem(captions=200, gallery=40, dimension=8)
+IDLE = Problem(captions=1000, gallery=200, dimension=24)  # all that a training of any size needs
 AXES: dict[str, list[Problem]] = {
-    "captions": [Problem(captions=n, gallery=200, dimension=256) for n in (1000, 3000, 10_000, 30_000, 100_000)],
-    "gallery": [Problem(captions=50_000, gallery=m, dimension=256) for m in (500, 1000, 5000, 10_000, 50_000)],
-    "dimension": [Problem(dimension=d) for d in (24, 80, 240, 800, 2400)],
-    "members": [Problem(captions=2000, gallery=400, members=k) for k in (1, 3, 10, 30, 100)],
+    "captions": [Problem(captions=n, gallery=200, dimension=256) for n in (600, 2000, 6000, 20_000, 60_000)],
+    "gallery": [Problem(captions=20_000, gallery=m, dimension=256) for m in (200, 500, 2000, 5000, 20_000)],
+    "dimension": [Problem(captions=2000, gallery=400, dimension=d) for d in (24, 80, 240, 800, 2400)],
+    "members": [Problem(captions=1000, gallery=200, members=k) for k in (1, 3, 10, 30, 100)],
 }
 
 
