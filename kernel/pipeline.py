@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,6 +293,9 @@ def save_torch(path: Path, content: dict) -> None:
 def load_torch(path: Path) -> dict:
     """A dictionary of tensors and plain values; never code (weights_only)."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch checks no checksum: a flipped bit would be a silent weight
+            if name := archive.testzip():
+                raise ValueError(f"wrong checksum of {name}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive can fail anywhere in zip, pickle or tensor code
         raise UserError(f"{path}: not a readable weights file ({first_line(error)}); fetch it again") from error
@@ -384,7 +388,7 @@ class Npz:
         if key not in self.keys:
             raise self.fail(key, f"this key is missing; there are {', '.join(self.keys[:12])}")
         with reading(self.path, key):
-            array = self.arrays[key]
+            array = np.asarray(self.arrays[key])  # a member without the format's magic comes as bytes
         fits = [want in (None, have) for want, have in zip(shape, array.shape, strict=False)]
         if array.ndim != len(shape) or not all(fits) or array.dtype.kind not in kind:
             wanted = " x ".join("any" if n is None else str(n) for n in shape)
