@@ -60,6 +60,16 @@ class KernelServer:
         self.process.wait(30)
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two bundles hold the same members, bit for bit."""
+    import torch
+
+    members = [torch.load(path, weights_only=True)["members"] for path in (one, other)]
+    return len(members[0]) == len(members[1]) and all(
+        a["state"].keys() == b["state"].keys() and all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
+        for a, b in zip(*members, strict=True))
+
+
 def serve() -> None:
     sys.path.insert(0, str(HERE.parent / "tools"))
     from project import load_kernel

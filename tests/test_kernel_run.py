@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -16,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from drawn import IMAGE, TINY, draw_arrays, draw_data
-from forked import Ended, KernelServer
-from project import KERNEL
+from forked import Ended, KernelServer, same_weights
+from project import KERNEL, sha256_of
 
 TRAIN, TEST = "train/train/train.npz", "test/test/test.clean.npz"
 SUBMISSION = "pipeline_submission.csv"
@@ -58,18 +57,6 @@ def as_script(folder: Path, *arguments: object, script: Path = KERNEL) -> subpro
     return done
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    """Whether two bundles hold the same members, bit for bit."""
-    members = [torch.load(path, weights_only=True)["members"] for path in (one, other)]
-    return len(members[0]) == len(members[1]) and all(
-        a["state"].keys() == b["state"].keys() and all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
-        for a, b in zip(*members, strict=True))
-
-
 def check_outputs(kernel: Any, output: Path, checkpoints: tuple[int, ...] = ()) -> dict:
     """Everything is there, nothing else is, and the manifest tells the truth; the manifest."""
     names = OUTPUTS | {f"pipeline_model_checkpoint_epoch_{n}.pth" for n in checkpoints}
@@ -77,7 +64,7 @@ def check_outputs(kernel: Any, output: Path, checkpoints: tuple[int, ...] = ()) 
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["complete"] is True and set(manifest["outputs"]) == names - {"manifest.json"}
     for name, facts in manifest["outputs"].items():
-        assert facts == {"sha256": sha256(output / name), "bytes": (output / name).stat().st_size}, name
+        assert facts == {"sha256": sha256_of(output / name), "bytes": (output / name).stat().st_size}, name
     assert {"inputs", "knobs", "versions", "device", "seconds"} <= set(manifest)
     kernel.check_submission(output / SUBMISSION, np.arange(1, 101), IMAGE)
     return manifest
@@ -92,9 +79,9 @@ def test_the_script_runs_in_both_mounts(kernel, server, data: Path, first, tmp_p
     done: Any = as_script(tmp_path, *arguments) if "competitions" in mount else server.run(*arguments)
     assert done.returncode == 0 and not done.stderr, done.stderr
     manifest = check_outputs(kernel, tmp_path / "kaggle/working")
-    assert manifest["inputs"]["train.npz"]["sha256"] == sha256(data / TRAIN)
+    assert manifest["inputs"]["train.npz"]["sha256"] == sha256_of(data / TRAIN)
     assert manifest["knobs"]["hidden"] == 32 and manifest["versions"]["torch"] == torch.__version__
-    assert sha256(tmp_path / "kaggle/working" / SUBMISSION) == sha256(first[0] / SUBMISSION)
+    assert sha256_of(tmp_path / "kaggle/working" / SUBMISSION) == sha256_of(first[0] / SUBMISSION)
 
 
 def test_the_records_of_a_run(kernel, first):
@@ -143,7 +130,7 @@ def test_the_same_seed_is_the_same_bits_and_another_is_not(server, data, tmp_pat
         assert ended.returncode == 0 and not ended.stderr, ended.stderr
     for output, seed in zip(outputs[1:], seeds[1:], strict=True):
         assert same_weights(outputs[0] / "pipeline_final_model.pth", output / "pipeline_final_model.pth") == (seed == 0)
-        assert (sha256(outputs[0] / SUBMISSION) == sha256(output / SUBMISSION)) == (seed == 0)
+        assert (sha256_of(outputs[0] / SUBMISSION) == sha256_of(output / SUBMISSION)) == (seed == 0)
 
 
 def test_refit_false_submits_the_validated_model(server, data: Path, tmp_path: Path):
@@ -183,7 +170,7 @@ def test_predicting_from_weights_equals_training_then_predicting(kernel, server,
     assert found.read_bytes() == expected.read_bytes()
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["outputs"] == {SUBMISSION: kernel.file_facts(found)}
-    assert manifest["inputs"]["pipeline_final_model.pth"]["sha256"] == sha256(trained / "pipeline_final_model.pth")
+    assert manifest["inputs"]["pipeline_final_model.pth"]["sha256"] == sha256_of(trained / "pipeline_final_model.pth")
 
 
 def test_predicting_with_wrong_weights_or_none(server, data: Path, first, tmp_path: Path):
@@ -322,5 +309,5 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(kernel, server, data,
         assert path.suffix in (".pth", ".json", ".previous") and path.name != "manifest.json"
         assert kernel.load_torch(path) if path.suffix != ".json" else json.loads(path.read_text())
     assert not server.run(*arguments).returncode
-    assert sha256(output / SUBMISSION) == sha256(first[0] / SUBMISSION)
+    assert sha256_of(output / SUBMISSION) == sha256_of(first[0] / SUBMISSION)
     check_outputs(kernel, output, checkpoints=(2,))
