@@ -1198,7 +1198,7 @@ def write_records(run: Run, validation: dict[str, dict]) -> None:
     write_json(run.output / METRICS,
                facts | {"peak_rss_bytes": rss, "peak_device_bytes": device, "validation": validation})
     with atomic(run.output / TRAINING_LOG) as temporary:
-        pd.DataFrame(run.history, columns=list(LOG_COLUMNS)).to_csv(temporary, index=False)
+        history_of(run).to_csv(temporary, index=False)
     draw_curves(run)
     knobs = dataclasses.asdict(run.knobs)
     finish(run.output, facts | {"stopped": run.stop.reason, "inputs": run.inputs, "knobs": knobs})
@@ -1206,6 +1206,11 @@ def write_records(run: Run, validation: dict[str, dict]) -> None:
         for state in run.output.glob("resume_*"):
             state.unlink()
     log(f"done in {run.seconds['total']:.1f} s; outputs in {run.output}")
+
+
+def history_of(run: Run) -> pd.DataFrame:
+    """The training table of all members and phases."""
+    return pd.DataFrame(run.history, columns=list(LOG_COLUMNS))
 
 
 def finish(output: Path, facts: dict[str, Any]) -> None:
@@ -1220,20 +1225,17 @@ def finish(output: Path, facts: dict[str, Any]) -> None:
 def draw_curves(run: Run) -> None:
     """Loss and validation MRR by epoch, one line a member and phase."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for phase, style in (("validate", "-"), ("refit", ":")):
-        for member in range(run.knobs.members):
-            rows = [row for row in run.history if (row["phase"], row["member"]) == (phase, member)]
-            left.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], style, color=f"C{member}",
-                      label=f"member {member}, {phase}" if rows else None)
-            tested = [row for row in rows if "pool100_raw" in row]
-            for name, marker in (("pool100_raw", "o"), ("pool100_cosine", "s")):
-                right.plot([r["epoch"] for r in tested], [r[name] for r in tested], style, marker=marker,
-                           color=f"C{member}", label=f"member {member}, {name[8:]}" if tested else None)
+    for (phase, member), rows in history_of(run).groupby(["phase", "member"]):
+        tested, colour = rows.dropna(subset="pool100_raw"), f"C{member}"
+        left.plot(rows["epoch"], rows["loss"], "-" if phase == "validate" else ":", color=colour,
+                  label=f"member {member}, {phase}")
+        for name, style in (("raw", "o-"), ("cosine", "s--")) if len(tested) else ():
+            right.plot(tested["epoch"], tested[f"pool100_{name}"], style, color=colour,
+                       label=f"member {member}, {name}")
     left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
     right.set(xlabel="epoch", ylabel=f"MRR in pools of {POOL}", title="Validation on unseen images")
-    for axes in (left, right):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+    for axes in (left, right) if run.history else ():
+        axes.legend(fontsize=8)
     with atomic(run.output / CURVES) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
