@@ -1,0 +1,111 @@
+"""Blend the predictions of several runs into one: unit-length mean, weighted only where that is measured to be better.
+
+A blend is scored on the images that every run held out. Weights are fitted on one half of their pools and measured on
+the other, both ways: they are kept only when they beat equal weights by more than the standard error of the gain.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from local_run import FILES, FinishedRun
+from project import InputError, sha256_of
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The data that members are asked about: held-out images with their captions, and the test captions."""
+
+    text: np.ndarray  # (views * images, d_text)
+    gallery: np.ndarray  # (images, d_image)
+    test_ids: np.ndarray
+    test_text: np.ndarray
+    length: float  # mean length of the training images: the length of a prediction
+
+    @property
+    def views(self) -> int:
+        """Captions of each image."""
+        return len(self.text) // len(self.gallery)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Weights of the members, and the blend's honest validation."""
+
+    weights: np.ndarray
+    validation: dict[str, dict[str, float]]
+    equal: float  # pool-100 raw MRR with equal weights
+    held_out: float | None  # the same with weights fitted on the other half; None where there was nothing to halve
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows at unit length."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def open_exam(data: Path, runs: dict[str, FinishedRun], kernel: ModuleType) -> tuple[Exam, dict[str, Any]]:
+    """The exam that all runs can sit, and the facts of the data; runs of other data or another split are refused."""
+    paths = [kernel.find_file(data, name) for name in FILES]
+    facts = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths}
+    held_out: list[str] = []
+    for name, run in runs.items():
+        if {name: run.manifest["inputs"].get(name) for name in facts} != facts:
+            raise InputError(f"{run.folder}: was trained on other data than {data} holds; give its data with --data")
+        names = kernel.load_weights(run.folder / kernel.VALIDATED_MODEL)["val_images"]
+        held_out = held_out or names
+        if names != held_out:
+            raise InputError(f"run {name} held out other images than {next(iter(runs))}: give all the same split_seed "
+                             "and val_fraction")
+    train, test = kernel.read_train(paths[0]), kernel.read_test(paths[1])
+    index = {name: number for number, name in enumerate(train.image_names)}
+    images = np.array([index[name] for name in held_out])
+    length = float(np.linalg.norm(train.images, axis=1).mean())
+    text = train.text[kernel.caption_views(train.image_of, images).ravel()]
+    return Exam(text, train.images[images], test.caption_ids, test.text, length), facts
+
+
+def answers(run: FinishedRun, exam: Exam, kernel: ModuleType) -> tuple[np.ndarray, np.ndarray]:
+    """Unit predictions of a run: (views, images, d) of its validated weights, (tests, d) of its final ones."""
+    validated = unit(kernel.predict(kernel.load_weights(run.folder / kernel.VALIDATED_MODEL), exam.text))
+    final = unit(kernel.predict(kernel.load_weights(run.folder / kernel.FINAL_MODEL), exam.test_text))
+    return validated.reshape(exam.views, len(exam.gallery), -1), final
+
+
+def gains(predictions: np.ndarray, gallery: np.ndarray, kernel: ModuleType) -> np.ndarray:
+    """Reciprocal rank of each image, the mean over its captions: predictions (views, images, d), raw, pools of 100."""
+    return np.mean([kernel.reciprocal_ranks(kernel.true_ranks(view, gallery), kernel.POOL) for view in predictions], 0)
+
+
+def climb(members: np.ndarray, gallery: np.ndarray, kernel: ModuleType) -> np.ndarray:
+    """Weights of members (k, views, images, d): from one vote each, votes are added as long as that helps."""
+    votes, total = np.ones(len(members)), members.sum(0)
+    best = gains(total, gallery, kernel).mean()
+    for _ in range(2 * len(members)):
+        scores = [gains(total + member, gallery, kernel).mean() for member in members]
+        if max(scores) <= best:
+            break
+        best, chosen = max(scores), int(np.argmax(scores))
+        votes[chosen] += 1
+        total = total + members[chosen]
+    return votes / votes.sum()
+
+
+def weigh(members: np.ndarray, gallery: np.ndarray, kernel: ModuleType) -> Blend:
+    """Equal weights, or fitted ones where they are better on images that they were not fitted on."""
+    equal = members.mean(0)
+    equal_gains = gains(equal, gallery, kernel)
+    weights, chosen, held_out = np.full(len(members), 1 / len(members)), equal, None
+    half = np.arange(len(gallery)) // kernel.POOL % 2  # whole pools
+    if half.any() and len(members) > 1:
+        crossed = np.empty_like(equal)
+        for side in (0, 1):
+            fitted = climb(members[:, :, half != side], gallery[half != side], kernel)
+            crossed[:, half == side] = np.tensordot(fitted, members[:, :, half == side], 1)
+        gain = gains(crossed, gallery, kernel) - equal_gains
+        held_out = float((equal_gains + gain).mean())
+        if gain.mean() > gain.std(ddof=1) / len(gain)**0.5:
+            weights, chosen = climb(members, gallery, kernel), crossed
+    return Blend(weights, kernel.evaluate(chosen, gallery), float(equal_gains.mean()), held_out)
