@@ -1234,7 +1234,7 @@ def draw_curves(run: Run) -> None:
                        label=f"member {member}, {name}")
     left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
     right.set(xlabel="epoch", ylabel=f"MRR in pools of {POOL}", title="Validation on unseen images")
-    for axes in (left, right) if run.history else ():
+    for axes in [axes for axes in (left, right) if axes.lines]:
         axes.legend(fontsize=8)
     with atomic(run.output / CURVES) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
