@@ -207,13 +207,15 @@ def relation(first: Shape, last: Shape, rng: np.random.Generator) -> str:
 
 ENCODER_SEED = 20251  # the encoders are fixed: only the scenes and the wording follow --seed
 BUCKETS = 4096
+FUNCTION_WORDS = frozenset(["a", "an", ".", ",", "of", "the", "and", "is", "there", "in", "on", "at", "with", "to", "see",
+                            "taken", "picture"])
 COLOUR_FILTERS, EDGE_FILTERS = 64, 24
 GRID = (2, 3)
 SHRINK = 3  # the encoder sees pictures at a third of their size: less to compute, shapes still to be told apart
 
 
 def encode_text(captions: list[str]) -> np.ndarray:
-    """(n, 1024) float32: hashed words and bigrams through a fixed random two-layer map."""
+    """(n, 1024) float32: hashed words and bigrams, function words muted, through a random two-layer map."""
     rng = np.random.default_rng(ENCODER_SEED)
     table = rng.normal(size=(BUCKETS, TEXT_DIM)).astype(np.float32)
     mix = rng.normal(size=(TEXT_DIM, TEXT_DIM)).astype(np.float32) / np.float32(TEXT_DIM ** .5)
@@ -221,8 +223,10 @@ def encode_text(captions: list[str]) -> np.ndarray:
     sums = np.empty((len(captions), TEXT_DIM), np.float32)
     for row, caption in zip(sums, captions, strict=True):
         words = caption.lower().split()
-        tokens = words + [f"{a} {b}" for a, b in pairwise(words)]
-        row[:] = table[[zlib.crc32(token.encode()) % BUCKETS for token in tokens]].sum(0) / len(tokens) ** .5
+        tokens = [*((word,) for word in words), *pairwise(words)]
+        weights = np.array([.1 if FUNCTION_WORDS.issuperset(token) else 1 for token in tokens], np.float32)
+        rows = [zlib.crc32(" ".join(token).encode()) % BUCKETS for token in tokens]
+        row[:] = weights @ table[rows] / np.linalg.norm(weights)
     return np.float32(.5) * (np.tanh(np.tanh(sums) @ mix) + np.float32(.4) * common)
 
 
@@ -396,8 +400,9 @@ def make_full_size(dest: Path, n_images: int = FULL_IMAGES, seed: int = 0, n_tes
     to_text, to_image = (rng.normal(size=(48, dim)).astype(np.float32) for dim in (TEXT_DIM, IMAGE_DIM))
     common = rng.normal(size=IMAGE_DIM).astype(np.float32)
     latent = rng.normal(size=(n_images + n_test, 48)).astype(np.float32)
-    images = latent @ to_image / 20 + rng.normal(scale=.2, size=(len(latent), 1)) * .2 * common + .5 * common
-    images = images.astype(np.float32) + rng.standard_normal(images.shape, np.float32) * np.float32(.1)
+    images = rng.standard_normal((len(latent), IMAGE_DIM), np.float32) * np.float32(.1)
+    images += latent @ to_image / np.float32(20) + common / 2
+    images *= np.exp(rng.normal(.05, .08, size=(len(latent), 1))).astype(np.float32)
 
     def captions_of(rows: np.ndarray) -> np.ndarray:
         seen = np.tanh(latent[rows] + rng.standard_normal((len(rows), 48), np.float32) * np.float32(.5))
