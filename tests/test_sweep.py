@@ -162,7 +162,7 @@ def test_missing_data_is_told_before_anything_is_pushed(plans, kaggle, tmp_path)
 INTERRUPTIONS = {
     "before a push": (KaggleClient, "save_kernel", 2, False),
     "after a push": (KaggleClient, "save_kernel", 2, True),
-    "after pushing again": (KaggleClient, "save_kernel", 4, True),
+    "after pushing again": (KaggleClient, "save_kernel", 3, True),
     "while polling": (KaggleClient, "kernel_status", 3, False),
     "while fetching": (push_kernel.Output, "download_verified", 2, True),
     "after fetching": (push_kernel, "fetch", 1, True),
@@ -172,14 +172,14 @@ INTERRUPTIONS = {
     "after blending": (sweep, "blend_runs", 1, True),
     "before the record": (sweep, "keep", 1, False),
     "after the record": (sweep, "keep", 1, True),
-    **{f"before writing the record, entry {number}": (record, "append", number, False) for number in (2, 4, 6, 7, 9)},
-    **{f"after writing the record, entry {number}": (record, "append", number, True) for number in (1, 3, 5, 7, 8)},
+    **{f"before writing the record, entry {number}": (record, "append", number, False) for number in (2, 6, 7)},
+    **{f"after writing the record, entry {number}": (record, "append", number, True) for number in (1, 6, 8)},
 }
 
 
 @pytest.mark.parametrize("place", INTERRUPTIONS)
 def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, kaggle, tmp_path, monkeypatch, place):
-    plans(".E.")
+    plans("E.")
     owner, name, number, takes_effect = INTERRUPTIONS[place]
     original, count = getattr(owner, name), 0
 
@@ -194,10 +194,9 @@ def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_sweep("--members", 3)
-    assert run_sweep("--members", 3) == 0
-    assert {ref: len(runs) for ref, runs in kaggle.kernels.items()} == {
-        f"{SLUG}-s01": 1, f"{SLUG}-s02": 2, f"{SLUG}-s03": 1}
+            run_sweep("--members", 2)
+    assert run_sweep("--members", 2) == 0
+    assert {ref: len(runs) for ref, runs in kaggle.kernels.items()} == {f"{SLUG}-s01": 2, f"{SLUG}-s02": 1}
     assert len(record.find(tmp_path / "runs", event="sweep")) == 1
     assert len(record.find(tmp_path / "runs", event="run_failed")) == 1
 
@@ -220,32 +219,41 @@ def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
     for part in ("tools", "kernel", "kaggle_dataset"):
         shutil.copytree(REPO / part, repo / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(REPO / "kernel-metadata.json", repo / "kernel-metadata.json")
-    command = [sys.executable, repo / "tools" / "sweep.py", "--members=3", "--runs", tmp_path / "runs", "--data", data,
+    command = [sys.executable, repo / "tools" / "sweep.py", "--members=2", "--runs", tmp_path / "runs", "--data", data,
                "--set=val_fraction=0.5"]
-    plans(".E.")
+    plans("E.")
     kaggle.calls = KillAt()
     for name in ("SaveKernel", "GET output", ""):  # the push is carried out although the client is dead
         kaggle.calls.name = name
         kaggle.calls.victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         assert kaggle.calls.victim.wait(timeout=120) == (-signal.SIGKILL if name else 0)
-    assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1, 1, 2]
-    assert kaggle.count("SaveKernel") == 4
+    assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1, 2]
+    assert kaggle.count("SaveKernel") == 3
 
 
 # ------------------------------------------------------------------------------------------- here
-def test_local_sweep_goes_on_after_a_failure(data, tmp_path, kernel, capfd, monkeypatch):
+def test_local_sweep_goes_on_after_a_failure(data, outputs, tmp_path, kernel, capfd, monkeypatch):
     table = tmp_path / "runs.csv"
     table.write_text("recipe,seed,knobs\nclosed_form,0,ridge=0.1\nclosed_form,0,ridge=1 whiten=1\n")
     command = ["--table", str(table), "--local", "--data", str(data), "--runs", str(tmp_path / "runs"), "--json",
                "--set", "device=cpu", "--set", "dtype=float32", "--set", "val_fraction=0.5", "--retries", "0"]
-    real = local_run.run_kernel
-    fails = lambda data, output, *rest: (local_run.Ended(1, "no luck") if output.name == "s02"  # noqa: E731
-                                         else real(data, output, *rest))
+    real, made = local_run.run_kernel, {"s02": local_run.Ended(1, "no luck")}
+
+    def run(data: Path, output: Path, *rest: object) -> local_run.Ended:
+        return made.get(output.name) or real(data, output, *rest)
+
     with monkeypatch.context() as patch:
-        patch.setattr(local_run, "run_kernel", fails)
+        patch.setattr(local_run, "run_kernel", run)
         assert sweep.main(command) == 0
     out, err = capfd.readouterr()
     assert "run s02: no luck" in err and [bool(one["run"]) for one in json.loads(out)["members"]] == [True, False]
+
+    def copy(data: Path, output: Path, *rest: object) -> local_run.Ended:
+        for name, content in outputs[0].items():
+            (output / name).write_bytes(content)
+        return local_run.Ended(0, "")
+
+    monkeypatch.setattr(local_run, "run_kernel", copy)
     assert sweep.main(command) == 0
     out, err = capfd.readouterr()
     check_blend(json.loads(out), kernel, data)
