@@ -67,8 +67,7 @@ def report(run: FinishedRun, kernel: ModuleType, as_json: bool) -> None:
 def failed(code: int, error: str, output: Path) -> int:
     """One line on stderr; the kernel's code."""
     if code in STOPPED:
-        again = shlex.join(["python", "tools/run_local.py", *sys.argv[1:], "--output", str(output)])
-        print(f"interrupted; go on with: {again}", file=sys.stderr)
+        print(f"interrupted; the same command with --output {shlex.quote(str(output))} goes on", file=sys.stderr)
     else:
         print(f"error: {error or f'the kernel ended with code {code}; its last lines are above'}", file=sys.stderr)
     return code
@@ -78,7 +77,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Run the kernel on this machine, check what it wrote, record it.",
-        epilog="example: python tools/run_local.py --recipe baseline --set epochs=5 --output runs/baseline-5")
+        epilog="example: python tools/run_local.py --recipe baseline --set epochs=5 --output runs/baseline-5\n\n"
+        "exit codes: the kernel's (0 only when every output is what its manifest says, 1 failed, 2 wrong input,\n"
+        "130 or 143 interrupted: the same command with the same --output goes on)",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR",
                         help="the competition's files lie anywhere below it (default data/, or a drawn sample)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: <runs>/<UTC time>-<recipe>")

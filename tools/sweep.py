@@ -333,7 +333,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Train many members on Kaggle's sessions, or here, and blend them into one submission.",
-        epilog="example: python tools/sweep.py --members 8 --recipe align --set epochs=16 --sessions 2")
+        epilog="example: python tools/sweep.py --members 8 --recipe align --set epochs=16 --sessions 2\n\n"
+        "exit codes: 0 blended and checked, 1 no run succeeded, no quota or Kaggle refused, 2 wrong input; after any\n"
+        "of them, and after an interruption (130 or 143), the same command goes on",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, metavar="N", help="so many runs with the seeds 0 to N-1")
     parser.add_argument("--table", type=Path, metavar="CSV", help=f"a row a run; columns {', '.join(COLUMNS)}")
     parser.add_argument("--recipe", help="of every run that names none")
