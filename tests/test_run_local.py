@@ -51,7 +51,7 @@ def test_interrupted_run_goes_on(tmp_path, capfd):
     """Ctrl-C reaches the kernel once, it checkpoints; the same output folder goes on and ends with the table."""
     data, output = draw_data(tmp_path / "data"), tmp_path / "mine"
     command = ["--data", str(data), "--output", str(output), "--runs", str(tmp_path), *TINY, "--set=epochs=20",
-               "--set=eval_every=1", "--set=checkpoint_seconds=0.1", "--set=ema=0"]
+               "--set=eval_every=1", "--set=checkpoint_seconds=0.1"]
     sender = send_when(lambda: any(output.glob("resume_validate_0.pth")), signal.SIGINT)
     assert run_local.main(command) == 130
     sender.join()
