@@ -207,8 +207,8 @@ def relation(first: Shape, last: Shape, rng: np.random.Generator) -> str:
 
 ENCODER_SEED = 20251  # the encoders are fixed: only the scenes and the wording follow --seed
 BUCKETS = 4096
-FUNCTION_WORDS = frozenset(["a", "an", ".", ",", "of", "the", "and", "is", "there", "in", "on", "at", "with", "to", "see",
-                            "taken", "picture"])
+FUNCTION_WORDS = frozenset(["a", "an", ".", ",", "of", "the", "and", "is", "there", "in", "on", "at", "with", "to",
+                            "see", "taken", "picture"])
 COLOUR_FILTERS, EDGE_FILTERS = 64, 24
 GRID = (2, 3)
 SHRINK = 3  # the encoder sees pictures at a third of their size: less to compute, shapes still to be told apart
