@@ -1,7 +1,7 @@
 """Train many members, on Kaggle's own sessions or here, and blend them into one checked submission.
 
     python tools/sweep.py --members 8                      eight seeds of the default recipe, two sessions at a time
-    python tools/sweep.py --table runs.csv --sessions 4    a row a run: recipe,seed,knobs such as align,3,lr=0.002 hidden=4096
+    python tools/sweep.py --table runs.csv --sessions 4    a row a run: recipe,seed,knobs such as align,3,lr=0.002
     python tools/sweep.py --members 8 --local              the same table on this machine, one after another
 
 All members hold out the same images, so that the blend is scored on photos that none of them saw. A failed run is
