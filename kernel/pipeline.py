@@ -63,6 +63,7 @@ class Knobs:
     # network
     network: str = "align"  # align, mlp (the baseline's) or linear (the closed form)
     hidden: int = 4096  # wide and shallow
+    activation: str = "silu"  # silu, square (of relu) or gate: as good alone, and members that differ help each other
     dropout: float = 0.5  # on the hidden layer; 5 captions a photo are few
     input_dropout: float = 0.2  # on the text vector: the regulariser that gained most
     # objective
@@ -77,6 +78,7 @@ class Knobs:
     schedule: str = "cosine"  # cosine with a short warm-up, or constant (the baseline)
     members: int = 1  # networks whose unit predictions are averaged
     variants: str = ""  # how members differ on purpose: "raw_weight=1; network=linear", taken in turn
+    repulsion: float = 0.2  # between the predictions of a pool, whose images are known to differ
     ridge: float = 0.1  # closed form: penalty, in units of the mean variance of a text dimension
     whiten: float = 0.3  # closed form: residual whitening's floor, in units of the mean residual variance
     # evaluation and running
@@ -95,7 +97,7 @@ class Knobs:
 RECIPES: dict[str, dict[str, Any]] = {
     # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
     "baseline": {"network": "mlp", "hidden": 4096, "dropout": 0.2, "schedule": "constant", "epochs": 20, "batch": 64,
-                 "lr": 1e-3, "weight_decay": 0.0, "eval_every": 5},
+                 "lr": 1e-3, "weight_decay": 0.0, "repulsion": 0.0, "eval_every": 5},
     # Ridge, then residual whitening: seconds, no network.
     "closed_form": {"network": "linear"},
     # One network on both objectives at once.
@@ -159,10 +161,11 @@ def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
 
 
 CHOICES = {"mode": ("train", "predict"), "device": ("auto", "cpu", "cuda"), "schedule": ("cosine", "constant"),
-           "dtype": ("auto", "float32", "bfloat16", "float16"), "network": ("align", "mlp", "linear")}
+           "dtype": ("auto", "float32", "bfloat16", "float16"), "network": ("align", "mlp", "linear"),
+           "activation": ("silu", "square", "gate")}
 AT_LEAST_ONE = ("hidden", "epochs", "batch", "logit_block", "members", "eval_every", "infer_batch", "checkpoint_every")
 POSITIVE = ("lr", "ridge", "whiten", "temperature", "max_minutes", "val_fraction")
-HIGHEST = {"dropout": 0.99, "input_dropout": 0.99, "raw_weight": 1, "val_fraction": 0.9}  # all others: a million
+HIGHEST = {"dropout": 0.99, "input_dropout": 0.99, "raw_weight": 1, "repulsion": 0.9, "val_fraction": 0.9}  # else 1e6
 
 
 def check_knobs(knobs: Knobs) -> Knobs:
@@ -504,15 +507,16 @@ class Dropout(nn.Module):
 
 
 class AlignNet(nn.Module):
-    """LayerNorm, dropout, one wide hidden layer (LayerNorm, SiLU, dropout) and a linear skip.
+    """LayerNorm, dropout, one wide hidden layer (LayerNorm, activation, dropout), linear skip.
 
     Text (b, d_text) -> predictions (b, d_image).
     """
 
     def __init__(self, d_text: int, d_image: int, knobs: Knobs) -> None:
         super().__init__()
-        self.norm_hidden = nn.LayerNorm(knobs.hidden)
-        self.expand, self.project = nn.Linear(d_text, knobs.hidden, bias=False), nn.Linear(knobs.hidden, d_image)
+        self.activation = knobs.activation
+        self.expand = nn.Linear(d_text, knobs.hidden * (2 if self.activation == "gate" else 1), bias=False)
+        self.norm_hidden, self.project = nn.LayerNorm(knobs.hidden), nn.Linear(knobs.hidden, d_image)
         self.skip = nn.Linear(d_text, d_image, bias=False)
         self.input_dropout, self.dropout = Dropout(knobs.input_dropout), Dropout(knobs.dropout)
         # 1/temperature in log space, one for each image geometry: (raw, unit)
@@ -520,8 +524,14 @@ class AlignNet(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         text = self.input_dropout(F.layer_norm(text, text.shape[1:]))
-        hidden = self.dropout(F.silu(self.norm_hidden(self.expand(text))))
-        return self.project(hidden) + self.skip(text)
+        return self.project(self.dropout(self.activate(self.expand(text)))) + self.skip(text)
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        if self.activation == "gate":
+            value, gate = hidden.chunk(2, dim=1)
+            return self.norm_hidden(value * F.silu(gate))
+        hidden = self.norm_hidden(hidden)
+        return F.silu(hidden) if self.activation == "silu" else F.relu(hidden).square()
 
 
 def mlp(d_text: int, d_image: int, knobs: Knobs) -> nn.Module:
@@ -919,9 +929,9 @@ def evaluate(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, dict[str
 def validate(run: Run, members: list[dict]) -> dict[str, dict[str, float]]:
     """Metrics of `members` on the run's validation images, five captions each."""
     views = caption_views(run.train.image_of, run.val_images)
-    text = run.train.text[views.ravel()]
-    predictions = predict(make_bundle(run, members), text, run.device)
-    return evaluate(predictions.reshape(*views.shape, -1), run.train.images[run.val_images])
+    bundle = make_bundle(run, members)
+    predictions = predict(bundle, run.train.text[views.ravel()], run.device).reshape(*views.shape, -1)
+    return evaluate(np.stack([repel(bundle, view) for view in predictions]), run.train.images[run.val_images])
 
 
 def report(run: Run, members: list[dict]) -> dict[str, dict[str, float]]:
@@ -1003,6 +1013,23 @@ def predict(bundle: dict[str, Any], text: np.ndarray, device: torch.device | str
     return total * np.float32(bundle["length"] / len(bundle["members"]))
 
 
+def repel(bundle: dict[str, Any], predictions: np.ndarray) -> np.ndarray:
+    """Predictions (n, d) in the order of evaluation, each pushed off those of its pool that are most like it.
+
+    A pool's captions belong to different images, so what two predictions share tells neither's image from the
+    other's: p_i - strength * sum_j softmax_j(cos(p_i, p_j) / .1) p_j. It needs the captions of a pool alone, no image.
+    """
+    strength, pools = bundle["knobs"]["repulsion"], []
+    if not strength:
+        return predictions
+    for start in range(0, len(predictions), POOL):
+        unit = F.normalize(torch.from_numpy(predictions[start:start + POOL]), dim=1)
+        likeness = (unit @ unit.T / 0.1).fill_diagonal_(-math.inf)
+        pushed = unit - strength * likeness.softmax(dim=1).nan_to_num() @ unit
+        pools.append(F.normalize(pushed, dim=1).numpy() * np.float32(bundle["length"]))
+    return np.concatenate(pools)
+
+
 def write_submission(path: Path, ids: np.ndarray, predictions: np.ndarray) -> None:
     """The competition's csv; six significant digits keep every rank at half the size."""
     if not np.isfinite(predictions).all():
@@ -1050,7 +1077,7 @@ def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: in
 
 def submit(path: Path, test: TestSet, bundle: dict[str, Any], device: torch.device) -> None:
     """Predict the test captions, write the csv, read it back."""
-    write_submission(path, test.caption_ids, predict(bundle, test.text, device))
+    write_submission(path, test.caption_ids, repel(bundle, predict(bundle, test.text, device)))
     check_submission(path, test.caption_ids, bundle["dims"][1])
     log(f"submission: {path} ({path.stat().st_size / 1e6:.1f} MB, {len(test.caption_ids)} rows, read back and checked)")
 
