@@ -46,6 +46,8 @@ class KernelServer:
 
     def start(self, *arguments: object, file_limit: int | None = None) -> int:
         """Start a run; its process id."""
+        for name in ("stdout", "stderr"):  # what an earlier run said is no sign of this one
+            (self.folder / name).write_text("")
         return self.ask(arguments=list(map(str, arguments)), file_limit=file_limit, folder=str(self.folder))
 
     def wait(self) -> Ended:
