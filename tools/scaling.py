@@ -125,7 +125,7 @@ def study(output: Path, settings: list[str], kernel: ModuleType) -> dict[str, An
 
 def figure(value: float | None) -> str | None:
     """An exponent as text."""
-    return None if value is None else f"{value:.2f}"
+    return None if value is None else f"{round(value, 2) + 0:.2f}"  # no -0.00
 
 
 def plot(found: dict[str, list[Point]], fitted: dict[str, dict[str, float | None]], path: Path) -> None:
