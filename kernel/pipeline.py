@@ -982,7 +982,7 @@ def load_weights(path: Path) -> dict[str, Any]:
     try:
         text = np.zeros((1, bundle["dims"][0]), np.float32)
         bundle["knobs"]["recipe"], bundle["knobs"]["split_seed"], list(bundle["val_images"])
-        predict(bundle, text)
+        repel(bundle, predict(bundle, text))
     except Exception as error:  # any mixture of wrong keys, types and shapes
         raise UserError(f"{path}: holds no weights of this script ({first_line(error)}); fetch it again") from error
     return bundle
