@@ -110,7 +110,7 @@ class Corpus:
 
         self.kernel, self.folder, self.ids = kernel, folder, np.arange(1, 21)
         self.root = draw_data(folder / "data", images=40, captions=3, test=20)
-        self.tiny = {"hidden": 8, "epochs": 1, "batch": 32, "device": "cpu", "dtype": "float32", "val_fraction": 0.2}
+        self.tiny = {"recipe": "align", "hidden": 8, "epochs": 1, "batch": 32, "device": "cpu", "dtype": "float32"}
         settings = [f"--set={key}={value}" for key, value in self.tiny.items()]
         self.code(["--input", self.root, "--output", folder / "done", *settings])
         self.run = kernel.prepare(self.root, folder / "open", kernel.resolve_knobs(self.tiny))

@@ -116,6 +116,7 @@ def test_the_validated_model_never_saw_its_validation_images(kernel, data: Path,
     images = np.array([train.image_names.index(name) for name in bundle["val_images"]])
     views = kernel.caption_views(train.image_of, images)
     predictions = kernel.predict(bundle, train.text[views.ravel()]).reshape(5, len(images), -1)
+    predictions = np.stack([kernel.repel(bundle, view) for view in predictions])  # as they are submitted
     found = kernel.evaluate(predictions, train.images[images])
     expected = json.loads((first[0] / "metrics.json").read_text())["validation"]
     assert found["pool100_raw"]["mrr"] == pytest.approx(expected["pool100_raw"]["mrr"], abs=1e-6)
@@ -148,7 +149,7 @@ def test_a_shuffled_label_trains_the_same_task(server, tmp_path: Path):
         assert not server.run("--input", source, "--output", tmp_path / name, *TINY, "--recipe=closed_form").returncode
     tables = [json.loads((tmp_path / name / "metrics.json").read_text())["validation"]["pool100_raw"]
               for name in ("plain", "shuffled")]
-    assert tables[0]["mrr"] == pytest.approx(tables[1]["mrr"], abs=1e-3) and tables[0]["mrr"] > 0.5
+    assert tables[0]["mrr"] == pytest.approx(tables[1]["mrr"], abs=0.02) and tables[0]["mrr"] > 0.5
 
 
 # ------------------------------------------------------------------------------------ predict from weights

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from drawn import IMAGE, TEXT, draw_data
 
-QUICK = {"hidden": 32, "epochs": 3, "batch": 64, "device": "cpu", "dtype": "float32"}
+QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "device": "cpu", "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_align_beats_the_closed_form_and_the_baseline(kernel, prepare, tmp_path:
     source = draw_data(tmp_path / "larger", images=800, captions=4)
     scores = {}
     for recipe, knobs in (("baseline", {}), ("closed_form", {}), ("align", {"dropout": 0.1, "input_dropout": 0.0})):
-        run = prepare(source, recipe=recipe, **{"hidden": 256, "epochs": 12, "val_fraction": 0.25, **knobs})
+        run = prepare(source, recipe=recipe, **{"hidden": 256, "epochs": 12, "val_fraction": 0.25, "repulsion": 0.0, **knobs})
         scores[recipe] = kernel.validate(run, trained(kernel, run))["pool100_raw"]["mrr"]
         for state in run.output.glob("resume_*"):
             state.unlink()
@@ -195,6 +195,17 @@ def test_weights_that_claim_a_huge_network_take_no_memory(kernel, prepare, tmp_p
     torch.save(bundle, tmp_path / "weights.pth")
     with pytest.raises(kernel.UserError, match="holds no weights"):
         kernel.load_weights(tmp_path / "weights.pth")
+
+
+def test_repulsion_stays_within_a_pool_and_moves_no_length(kernel):
+    predictions = np.random.default_rng(0).normal(size=(230, 8)).astype(np.float32)
+    bundle = {"knobs": {"repulsion": 0.3}, "length": 5.0}
+    whole = kernel.repel(bundle, predictions)
+    assert whole.shape == predictions.shape and np.allclose(np.linalg.norm(whole, axis=1), 5, rtol=1e-4)
+    parts = [kernel.repel(bundle, predictions[s:s + 100]) for s in (0, 100, 200)]
+    assert np.allclose(whole, np.concatenate(parts), atol=1e-6)
+    assert kernel.repel(bundle, predictions[:1]).shape == (1, 8) and np.isfinite(kernel.repel(bundle, whole[:1])).all()
+    assert kernel.repel({"knobs": {"repulsion": 0.0}}, predictions) is predictions
 
 
 # ------------------------------------------------------------------------------------------- submission
@@ -427,7 +438,7 @@ def test_a_singular_closed_form_is_one_line(kernel, prepare, tmp_path: Path, mon
 
 # ------------------------------------------------------------------------------------------ time and knobs
 def test_the_plan_fits_the_time(kernel, prepare, monkeypatch: pytest.MonkeyPatch, capsys):
-    run = prepare(recipe="ensemble", epochs=10, hidden=16)
+    run = prepare(members=4, variants="; ; ; network=linear", epochs=10)
     monkeypatch.setattr(kernel, "step_seconds", lambda trainer: 1.0)
     steps = math.ceil(len(run.train_images) * 5 / 64)
     everything = 3 * 10 * steps * (1 + len(run.train.images) / len(run.train_images))  # the linear member costs nothing
