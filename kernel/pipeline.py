@@ -54,7 +54,7 @@ OVERRIDES: dict = {}
 class Knobs:
     """Everything that may be set, with why it has its value. `--set KEY=VALUE` changes one."""
 
-    recipe: str = "align"  # a named set of knobs below; the quality of each is in the README's table
+    recipe: str = "ensemble"  # a named set of knobs below; the quality of each is in the README's table
     mode: str = "train"  # train, or predict with weights found below the input root
     seed: int = 0  # initial weights, order, mixing and dropout all follow from it
     split_seed: int = 0  # the validation images follow from this one, so that runs of several seeds can be compared
@@ -78,7 +78,7 @@ class Knobs:
     schedule: str = "cosine"  # cosine with a short warm-up, or constant (the baseline)
     members: int = 1  # networks whose unit predictions are averaged
     variants: str = ""  # how members differ on purpose: "raw_weight=1; network=linear", taken in turn
-    repulsion: float = 0.2  # between the predictions of a pool, whose images are known to differ
+    repulsion: float = 0.3  # between the predictions of a pool, whose images are known to differ
     ridge: float = 0.1  # closed form: penalty, in units of the mean variance of a text dimension
     whiten: float = 0.3  # closed form: residual whitening's floor, in units of the mean residual variance
     # evaluation and running
@@ -103,7 +103,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # One network on both objectives at once.
     "align": {},
     # Networks that differ on purpose.
-    "ensemble": {"members": 4, "variants": "; raw_weight=1; hidden=4096; network=linear"},
+    "ensemble": {"members": 5, "variants": "; ; activation=square hidden=2048; activation=gate hidden=2048; "
+                                           "network=linear"},
 }
 
 SUBMISSION, METRICS, MANIFEST = "pipeline_submission.csv", "metrics.json", "manifest.json"
@@ -550,16 +551,17 @@ def fit_closed_form(text: Tensor, images: Tensor, image_of: Tensor, knobs: Knobs
     text (n, d_text), images (m, d_image), image_of (n,); returns the state of nn.Linear. The mean image is taken
     off: it is the same for the whole gallery, so it moves no rank.
     """
-    mean_text, mean_image = text.mean(0), images.mean(0)
-    x, y = text - mean_text, images - mean_image
-    covariance = x.T @ x / len(x)
-    ridge = knobs.ridge * covariance.diagonal().mean() * torch.eye(len(covariance), device=x.device)
-    pooled = torch.zeros(len(y), x.shape[1], device=x.device).index_add_(0, image_of, x)  # sum of an image's captions
-    weight = torch.linalg.solve(covariance + ridge, pooled.T @ y / len(x))  # (d_text, d_image)
-    residual = y[image_of] - x @ weight
-    scatter = residual.T @ residual / len(x)
-    floor = knobs.whiten * scatter.diagonal().mean() * torch.eye(len(scatter), device=x.device)
-    query = torch.linalg.solve(scatter + floor, weight.T)  # (d_image, d_text)
+    n, mean_text, y = len(text), text.mean(0), (images - images.mean(0)).double()
+    count = torch.bincount(image_of, minlength=len(y)).unsqueeze(1)
+    pooled = torch.zeros(len(y), text.shape[1], device=text.device).index_add_(0, image_of, text) - count * mean_text
+    covariance = ((text.T @ text) / n - torch.outer(mean_text, mean_text)).double()
+    cross = pooled.double().T @ y / n  # (d_text, d_image); sums over captions are sums over images of their pooled ones
+    ridge = knobs.ridge * covariance.diagonal().mean() * torch.eye(len(covariance), device=y.device)
+    weight = torch.linalg.solve(covariance + ridge, cross)
+    explained = weight.T @ cross
+    scatter = (y * count).T @ y / n - explained - explained.T + weight.T @ covariance @ weight  # of the residual
+    floor = knobs.whiten * scatter.diagonal().mean() * torch.eye(len(scatter), device=y.device)
+    query = torch.linalg.solve(scatter + floor, weight.T).float()  # (d_image, d_text)
     return {"weight": query, "bias": -query @ mean_text}
 
 
@@ -766,7 +768,7 @@ class Trainer:
         self.loss_sum.zero_()
         if self.phase == "validate" and (self.finished or self.epoch % self.knobs.eval_every == 0):
             row |= {name: table["mrr"] for name, table in validate(run, [self.described()]).items()}
-        self.history.append(row | {"seconds": round(time.monotonic() - STARTED, 1)})
+        self.history.append(row | {"seconds": round(time.monotonic() - STARTED, 2)})
         log_row(self.history[-1])
         named = self.member == 0 and self.phase == ("refit" if run.knobs.refit else "validate")
         if named and self.epoch % self.knobs.checkpoint_every == 0:
