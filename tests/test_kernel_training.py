@@ -83,7 +83,7 @@ def test_align_beats_the_closed_form_and_the_baseline(kernel, prepare, tmp_path:
     source = draw_data(tmp_path / "larger", images=800, captions=4)
     scores = {}
     for recipe, knobs in (("baseline", {}), ("closed_form", {}), ("align", {"dropout": 0.1, "input_dropout": 0.0})):
-        run = prepare(source, recipe=recipe, **{"hidden": 256, "epochs": 12, "val_fraction": 0.25, "repulsion": 0.0, **knobs})
+        run = prepare(source, recipe=recipe, hidden=256, epochs=12, val_fraction=0.25, repulsion=0.0, **knobs)
         scores[recipe] = kernel.validate(run, trained(kernel, run))["pool100_raw"]["mrr"]
         for state in run.output.glob("resume_*"):
             state.unlink()
