@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 TEXT, IMAGE, LATENT = 32, 48, 16
-TINY = ["--recipe=align", "--set=hidden=32", "--set=epochs=3", "--set=batch=64", "--set=device=cpu",
-        "--set=dtype=float32"]
+SMALL = ["--set=hidden=32", "--set=epochs=3", "--set=batch=64", "--set=device=cpu", "--set=dtype=float32"]
+TINY = ["--recipe=align", *SMALL]
 
 
 def draw_arrays(images: int = 240, captions: int = 5, test: int = 100, seed: int = 0,

@@ -8,7 +8,7 @@ import benchmark
 import local_run
 import pytest
 import scaling
-from drawn import TINY, draw_data
+from drawn import SMALL, draw_data
 from project import InputError, ToolError
 
 PNG = b"\x89PNG"
@@ -25,7 +25,7 @@ def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: ob
 def test_recipes_side_by_side(tmp_path, capfd, kernel):
     data, output = draw_data(tmp_path / "data"), tmp_path / "bench"
     command = ["--recipes", "baseline", "closed_form", "--data", str(data), "--output", str(output), "--json"]
-    assert benchmark.main([*command, *TINY, "--set=eval_every=1"]) == 0
+    assert benchmark.main([*command, *SMALL, "--set=eval_every=1"]) == 0
     result = json.loads(capfd.readouterr().out)
     baseline, closed = result["recipes"]
     captions = (240 - kernel.split_images(240, 0.1, 0)[1].size) * 5

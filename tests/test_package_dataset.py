@@ -341,7 +341,7 @@ def test_a_kernel_resumes_from_the_mounted_state_of_an_unfinished_run(
     files, _ = competition_files()
     kaggle.competitions["aml-competition"].files = files
     data, stopped = write_tree(tmp_path / "data", files), tmp_path / "runs" / "stopped"
-    knobs = ["--set", "device=cpu", "--set", "dtype=float32", "--set", "hidden=8", "--set", "epochs=1"]
+    knobs = ["--recipe", "align", "--set", "device=cpu", "--set", "dtype=float32", "--set", "hidden=8", "--set", "epochs=1"]
     quietly_in_process("--input", data, "--output", stopped, *knobs, "--set", "max_minutes=0.001")
     assert (stopped / kernel.RESUME_RUN).is_file()
     assert package("--run", stopped) == 0

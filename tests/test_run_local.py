@@ -12,7 +12,7 @@ import local_run
 import pytest
 import record
 import run_local
-from drawn import TINY, draw_data
+from drawn import SMALL, TINY, draw_data
 from project import InputError, ToolError
 
 
@@ -37,7 +37,7 @@ def send_when(condition, number: int) -> threading.Thread:
 
 def test_run_with_json(tmp_path, capfd):
     data, runs = draw_data(tmp_path / "data"), tmp_path / "runs"
-    assert run_local.main(["--data", str(data), "--runs", str(runs), "--json", "--recipe", "closed_form", *TINY]) == 0
+    assert run_local.main(["--data", str(data), "--runs", str(runs), "--json", "--recipe", "closed_form", *SMALL]) == 0
     out, err = capfd.readouterr()
     result = json.loads(out)
     run = Path(result["run"])
