@@ -215,10 +215,13 @@ def choose_device(knobs: Knobs) -> torch.device:
     return torch.device("cpu")
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 def choose_dtype(device: torch.device, knobs: Knobs) -> torch.dtype:
     """bf16 only where it is native, fp16 on older GPUs (T4), on a CPU what a short timing shows."""
     if knobs.dtype != "auto":
-        dtype, reason = getattr(torch, knobs.dtype), "asked for"
+        dtype, reason = DTYPES[knobs.dtype], "asked for"
     elif device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)  # is_bf16_supported() counts emulation in
         dtype = torch.bfloat16 if capability >= (8, 0) else torch.float16
@@ -1150,17 +1153,21 @@ def take_up_or_plan(run: Run) -> None:
         try:
             state = json.loads(path.read_text())
             same, planned = state["fingerprint"] == run.fingerprint, {k: int(state[k]) for k in ("epochs", "members")}
+            device, dtype = state["device"], DTYPES[state["dtype"]]
         except Exception as error:
             raise UserError(f"{path}: damaged ({first_line(error)}); delete resume_* there to start anew") from error
         if not same:
             raise UserError(f"{run.output}: holds an unfinished run of other data or knobs; choose another --output, "
                             "or delete resume_* there to start anew")
         run.knobs = check_knobs(dataclasses.replace(run.knobs, **planned))
+        if (device, run.knobs.dtype) == (run.device.type, "auto"):  # a new timing might choose another one
+            run.dtype, run.text = dtype, torch.from_numpy(run.train.text).to(run.device, dtype)
         return
     for stale in [run.output / MANIFEST, *run.output.glob("resume_*"), *run.output.glob(CHECKPOINT.format("*"))]:
         stale.unlink(missing_ok=True)
     run.knobs = plan(run)
-    write_json(path, {"fingerprint": run.fingerprint, "epochs": run.knobs.epochs, "members": run.knobs.members})
+    write_json(path, {"fingerprint": run.fingerprint, "epochs": run.knobs.epochs, "members": run.knobs.members,
+                      "device": run.device.type, "dtype": str(run.dtype).removeprefix("torch.")})
 
 
 def plan(run: Run) -> Knobs:
