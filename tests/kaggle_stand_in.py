@@ -21,8 +21,10 @@ State, all of it open to a test:
   kaggle.kernels["owner/slug"]   list of KernelRun, one a version: request (as sent), text, plan, status, outputs, log
   kaggle.plans                   list of Plan, one for each coming push, the last one stays: queued, running (polls in
                                  each state), outcome, failure, outputs {name: bytes}, log; run=True runs the script
-  kaggle.mount_layout            "new" (input/competitions/slug, input/datasets/owner/slug) or "old" (input/slug)
-  kaggle.mount(request, folder)  mounts the sources of a push as Kaggle does, zips unpacked
+  kaggle.mount_layout            "new" (input/competitions/slug, input/datasets/owner/slug, input/notebooks/owner/slug)
+                                 or "old" (input/slug)
+  kaggle.mount(request, folder)  mounts the sources of a push as Kaggle does: zips unpacked, of a kernel the output of
+                                 its newest complete version
   kaggle.push_error              SaveKernel answers 200 with this error (quota, batch sessions)
   kaggle.gpu_used_hours, gpu_total_hours, output_page (files a page), url_lifetime (seconds)
   kaggle.expire_urls()           every signed URL given out so far now answers 403 with XML
@@ -281,6 +283,11 @@ class StandIn:
             dataset = self.datasets[f"{owner}/{slug}"]
             tree = dataset.versions[dataset.current - 1].tree()
             self._write_tree(folder / (f"datasets/{owner}/{slug}" if new else slug), tree)
+        for source in request.get("kernelDataSources", []):
+            owner, slug = source.split("/")[:2]
+            complete = [run for run in self.kernels[f"{owner}/{slug}"] if run.status == "COMPLETE"]
+            for run in complete[-1:]:
+                self._write_tree(folder / (f"notebooks/{owner}/{slug}" if new else slug), run.outputs)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -580,7 +587,6 @@ class Handler(BaseHTTPRequestHandler):
     kaggle: StandIn
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # headers and body in one packet: no waiting for delayed acknowledgements
-    disable_nagle_algorithm = True
     disable_nagle_algorithm = True  # headers and body go apart: 40 ms a call otherwise
 
     def log_message(self, *_: object) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import package_dataset
 import pytest
+from drawn import TINY
 from kaggle_runs import QUICK, competition_files, outputs_of_run, write_tree
 from kaggle_stand_in import Dataset, DatasetVersion, Fault
 from project import InputError, ToolError
@@ -341,7 +342,7 @@ def test_a_kernel_resumes_from_the_mounted_state_of_an_unfinished_run(
     files, _ = competition_files()
     kaggle.competitions["aml-competition"].files = files
     data, stopped = write_tree(tmp_path / "data", files), tmp_path / "runs" / "stopped"
-    knobs = ["--recipe", "align", "--set", "device=cpu", "--set", "dtype=float32", "--set", "hidden=8", "--set", "epochs=1"]
+    knobs = [*TINY, "--set", "hidden=8", "--set", "epochs=1"]
     quietly_in_process("--input", data, "--output", stopped, *knobs, "--set", "max_minutes=0.001")
     assert (stopped / kernel.RESUME_RUN).is_file()
     assert package("--run", stopped) == 0

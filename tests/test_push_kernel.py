@@ -6,7 +6,8 @@ import re
 import package_dataset
 import push_kernel
 import pytest
-from kaggle_runs import outputs_of_run, write_tree
+from drawn import TINY
+from kaggle_runs import competition_files, outputs_of_run, write_tree
 from kaggle_stand_in import Fault, Plan
 from project import InputError, ToolError
 
@@ -247,11 +248,36 @@ def test_the_deadline(push, kaggle, finished):
     assert kaggle.kernels[REF][0].request["sessionTimeoutSeconds"] == 1
 
 
-def test_a_run_that_its_budget_stopped_is_kept_but_is_no_success(push, kaggle, kernel, tmp_path):
-    kaggle.plans = [Plan(outputs=outputs_of_run(kernel, complete=False, stopped="time budget"))]
-    with pytest.raises(ToolError, match=r"stopped early \(time budget\).*--kernel-source"):
+def test_a_run_that_was_stopped_is_kept_but_is_no_success(push, kaggle, kernel, tmp_path):
+    kaggle.plans = [Plan(outputs=outputs_of_run(kernel, complete=False, stopped="SIGTERM"))]
+    with pytest.raises(ToolError, match=r"stopped early \(SIGTERM\).*--kernel-source"):
         push()
     assert kernel.SUBMISSION in fetched(tmp_path)
+
+
+def test_a_run_that_its_budget_ended_goes_on_in_the_next_push(push, kaggle, kernel, tmp_path, capsys):
+    """The state lies in the first version's output, which the second one has among its inputs."""
+    kaggle.competitions["aml-competition"].files = competition_files()[0]
+    kaggle.plans = [Plan(run=True)]
+    settings = [*TINY, "--set=hidden=8", "--accelerator", "none"]
+    assert push(*settings, "--set", "max_minutes=0.001") == 0
+    assert f"stopped early (time budget); what it has lies verified in {tmp_path}" in capsys.readouterr().err
+    first = kaggle.kernels[REF][0]
+    states = {name: data for name, data in first.outputs.items() if name.startswith("resume_")}
+    assert {"resume_run.json", "resume_validate_0.pth"} <= set(states)
+    assert json.loads(fetched(tmp_path)[kernel.MANIFEST])["stopped"] == "time budget"
+    for layout, folder in (("old", REF.partition("/")[2]), ("new", f"notebooks/{REF}")):
+        kaggle.mount_layout = layout
+        mounted = kaggle.mount({"kernelDataSources": [REF]}, tmp_path / layout) / folder
+        assert {path.name: path.read_bytes() for path in mounted.glob("resume_*")} == states
+
+    assert push(*settings, "--kernel-source", REF) == 0
+    assert "stopped early" not in capsys.readouterr().err
+    second = kaggle.kernels[REF][1]
+    assert second.request["kernelDataSources"] == [REF]
+    assert "going on from" in second.log
+    assert json.loads(fetched(tmp_path, 2)[kernel.MANIFEST])["stopped"] == ""
+    assert not [name for name in second.outputs if name.startswith("resume_")]
 
 
 @pytest.mark.parametrize(

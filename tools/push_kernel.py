@@ -315,14 +315,15 @@ def read_manifest(path: Path, what: str) -> dict[str, Any]:
 
 
 def check_finished(folder: Path, ref: str) -> None:
-    """A run that its time budget stopped has a valid submission, but it is not what was asked for."""
+    """A stopped run has a valid submission, but only where its time budget ended it is that what was asked for."""
     manifest = json.loads((folder / load_kernel().MANIFEST).read_text(encoding="utf-8"))
+    if manifest["complete"] and not manifest.get("stopped"):
+        return
+    text = (f"{ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in {folder}; "
+            f"go on with python tools/push_kernel.py --again --kernel-source {ref} and the same settings")
     if not manifest["complete"]:
-        why = manifest.get("stopped") or "unfinished"
-        raise ToolError(
-            f"{ref}: stopped early ({why}); what it has lies verified in {folder}; "
-            f"go on with python tools/push_kernel.py --again --kernel-source {ref} and the same settings"
-        )
+        raise ToolError(text)
+    print(text, file=sys.stderr)
 
 
 def fetch(client: KaggleClient, owner: str, slug: str, version: int, runs: Path) -> Path:
