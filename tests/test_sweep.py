@@ -1,6 +1,7 @@
 """sweep: many members over stand-in sessions, failing, full, interrupted and killed; and the blend itself."""
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
@@ -19,6 +20,7 @@ import sweep
 from drawn import TINY, draw_data
 from forked import KernelServer
 from kaggle_client import KaggleClient
+from kaggle_runs import write_tree
 from kaggle_stand_in import Fault, Plan
 from project import REPO, InputError, ToolError
 
@@ -269,6 +271,7 @@ def test_local_sweep_goes_on_after_a_failure(data, outputs, tmp_path, kernel, ca
     ("seed,knobs\n1,lr\n", "expected KEY=VALUE"),
     ("seed\n1\n1\n", "run s02 is the same as s01"),
     ("seed,knobs\n1,\n2,split_seed=4\n", "run s02: all runs train, with one split_seed"),
+    ("recipe\nalign\nbaseline\n", "run s02: all runs train, with one repulsion"),
     ("seed,knobs\n1,mode=predict\n", "run s01: all runs train"),
 ])
 def test_bad_tables(tmp_path, text, message):
@@ -287,6 +290,9 @@ def test_bad_options(options):
 
 
 # ------------------------------------------------------------------------------------------- the blend
+PLAIN, REPELLED = ({"knobs": {"repulsion": strength}, "length": 1.0} for strength in (0.0, 0.3))
+
+
 def made_members(noises: list[float], images: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """Unit predictions (k, 2 views, images, 16) of members with so much noise, and the gallery."""
     draw = np.random.default_rng(0)
@@ -297,15 +303,43 @@ def made_members(noises: list[float], images: int = 400) -> tuple[np.ndarray, np
 
 def test_equal_weights_among_equals(kernel):
     members, gallery = made_members([1.0, 1.0, 1.0])
-    found = blend.weigh(members, gallery, kernel)
+    found = blend.weigh(members, gallery, PLAIN, kernel)
     assert found.weights == pytest.approx([1 / 3] * 3) and found.held_out is not None
-    mean = kernel.evaluate(members.mean(0), gallery)
-    assert found.validation == mean and found.equal == pytest.approx(mean["pool100_raw"]["mrr"])
+    mean = kernel.evaluate(blend.unit(members.mean(0)), gallery)
+    assert found.equal == pytest.approx(mean["pool100_raw"]["mrr"])
+    assert all(row == pytest.approx(mean[name], rel=1e-4) for name, row in found.validation.items())
 
 
-def test_fitted_weights_where_they_are_better_on_unseen_images(kernel):
+def test_a_blend_of_one_run_is_that_run(outputs, data, tmp_path, kernel):
+    """Its repulsion is applied as the kernel does it: the same expected score, the same predictions."""
+    folder = write_tree(tmp_path / "run", outputs[0])
+    row = sweep.Row("s01", {})
+    sweep.blend_runs([row], {"s01": folder}, data, tmp_path / "blend", kernel)
+    run, blended = (local_run.check_run(path, kernel) for path in (folder, tmp_path / "blend"))
+    assert run.manifest["knobs"]["repulsion"] > 0
+    for name, scores in run.metrics["validation"].items():
+        assert blended.metrics["validation"][name] == pytest.approx(scores, rel=1e-3)
+    ours, theirs = (read_predictions(one.folder / kernel.SUBMISSION) for one in (blended, run))
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+def read_predictions(path: Path) -> np.ndarray:
+    with path.open(newline="") as file:
+        return np.array([json.loads(row["embedding"]) for row in csv.DictReader(file)])
+
+
+def test_repulsion_counts_in_the_score_of_a_blend(kernel):
+    members, gallery = made_members([1.0, 1.0])
+    found = blend.weigh(members, gallery, REPELLED, kernel)
+    apart = np.stack([kernel.repel(REPELLED, view) for view in members.mean(0)])
+    assert found.validation == kernel.evaluate(apart, gallery)
+    assert found.equal != blend.weigh(members, gallery, PLAIN, kernel).equal
+
+
+@pytest.mark.parametrize("bundle", [PLAIN, REPELLED], ids=["plain", "repelled"])
+def test_fitted_weights_where_they_are_better_on_unseen_images(kernel, bundle):
     members, gallery = made_members([0.6, 5.0, 5.0, 5.0])
-    found = blend.weigh(members, gallery, kernel)
+    found = blend.weigh(members, gallery, bundle, kernel)
     assert found.weights[0] > 0.5 and found.weights.sum() == pytest.approx(1)
     score = found.validation["pool100_raw"]["mrr"]
     assert score == pytest.approx(found.held_out) and score > found.equal  # of images that the weights did not see
@@ -313,5 +347,5 @@ def test_fitted_weights_where_they_are_better_on_unseen_images(kernel):
 
 def test_one_pool_is_too_few_to_fit_weights(kernel):
     members, gallery = made_members([0.5, 5.0], images=100)
-    found = blend.weigh(members, gallery, kernel)
+    found = blend.weigh(members, gallery, PLAIN, kernel)
     assert found.held_out is None and found.weights == pytest.approx([0.5, 0.5])

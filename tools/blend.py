@@ -2,6 +2,7 @@
 
 A blend is scored on the images that every run held out. Weights are fitted on one half of their pools and measured on
 the other, both ways: they are kept only when they beat equal weights by more than the standard error of the gain.
+What is scored is what is submitted: the mean, repelled within pools as the kernel repels its own members' mean.
 """
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Exam:
     gallery: np.ndarray  # (images, d_image)
     test_ids: np.ndarray
     test_text: np.ndarray
-    length: float  # mean length of the training images: the length of a prediction
+    bundle: dict[str, Any]  # how the kernel finishes predictions: the runs' repulsion and length
 
     @property
     def views(self) -> int:
@@ -50,21 +51,21 @@ def open_exam(data: Path, runs: dict[str, FinishedRun], kernel: ModuleType) -> t
     """The exam that all runs can sit, and the facts of the data; runs of other data or another split are refused."""
     paths = [kernel.find_file(data, name) for name in FILES]
     facts = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths}
-    held_out: list[str] = []
+    first: dict[str, Any] = {}
     for name, run in runs.items():
         if {name: run.manifest["inputs"].get(name) for name in facts} != facts:
             raise InputError(f"{run.folder}: was trained on other data than {data} holds; give its data with --data")
-        names = kernel.load_weights(run.folder / kernel.VALIDATED_MODEL)["val_images"]
-        held_out = held_out or names
-        if names != held_out:
+        bundle = kernel.load_weights(run.folder / kernel.VALIDATED_MODEL)
+        first = first or bundle
+        if bundle["val_images"] != first["val_images"]:
             raise InputError(f"run {name} held out other images than {next(iter(runs))}: give all the same split_seed "
                              "and val_fraction")
     train, test = kernel.read_train(paths[0]), kernel.read_test(paths[1])
     index = {name: number for number, name in enumerate(train.image_names)}
-    images = np.array([index[name] for name in held_out])
-    length = float(np.linalg.norm(train.images, axis=1).mean())
+    images = np.array([index[name] for name in first["val_images"]])
     text = train.text[kernel.caption_views(train.image_of, images).ravel()]
-    return Exam(text, train.images[images], test.caption_ids, test.text, length), facts
+    bundle = {"knobs": {"repulsion": first["knobs"]["repulsion"]}, "length": first["length"]}  # the same in all runs
+    return Exam(text, train.images[images], test.caption_ids, test.text, bundle), facts
 
 
 def answers(run: FinishedRun, exam: Exam, kernel: ModuleType) -> tuple[np.ndarray, np.ndarray]:
@@ -74,17 +75,28 @@ def answers(run: FinishedRun, exam: Exam, kernel: ModuleType) -> tuple[np.ndarra
     return validated.reshape(exam.views, len(exam.gallery), -1), final
 
 
-def gains(predictions: np.ndarray, gallery: np.ndarray, kernel: ModuleType) -> np.ndarray:
-    """Reciprocal rank of each image, the mean over its captions: predictions (views, images, d), raw, pools of 100."""
-    return np.mean([kernel.reciprocal_ranks(kernel.true_ranks(view, gallery), kernel.POOL) for view in predictions], 0)
+def finished(mean: np.ndarray, bundle: dict[str, Any], kernel: ModuleType) -> np.ndarray:
+    """The mean (n, d) of unit predictions as it is submitted: repelled within pools, at the length of an image."""
+    return kernel.repel(bundle, (unit(mean) * bundle["length"]).astype(np.float32))
 
 
-def climb(members: np.ndarray, gallery: np.ndarray, kernel: ModuleType) -> np.ndarray:
+def finished_views(means: np.ndarray, bundle: dict[str, Any], kernel: ModuleType) -> np.ndarray:
+    """The same for each view of means (views, images, d): a view has one caption of each image, as the test set."""
+    return np.stack([finished(view, bundle, kernel) for view in means])
+
+
+def gains(means: np.ndarray, gallery: np.ndarray, bundle: dict[str, Any], kernel: ModuleType) -> np.ndarray:
+    """Reciprocal rank of each image, raw in pools of 100, the mean over its captions: means (views, images, d)."""
+    ranks = [kernel.true_ranks(view, gallery) for view in finished_views(means, bundle, kernel)]
+    return np.mean([kernel.reciprocal_ranks(row, kernel.POOL) for row in ranks], axis=0)
+
+
+def climb(members: np.ndarray, gallery: np.ndarray, bundle: dict[str, Any], kernel: ModuleType) -> np.ndarray:
     """Weights of members (k, views, images, d): from one vote each, votes are added as long as that helps."""
     votes, total = np.ones(len(members)), members.sum(0)
-    best = gains(total, gallery, kernel).mean()
+    best = gains(total, gallery, bundle, kernel).mean()
     for _ in range(2 * len(members)):
-        scores = [gains(total + member, gallery, kernel).mean() for member in members]
+        scores = [gains(total + member, gallery, bundle, kernel).mean() for member in members]
         if max(scores) <= best:
             break
         best, chosen = max(scores), int(np.argmax(scores))
@@ -93,19 +105,20 @@ def climb(members: np.ndarray, gallery: np.ndarray, kernel: ModuleType) -> np.nd
     return votes / votes.sum()
 
 
-def weigh(members: np.ndarray, gallery: np.ndarray, kernel: ModuleType) -> Blend:
+def weigh(members: np.ndarray, gallery: np.ndarray, bundle: dict[str, Any], kernel: ModuleType) -> Blend:
     """Equal weights, or fitted ones where they are better on images that they were not fitted on."""
     equal = members.mean(0)
-    equal_gains = gains(equal, gallery, kernel)
+    equal_gains = gains(equal, gallery, bundle, kernel)
     weights, chosen, held_out = np.full(len(members), 1 / len(members)), equal, None
     half = np.arange(len(gallery)) // kernel.POOL % 2  # whole pools
     if half.any() and len(members) > 1:
         crossed = np.empty_like(equal)
         for side in (0, 1):
-            fitted = climb(members[:, :, half != side], gallery[half != side], kernel)
+            fitted = climb(members[:, :, half != side], gallery[half != side], bundle, kernel)
             crossed[:, half == side] = np.tensordot(fitted, members[:, :, half == side], 1)
-        gain = gains(crossed, gallery, kernel) - equal_gains
+        gain = gains(crossed, gallery, bundle, kernel) - equal_gains
         held_out = float((equal_gains + gain).mean())
         if gain.mean() > gain.std(ddof=1) / len(gain)**0.5:
-            weights, chosen = climb(members, gallery, kernel), crossed
-    return Blend(weights, kernel.evaluate(chosen, gallery), float(equal_gains.mean()), held_out)
+            weights, chosen = climb(members, gallery, bundle, kernel), crossed
+    validation = kernel.evaluate(finished_views(chosen, bundle, kernel), gallery)
+    return Blend(weights, validation, float(equal_gains.mean()), held_out)

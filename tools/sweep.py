@@ -32,6 +32,7 @@ from project import DATA, KERNEL, REPO, RUNS, InputError, ToolError, format_tabl
 
 BUILD = REPO / "build" / "sweep"
 COLUMNS = ("recipe", "seed", "knobs")
+IN_COMMON = ("split_seed", "val_fraction", "repulsion")  # images held out; what is done to the blend, once
 SESSIONS_FULL = re.compile(r"session count", re.IGNORECASE)  # Kaggle's refusal; no call tells the number beforehand
 ENDED = ("error", "cancel_acknowledged")
 
@@ -66,7 +67,7 @@ def settings_of(row: dict[str, str | None], common: list[str]) -> list[str]:
 
 
 def make_rows(arguments: argparse.Namespace, kernel: ModuleType) -> list[Row]:
-    """The checked table: known recipes and knobs, no run twice, one split."""
+    """The checked table: known recipes and knobs, no run twice, what a blend has once the same in all rows."""
     common = [f"recipe={arguments.recipe}"] * (arguments.recipe is not None) + arguments.set
     if arguments.table is None and (arguments.members is None or arguments.members < 1):
         raise InputError("give --members N, at least 1, or --table CSV")
@@ -75,8 +76,10 @@ def make_rows(arguments: argparse.Namespace, kernel: ModuleType) -> list[Row]:
             for number, line in enumerate(table, 1)]
     knobs = [kernel.resolve_knobs(row.overrides) for row in rows]
     for number, one in enumerate(knobs):
-        if one.mode != "train" or (one.split_seed, one.val_fraction) != (knobs[0].split_seed, knobs[0].val_fraction):
-            raise InputError(f"run {rows[number].name}: all runs train, with one split_seed and val_fraction")
+        apart = [key for key in IN_COMMON if getattr(one, key) != getattr(knobs[0], key)]
+        if apart or one.mode != "train":
+            raise InputError(f"run {rows[number].name}: all runs train, with one {', '.join(apart or IN_COMMON)} "
+                             "(--set gives all of them one)")
         if one in knobs[:number]:
             raise InputError(f"run {rows[number].name} is the same as {rows[knobs.index(one)].name}: change its seed")
     return rows
@@ -261,12 +264,12 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
     runs = {name: check_run(folder, kernel) for name, folder in folders.items()}
     exam, inputs = blend.open_exam(data, runs, kernel)
     validated, final = zip(*(blend.answers(run, exam, kernel) for run in runs.values()), strict=True)
-    found = blend.weigh(np.stack(validated), exam.gallery, kernel)
+    found = blend.weigh(np.stack(validated), exam.gallery, exam.bundle, kernel)
     output.mkdir(parents=True, exist_ok=True)
     submission = output / kernel.SUBMISSION
-    mean = blend.unit(np.tensordot(found.weights, np.stack(final), 1)) * exam.length
-    kernel.write_submission(submission, exam.test_ids, mean.astype(np.float32))
-    kernel.check_submission(submission, exam.test_ids, mean.shape[1])
+    predictions = blend.finished(np.tensordot(found.weights, np.stack(final), 1), exam.bundle, kernel)
+    kernel.write_submission(submission, exam.test_ids, predictions)
+    kernel.check_submission(submission, exam.test_ids, predictions.shape[1])
     members = [member_facts(row, runs.get(row.name), dict(zip(runs, found.weights, strict=True))) for row in rows]
     seconds = {"total": round(time.monotonic() - start, 2)}
     kernel.write_json(output / kernel.METRICS, {
