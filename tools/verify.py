@@ -31,7 +31,7 @@ CONTACT_ROWS = 3
 RETRIEVED = 5
 RETRIEVAL = ("mrr", "mrr_se", "recall@1", "recall@3", "recall@5", "recall@10", "recall@50", "ndcg")
 DISTANCE_HEADER = ("distance", "own mean", "sd", "median", "random mean", "sd", "median", "nearer to own",
-                   "improvement", "95 % interval")
+                   "improvement", "95% interval")
 BASELINE_HEADER = ("model", "MRR raw", "+-", "MRR cosine", "+-", "recall@1", "recall@10", "full gallery")
 
 
@@ -117,8 +117,8 @@ def disagreement(run: Path, results: dict[str, Any], kernel: ModuleType) -> list
     found = results["baselines"][0]["raw"]
     if abs(found - recorded) < 1e-3:
         return []
-    return [f"{run / kernel.METRICS} says MRR {recorded:.4f}, measured here {found:.4f}: is this the data of the run, and "
-            "the script that made it?"]
+    return [f"{run / kernel.METRICS} says MRR {recorded:.4f}, measured here {found:.4f}: is this the data of the run, "
+            "and the script that made it?"]
 
 
 # ------------------------------------------------------------------------------------------------------ baselines
@@ -249,10 +249,9 @@ def contact_figures(predictions: np.ndarray, held: Validation, photos: draw.Phot
                     kernel: ModuleType) -> dict[str, Figure]:
     """A sheet each of good, median and worst captions."""
     ranks = np.stack([kernel.true_ranks(view, held.images) for view in predictions])
-    share, median, worst = (ranks == 1).mean(), int(np.median(ranks)), int(ranks.max())
-    titles = {"good": f"Good captions, {share:.0%} of all, find their photo first",
-              "median": f"A median caption finds its photo at rank {median} of {kernel.POOL}",
-              "worst": f"The worst captions find theirs at rank {worst}: what they look like"}
+    titles = {"good": f"{(ranks == 1).mean():.0%} of captions find their photo first; three of them",
+              "median": f"A median caption finds its photo at rank {int(np.median(ranks))} of {kernel.POOL}",
+              "worst": f"The worst of {ranks.size} captions finds its photo at rank {ranks.max()} of {kernel.POOL}"}
     return {f"contact_{name}": draw.contact_figure(titles[name], contact_rows(picked, predictions, held, ranks,
                                                                               kernel.POOL), photos, held.captions[0])
             for name, picked in pick_captions(ranks).items()}
@@ -280,7 +279,7 @@ def distance_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[
     rows = []
     for metric, each in results["distances"].items():
         cells = [f"{each[who][what]:.4g}" for who in ("own", "random") for what in ("mean", "sd", "median")]
-        rows.append([metric, *cells, f"{each['nearer_to_own']:.2%}", f"{each['improvement_percent']:.2f} %",
+        rows.append([metric, *cells, f"{each['nearer_to_own']:.2%}", f"{each['improvement_percent']:.2f}%",
                      f"{each['improvement_low']:.2f}..{each['improvement_high']:.2f}"])
     return DISTANCE_HEADER, rows
 
@@ -308,7 +307,7 @@ def hub_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]
 
 def against_lines(results: dict[str, Any]) -> list[str]:
     """The paired bootstrap in words."""
-    return [f"{name} MRR: {row['difference']:+.4f} against {results['baselines'][1]['model']} (95 % interval "
+    return [f"{name} MRR: {row['difference']:+.4f} against {results['baselines'][1]['model']} (95% interval "
             f"{row['low']:+.4f}..{row['high']:+.4f}, p = {row['p']:.2g}, paired bootstrap over {row['images']} images)"
             for name, row in (results["against"] or {}).items()]
 

@@ -89,11 +89,16 @@ def draw_tile(axes: Axes, photos: Photos, index: int, caption: str, width: int =
     axes.spines[:].set_visible(False)
     pixels = photos.thumbnail(index)
     if pixels is not None:
-        axes.imshow(pixels, aspect="auto" if 1.2 < pixels.shape[1] / pixels.shape[0] < 1.7 else "equal")
+        axes.imshow(pixels)
     else:
-        words = textwrap.shorten(caption, 4 * width, placeholder="…")
+        words = textwrap.shorten(tidy(caption), 4 * width, placeholder="…")
         axes.text(0.5, 0.5, textwrap.fill(words, width), ha="center", va="center", fontsize=7.5,
                   transform=axes.transAxes)
+
+
+def tidy(caption: str) -> str:
+    """A caption without the blanks that the data has before full stops and commas."""
+    return " ".join(caption.split()).replace(" .", ".").replace(" ,", ",")
 
 
 def frame(axes: Axes, colour: str) -> None:
@@ -103,8 +108,14 @@ def frame(axes: Axes, colour: str) -> None:
 
 # -------------------------------------------------------------------------------------------------- figures
 
-def wrapped(title: str, width: int = 62) -> str:
-    return textwrap.fill(title, width)
+def wrapped(title: str, width: int = 60) -> str:
+    """A title in as few lines as its length needs, all of about one length."""
+    lines = -(-len(title) // width)
+    return textwrap.fill(title, min(width, len(title) // lines + 8))
+
+
+def span(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low}-{high}"
 
 
 def new_figure(title: str, height: float = 3.9) -> tuple[Figure, Axes]:
@@ -118,10 +129,10 @@ def distance_figure(measured: dict[str, tuple[np.ndarray, np.ndarray]], summary:
                     captions: list[str]) -> Figure:
     """The original's picture: sample photos, true against random distance, bars of improvement."""
     best = max(METRICS, key=lambda metric: summary[metric]["nearer_to_own"])
-    figure = plt.figure(figsize=(WIDTH, 7.4), layout="constrained")
+    figure = plt.figure(figsize=(WIDTH, 7.2), layout="constrained")
     figure.suptitle(wrapped(f"{summary[best]['nearer_to_own']:.1%} of captions are nearer to their own photo than to a "
                             f"random one ({best} distance)"))
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.1, 2.5, 1.8))
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(0.9, 2.6, 1.8))
     samples = sorted(photos.paths) or range(len(captions))
     samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(5, len(samples))).astype(int)]
     for axes, index in zip(np.ravel(top.subplots(1, len(samples))), samples, strict=True):
@@ -150,18 +161,18 @@ def scatter(axes: Axes, own: np.ndarray, others: np.ndarray, share: float, metri
 
 
 def improvement_bars(axes: Axes, summary: dict[str, dict]) -> None:
-    """Own distance below random distance in percent, with the bootstrap's 95 % interval."""
+    """Own distance below random distance in percent, with the bootstrap's 95% interval."""
     values = [summary[metric]["improvement_percent"] for metric in METRICS]
     errors = [[value - summary[m]["improvement_low"] for value, m in zip(values, METRICS, strict=True)],
               [summary[m]["improvement_high"] - value for value, m in zip(values, METRICS, strict=True)]]
     axes.barh(METRICS, values, xerr=np.maximum(errors, 0), color=BLUE, ecolor="black", capsize=4, height=0.6)
     for row, value in enumerate(values):
-        axes.annotate(f"{value:.1f} %", (max(value + errors[1][row], 0), row), xytext=(6, 0), va="center",
+        axes.annotate(f"{value:.1f}%", (max(value + errors[1][row], 0), row), xytext=(6, 0), va="center",
                       textcoords="offset points")
     axes.invert_yaxis()
     axes.margins(x=0.2)
-    axes.set(xlabel="own distance below random distance (%; bars: 95 % interval)")
-    axes.set_title(f"Cosine distance is {values[2]:.0f} % below that to random images", fontsize=11)
+    axes.set(xlabel="own distance below random distance (%; bars: 95% interval)")
+    axes.set_title(f"Cosine distance is {values[2]:.0f}% below that to random images", fontsize=11)
 
 
 def baseline_figure(rows: list[dict[str, Any]]) -> Figure:
@@ -205,9 +216,9 @@ def rank_figure(ranks: np.ndarray) -> Figure:
     bars = axes.bar(range(len(BINS)), shares, color=BLUE, label="model")
     axes.bar_label(bars, fmt="%.0f", padding=2)
     axes.plot(range(len(BINS)), [high - low + 1 for low, high in BINS], "D", color=ORANGE, label="chance")
-    axes.set_xticks(range(len(BINS)), [f"{low}" if low == high else f"{low}-{high}" for low, high in BINS])
+    axes.set_xticks(range(len(BINS)), [span(low, high) for low, high in BINS])
     axes.set(xlabel="rank of the own photo in its pool of 100", ylabel="captions (%)")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper center")
     return figure
 
 
@@ -221,7 +232,7 @@ def length_figure(rows: list[dict[str, float]]) -> Figure:
                               f"{long['from']} words on")
     axes.errorbar(range(len(rows)), [row["mrr"] for row in rows], yerr=[row["mrr_se"] for row in rows], fmt="o-",
                   color=BLUE, capsize=4)
-    axes.set_xticks(range(len(rows)), [f"{row['from']}-{row['to']}\nn={row['captions']}" for row in rows])
+    axes.set_xticks(range(len(rows)), [f"{span(row['from'], row['to'])}\nn={row['captions']}" for row in rows])
     axes.set(xlabel="words in the caption", ylabel="MRR in pools of 100 (raw; +- s.e.)", ylim=(0, None))
     return figure
 
@@ -258,10 +269,10 @@ def calibration_figure(learnt: dict[str, Any] | None, best: dict[str, Any]) -> F
 
 def contact_figure(title: str, rows: list[dict[str, Any]], photos: Photos, captions: list[str]) -> Figure:
     """A row a caption: the true image, then the five best retrieved with the true one framed."""
-    figure = plt.figure(figsize=(WIDTH, 0.7 + 1.75 * len(rows)), layout="constrained")
+    figure = plt.figure(figsize=(WIDTH, 0.5 + 1.45 * len(rows)), layout="constrained")
     figure.suptitle(wrapped(title))
     for part, row in zip(np.ravel(figure.subfigures(len(rows), 1)), rows, strict=True):
-        part.suptitle(textwrap.fill(f"“{row['caption'].strip()}” - rank {row['rank']}", 82), fontsize=9.5, x=0.01,
+        part.suptitle(textwrap.fill(f"Rank {row['rank']}: “{tidy(row['caption'])}”", 80), fontsize=9.5, x=0.01,
                       ha="left")
         tiles = part.subplots(1, 1 + len(row["retrieved"]), width_ratios=[1.15] + [1] * len(row["retrieved"]))
         draw_tile(tiles[0], photos, row["image"], captions[row["image"]])

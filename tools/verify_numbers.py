@@ -35,7 +35,7 @@ def bootstrap_means(values: np.ndarray, rounds: int, seed: int = 0) -> np.ndarra
 
 
 def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, rounds: int = 10_000, seed: int = 0) -> dict[str, float]:
-    """Mean difference of two models' gains on the same images, its 95 % interval and two-sided p-value."""
+    """Mean difference of two models' gains on the same images, its 95% interval and two-sided p-value."""
     difference = float((ours - theirs).mean())
     drawn = bootstrap_means((ours - theirs)[:, None], rounds, seed)[:, 0]
     # Shifted to a true difference of zero, how often does chance alone go as far as what was seen?
