@@ -329,7 +329,7 @@ def test_without_photos_captions_are_shown_and_it_is_said(run: Path, data: Path,
     shutil.rmtree(other / "train/train/Images")
     outcome = tool(verify.main, "--run", run, "--data", other, "--output", tmp_path / "out")
     assert outcome.code == 0
-    assert "no photos below" in outcome.err
+    assert "No photos below" in outcome.err
     assert (tmp_path / "out/contact_worst.png").exists()
 
 

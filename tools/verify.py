@@ -307,7 +307,7 @@ def hub_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]
 
 def against_lines(results: dict[str, Any]) -> list[str]:
     """The paired bootstrap in words."""
-    return [f"{name} MRR: {row['difference']:+.4f} against {results['baselines'][1]['model']} (95% interval "
+    return [f"{name.capitalize()} MRR: {row['difference']:+.4f} against {results['baselines'][1]['model']} (95% interval "
             f"{row['low']:+.4f}..{row['high']:+.4f}, p = {row['p']:.2g}, paired bootstrap over {row['images']} images)"
             for name, row in (results["against"] or {}).items()]
 
@@ -323,7 +323,7 @@ def sections(results: dict[str, Any], pictures: dict[str, bytes], titles: dict[s
                 f"random photos have a cosine of {facts['cosine_image_to_random_image']:.2f}, a prediction and a "
                 f"random photo {facts['cosine_prediction_to_random_image']:.2f}.", show("distances"),
                 [distance_table(results)]),
-        Section("Against baselines", " ".join(against_lines(results)) or "A second run can be given with --against.",
+        Section("Against baselines", ". ".join(against_lines(results)) or "A second run can be given with --against.",
                 show("baselines"), [baseline_table(results)]),
         Section("Retrieval", "The official metric: pools of 100, one caption of an image in a view, raw dot product; "
                 "cosine beside it.", show("ranks", "pool_sizes", "caption_length"), [retrieval_table(results)]),

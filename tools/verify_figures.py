@@ -23,8 +23,6 @@ WIDTH = 6.6  # inches; at 150 dots each a phone shows it at a third, which leave
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#E69F00", "#777777", "#009E73"
 STYLE = {"font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150, "text.parse_math": False}
-UNITS = {"euclidean": "Euclidean distance (length)", "manhattan": "Manhattan distance (length)",
-         "cosine": "cosine distance (1 - cosine)"}
 BINS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 20), (21, 50), (51, 100))
 
 
@@ -46,7 +44,7 @@ class Photos:
     def warnings(self, folder: Path) -> list[str]:
         """One line a kind of problem."""
         if not self.paths and not self.damaged:
-            return [f"no photos below {folder}: the pictures show captions of the images instead"]
+            return [f"No photos below {folder}: the pictures show captions of the images instead"]
         lines = []
         for names, what in ((self.missing, "named in train.npz but missing on disk"), (self.damaged, "damaged")):
             if names:
@@ -153,11 +151,11 @@ def scatter(axes: Axes, own: np.ndarray, others: np.ndarray, share: float, metri
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     axes.plot(ends, ends, color="black", linewidth=1)
     axes.set_title(f"{metric}\n{share:.1%} nearer", fontsize=11)
-    axes.set_xlabel("to a random image", fontsize=10)
+    axes.set_xlabel("distance to a random one", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.locator_params(nbins=4)
     if metric == METRICS[0]:
-        axes.set_ylabel("to the own image", fontsize=10)
+        axes.set_ylabel("distance to the own image", fontsize=10)
 
 
 def improvement_bars(axes: Axes, summary: dict[str, dict]) -> None:

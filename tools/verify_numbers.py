@@ -98,9 +98,9 @@ def distance_warnings(facts: dict[str, float]) -> list[str]:
                      f"(mean {facts['image_length']:.1f}; correlation {facts['length_correlation']:.2f})")
     photos, prediction = facts["cosine_image_to_random_image"], facts["cosine_prediction_to_random_image"]
     if photos > 0.3:
-        found.append(f"a high mean cosine says nothing by itself: two random photos have a cosine of {photos:.2f}")
+        found.append(f"A high mean cosine says nothing by itself: two random photos have a cosine of {photos:.2f}")
     if abs(photos - prediction) > 0.1:
-        found.append(f"predictions lie off the photos' common direction (cosine to a random photo {prediction:.2f}, "
+        found.append(f"Predictions lie off the photos' common direction (cosine to a random photo {prediction:.2f}, "
                      f"between photos {photos:.2f}): compare own with random, not a distance with another model's")
     return found
 
