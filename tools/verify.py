@@ -308,8 +308,8 @@ def hub_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]
 def against_lines(results: dict[str, Any]) -> list[str]:
     """The paired bootstrap in words."""
     return [f"{name.capitalize()} MRR: {row['difference']:+.4f} against {results['baselines'][1]['model']} (95% "
-            f"interval {row['low']:+.4f}..{row['high']:+.4f}, p = {row['p']:.2g}, paired bootstrap over {row['images']} "
-            "images)"
+            f"interval {row['low']:+.4f}..{row['high']:+.4f}, p = {row['p']:.2g}, paired bootstrap over "
+            f"{row['images']} images)"
             for name, row in (results["against"] or {}).items()]
 
 
