@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 TEXT, IMAGE, LATENT = 32, 48, 16
-SMALL = ["--set=hidden=32", "--set=epochs=3", "--set=batch=64", "--set=device=cpu", "--set=dtype=float32"]
+SMALL = ["--set=hidden=32", "--set=epochs=3", "--set=batch=64", "--set=min_steps=0", "--set=device=cpu",
+         "--set=dtype=float32"]
 TINY = ["--recipe=align", *SMALL]
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from drawn import IMAGE, TEXT, draw_data
 
-QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "device": "cpu", "dtype": "float32"}
+QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "min_steps": 0, "device": "cpu",
+         "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
