@@ -15,6 +15,8 @@ import pytest
 # The official client reads these when it is first imported: before any test, away from the user's own settings.
 os.environ["KAGGLE_API_ENVIRONMENT"] = "LOCALHOST"
 os.environ["KAGGLE_CONFIG_DIR"] = tempfile.mkdtemp(prefix="kaggle-config-")
+# Tiny products gain nothing from threads, and tests that run beside each other would wait for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 

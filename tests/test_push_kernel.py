@@ -27,7 +27,7 @@ def push(tmp_path, kaggle, monkeypatch):
 def finished(kaggle, kernel):
     """The next kernels end well, after a while, with these outputs."""
     outputs = outputs_of_run(kernel)
-    kaggle.plans = [Plan(queued=2, running=2, outputs=outputs, log="epoch 1\nepoch 2\n")]
+    kaggle.plans = [Plan(queued=1, running=1, outputs=outputs, log="epoch 1\nepoch 2\n")]
     return outputs
 
 
@@ -145,6 +145,7 @@ def test_init_writes_the_owner_once_and_the_official_client_can_push_it(tmp_path
 
 # --------------------------------------------------------------------------------------- to the very end
 def test_push_wait_fetch_verify(push, kaggle, finished, tmp_path, capsys):
+    kaggle.plans[0].queued, kaggle.plans[0].running = 2, 3
     kaggle.output_page = 2
     assert push("--json") == 0
     out = capsys.readouterr()
