@@ -104,8 +104,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # One network on both objectives at once.
     "align": {},
     # Networks that differ on purpose.
-    "ensemble": {"members": 5, "variants": "; ; activation=square hidden=2048; activation=gate hidden=2048; "
-                                           "network=linear"},
+    "ensemble": {"members": 5, "variants": "; hidden=2048; hidden=2048 activation=square; "
+                                           "hidden=2048 activation=gate; network=linear"},
 }
 
 SUBMISSION, METRICS, MANIFEST = "pipeline_submission.csv", "metrics.json", "manifest.json"
