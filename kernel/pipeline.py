@@ -851,8 +851,8 @@ def log_row(row: dict[str, Any]) -> None:
 def train_phase(run: Run, phase: str, images: np.ndarray) -> list[dict]:
     """Train every member on `images`; further GPUs take their share in processes of their own."""
     task = make_task(run, images)
-    gpus = torch.cuda.device_count() if run.device.type == "cuda" else 1
-    processes = min(run.knobs.members, run.knobs.processes or gpus)
+    gpus = torch.cuda.device_count() if run.device.type == "cuda" else 1  # a pasted script has no file to start again
+    processes = min(run.knobs.members, run.knobs.processes or gpus) if "__file__" in globals() else 1
     helpers = [start_helper(run, phase, index, processes) for index in range(1, processes)]
     try:
         trained = {k: train_member(run, task, phase, k) for k in range(0, run.knobs.members, processes)}
@@ -1338,5 +1338,5 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(error, "exit_code", 2)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__" and (code := main()):  # no SystemExit after success: a notebook would show it as a failure
+    sys.exit(code)
