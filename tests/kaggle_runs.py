@@ -4,9 +4,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
+from project import REPO
 
 IMAGES, TESTS, D_TEXT, D_IMAGE = 220, 100, 12, 16
 QUICK = ["--recipe", "closed_form", "--set", "device=cpu", "--set", "dtype=float32"]
@@ -84,3 +87,25 @@ def outputs_of_run(kernel, submission: bytes = A_CSV, **changes: object) -> dict
 def last_line(text: str) -> str:
     """The last line of an output."""
     return text.rstrip("\n").rpartition("\n")[2]
+
+
+class KillAt(list):
+    """The stand-in's list of calls, which kills the client at the first call of a name, before it takes effect."""
+
+    name = ""
+    victim: subprocess.Popen
+
+    def append(self, call: tuple[str, dict]) -> None:
+        super().append(call)
+        if call[0] == self.name:
+            self.name = ""
+            self.victim.kill()
+            self.victim.wait()
+
+
+def copy_of_the_repo(folder: Path) -> Path:
+    """What the Kaggle tools need of the repository, so that a killed one leaves its build folders elsewhere."""
+    for part in ("tools", "kernel", "kaggle_dataset"):
+        shutil.copytree(REPO / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(REPO / "kernel-metadata.json", folder / "kernel-metadata.json")
+    return folder

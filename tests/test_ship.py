@@ -1,6 +1,5 @@
 """From the repository's state to a score: end to end with the real kernel, and interrupted at every step."""
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +10,18 @@ import pytest
 import ship
 import submit
 from kaggle_client import KaggleClient
-from kaggle_runs import D_IMAGE, QUICK, TESTS, competition_files, outputs_of_run, write_tree
+from kaggle_runs import (
+    D_IMAGE,
+    QUICK,
+    TESTS,
+    KillAt,
+    competition_files,
+    copy_of_the_repo,
+    outputs_of_run,
+    write_tree,
+)
 from kaggle_stand_in import Fault, Plan, metric_score
-from project import REPO, InputError, ToolError
+from project import InputError, ToolError
 
 KERNEL = "tester/aml-text-to-image-alignment"
 DATASET = "tester/aml-alignment-weights"
@@ -171,25 +179,8 @@ def test_faults_on_the_way_are_survived(run_ship, kaggle, competition, weights, 
     done_once(kaggle, competition)
 
 
-class KillAt(list):
-    """The stand-in's list of calls, which kills the client at the first call of a name, before it takes effect."""
-
-    name = ""
-    victim: subprocess.Popen
-
-    def append(self, call: tuple[str, dict]) -> None:
-        super().append(call)
-        if call[0] == self.name:
-            self.name = ""
-            self.victim.kill()
-            self.victim.wait()
-
-
 def test_killed_where_it_is_worst_nothing_is_done_twice(kaggle, competition, weights, tmp_path):
-    repo = tmp_path / "repo"
-    for part in ("tools", "kernel", "kaggle_dataset"):
-        shutil.copytree(REPO / part, repo / part)
-    shutil.copyfile(REPO / "kernel-metadata.json", repo / "kernel-metadata.json")
+    repo = copy_of_the_repo(tmp_path / "repo")
     command = [sys.executable, repo / "tools" / "ship.py", "--weights", weights, "--runs", tmp_path / "runs"]
     kaggle.calls = KillAt()
     for name in ("CreateDataset", "SaveKernel", "CreateSubmission", ""):  # carried out although the client is dead

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +19,9 @@ import sweep
 from drawn import TINY, draw_data
 from forked import KernelServer
 from kaggle_client import KaggleClient
-from kaggle_runs import write_tree
+from kaggle_runs import KillAt, copy_of_the_repo, write_tree
 from kaggle_stand_in import Fault, Plan
-from project import REPO, InputError, ToolError
+from project import InputError, ToolError
 
 SLUG = "tester/aml-text-to-image-alignment"
 FULL = Fault(json={"error": "Maximum batch GPU session count of 2 reached."})
@@ -203,24 +202,8 @@ def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, 
     assert len(record.find(tmp_path / "runs", event="run_failed")) == 1
 
 
-class KillAt(list):
-    """The stand-in's list of calls; the client is killed at the first call of a name, before it takes effect."""
-
-    name, victim = "", None
-
-    def append(self, call: tuple[str, dict]) -> None:
-        super().append(call)
-        if call[0] == self.name:
-            self.name = ""
-            self.victim.kill()
-            self.victim.wait()
-
-
 def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
-    repo = tmp_path / "repo"
-    for part in ("tools", "kernel", "kaggle_dataset"):
-        shutil.copytree(REPO / part, repo / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(REPO / "kernel-metadata.json", repo / "kernel-metadata.json")
+    repo = copy_of_the_repo(tmp_path / "repo")
     command = [sys.executable, repo / "tools" / "sweep.py", "--members=2", "--runs", tmp_path / "runs", "--data", data,
                "--set=val_fraction=0.5"]
     plans("E.")

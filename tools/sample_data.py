@@ -1,7 +1,7 @@
 """Draw a small data set in the competition's exact layout: pictures, captions and embeddings, made by code.
 
     python tools/sample_data.py data                     # 2,000 pictures, 10,000 captions, some ten seconds
-    python tools/sample_data.py /tmp/big --full-size     # the competition's size and dtypes, no pictures
+    python tools/sample_data.py build/big --full-size    # the competition's size and dtypes, no pictures
 
 Scenes of coloured shapes are drawn with pillow and described in five differently worded captions each. Fixed random
 encoders stand in for RoBERTa and DINOv2: hashed words and bigrams through a random two-layer map to 1024-d; pooled
