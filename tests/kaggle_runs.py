@@ -4,8 +4,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,26 @@ class KillAt(list):
             self.name = ""
             self.victim.kill()
             self.victim.wait()
+
+
+def kill_at_random_moments(calls: list, command: list, kills: int = 10, most: int = 15) -> list[int]:
+    """Run a tool, killed so often at random moments of its work, then undisturbed; the stand-in's calls after each.
+
+    A moment is a few milliseconds after one of the tool's next calls: by the clock alone, nearly all would fall into
+    its start. A run that ends before its moment comes is no kill.
+    """
+    draw, reached = random.Random(0), []
+    while len(reached) < kills:
+        moment = len(calls) + draw.randint(1, most)
+        victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(calls) < moment and victim.poll() is None:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
+        victim.kill()
+        if victim.wait() < 0:
+            reached.append(len(calls))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return [*reached, len(calls)]
 
 
 def copy_of_the_repo(folder: Path) -> Path:

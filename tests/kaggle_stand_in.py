@@ -25,7 +25,8 @@ State, all of it open to a test:
                                  or "old" (input/slug)
   kaggle.mount(request, folder)  mounts the sources of a push as Kaggle does: zips unpacked, of a kernel the output of
                                  its newest complete version
-  kaggle.push_error              SaveKernel answers 200 with this error (quota, batch sessions)
+  kaggle.push_error              SaveKernel answers 200 with this error (quota, verification)
+  kaggle.session_limit           sessions at once; SaveKernel refuses one more, as Kaggle words it
   kaggle.gpu_used_hours, gpu_total_hours, output_page (files a page), url_lifetime (seconds)
   kaggle.expire_urls()           every signed URL given out so far now answers 403 with XML
   kaggle.expire_uploads()        every upload that is not complete is forgotten: 404
@@ -217,6 +218,7 @@ class StandIn:
         self.ready_after = 1
         self.mount_layout = "new"
         self.push_error = ""
+        self.session_limit = 1000
         self.gpu_used_hours, self.gpu_total_hours = 1.5, 30.0
         self.output_page = 20
         self.url_lifetime = 3600.0
@@ -494,6 +496,9 @@ class StandIn:
     def rpc_SaveKernel(self, body: dict) -> dict:
         if self.push_error:
             return {"error": self.push_error}
+        active = [one for runs in self.kernels.values() for one in runs if one.status in ("QUEUED", "RUNNING")]
+        if len(active) >= self.session_limit:
+            return {"error": f"Maximum batch GPU session count of {self.session_limit} reached."}
         invalid = {
             "invalidDatasetSources": [s for s in body.get("datasetDataSources", [])
                                    if "/".join(s.split("/")[:2]) not in self.datasets],

@@ -19,7 +19,7 @@ import sweep
 from drawn import TINY, draw_data
 from forked import KernelServer
 from kaggle_client import KaggleClient
-from kaggle_runs import KillAt, copy_of_the_repo, write_tree
+from kaggle_runs import KillAt, copy_of_the_repo, kill_at_random_moments, write_tree
 from kaggle_stand_in import Fault, Plan
 from project import InputError, ToolError
 
@@ -80,6 +80,7 @@ def check_blend(result: dict, kernel, data: Path) -> None:
 # ------------------------------------------------------------------------------------------- on Kaggle
 def test_eight_members_two_of_them_failing(run_sweep, plans, kaggle, kernel, data, tmp_path, capsys, monkeypatch):
     plans(".E..T")
+    kaggle.session_limit = 3
     at_once, save = [], kaggle.rpc_SaveKernel
 
     def watch(body: dict) -> dict:
@@ -87,19 +88,20 @@ def test_eight_members_two_of_them_failing(run_sweep, plans, kaggle, kernel, dat
         return save(body)
 
     monkeypatch.setattr(kaggle, "rpc_SaveKernel", watch)
-    assert run_sweep("--members", 8, "--sessions", 3, "--json") == 0
+    assert run_sweep("--members", 8, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     check_blend(result, kernel, data)
     assert len(result["members"]) == 8 and all(member["run"] for member in result["members"])
     assert sum(member["weight"] for member in result["members"]) == pytest.approx(1, abs=0.01)
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1] * 6 + [2] * 2
-    assert max(at_once) == 2 and set(kaggle.kernels) == {f"{SLUG}-s{k:02}" for k in range(1, 9)}
+    assert max(at_once) == 3 and at_once.count(3) == 1  # asked for a fourth one once, and knew the number from then on
+    assert set(kaggle.kernels) == {f"{SLUG}-s{k:02}" for k in range(1, 9)}
     assert '"seed": 3' in kaggle.kernels[f"{SLUG}-s04"][0].text
     (entry,) = record.find(tmp_path / "runs", event="sweep")
     assert entry["validation"] == result["expected_mrr"] and len(entry["members"]) == 8
 
-    assert run_sweep("--members", 8, "--sessions", 3, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == result and kaggle.count("SaveKernel") == 10
+    assert run_sweep("--members", 8, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == result and kaggle.count("SaveKernel") == 11
     assert len(record.find(tmp_path / "runs", event="sweep")) == 1
 
 
@@ -214,6 +216,22 @@ def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
         assert kaggle.calls.victim.wait(timeout=120) == (-signal.SIGKILL if name else 0)
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1, 2]
     assert kaggle.count("SaveKernel") == 3
+
+
+def test_sweep_killed_at_ten_random_moments_pushes_nothing_twice(plans, kaggle, kernel, data, tmp_path):
+    repo = copy_of_the_repo(tmp_path / "repo")
+    command = [sys.executable, repo / "tools" / "sweep.py", "--members=3", "--runs", tmp_path / "runs", "--data", data,
+               "--set=val_fraction=0.5"]
+    plans("E.")
+    reached = kill_at_random_moments(kaggle.calls, command, most=6)
+    assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1, 1, 2]
+    names = [name for name, _ in kaggle.calls]
+    assert names.count("SaveKernel") == 4
+    assert sum(calls < len(names) - names[::-1].index("GET output") for calls in reached) >= 5  # not all was fetched
+    (entry,) = record.find(tmp_path / "runs", event="sweep")
+    folder = tmp_path / "runs" / entry["run"]
+    assert len(local_run.check_run(folder, kernel).manifest["members"]) == 3
+    assert len(record.find(tmp_path / "runs", event="run_failed")) == 1
 
 
 # ------------------------------------------------------------------------------------------- here

@@ -1,9 +1,10 @@
 """Train many members, on Kaggle's own sessions or here, and blend them into one checked submission.
 
-    python tools/sweep.py --members 8                      eight seeds of the default recipe, two sessions at a time
-    python tools/sweep.py --table runs.csv --sessions 4    a row a run: recipe,seed,knobs such as align,3,lr=0.002
+    python tools/sweep.py --members 8                      eight seeds of the default recipe
+    python tools/sweep.py --table runs.csv --sessions 1    a row a run: recipe,seed,knobs such as align,3,lr=0.002
     python tools/sweep.py --members 8 --local              the same table on this machine, one after another
 
+As many run at once as Kaggle admits: it tells the number when it refuses one more, and the GPU hours left when asked.
 All members hold out the same images, so that the blend is scored on photos that none of them saw. A failed run is
 repeated a bounded number of times; what is left is blended. Interrupted at any point, the same command goes on:
 nothing is pushed twice, nothing that was computed is lost. Submit the result with python tools/submit.py FOLDER.
@@ -33,7 +34,7 @@ from project import DATA, KERNEL, REPO, RUNS, InputError, ToolError, format_tabl
 BUILD = REPO / "build" / "sweep"
 COLUMNS = ("recipe", "seed", "knobs")
 IN_COMMON = ("split_seed", "val_fraction", "repulsion")  # images held out; what is done to the blend, once
-SESSIONS_FULL = re.compile(r"session count", re.IGNORECASE)  # Kaggle's refusal; no call tells the number beforehand
+SESSIONS_FULL = re.compile(r"session count(?: of (\d+))?", re.IGNORECASE)  # a refusal: the one answer with the number
 ENDED = ("error", "cancel_acknowledged")
 
 
@@ -106,7 +107,8 @@ class Fleet:
     """All rows as kernels of one owner, as many at once as the account may run."""
 
     def __init__(self, client: KaggleClient, rows: list[Row], arguments: argparse.Namespace) -> None:
-        self.client, self.runs, self.limit, self.retries = client, arguments.runs, arguments.sessions, arguments.retries
+        self.client, self.runs, self.retries = client, arguments.runs, arguments.retries
+        self.limit = arguments.sessions or len(rows)  # until Kaggle names a lower one
         seconds = push_kernel.read_timeout(arguments.timeout_minutes)[1]
         self.sessions = [self.take_up(row, self.order(row, arguments.accelerator, seconds)) for row in rows]
         self.blocked = ""  # why nothing more can be pushed this week
@@ -173,8 +175,10 @@ class Fleet:
             try:
                 one.version = push_kernel.push(self.client, one.order, self.runs, again=bool(one.failures))
             except Refused as error:
-                if not SESSIONS_FULL.search(str(error)):
+                found = SESSIONS_FULL.search(str(error))
+                if not found:
                     raise
+                self.limit = min(self.limit, max(1, int(found[1] or self.limit)))
                 self.full_until = time.monotonic() + 5 * self.client.timing.poll_limit_seconds
                 print(f"{error}; waiting for a free session", file=sys.stderr)
                 return
@@ -336,7 +340,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Train many members on Kaggle's sessions, or here, and blend them into one submission.",
-        epilog="example: python tools/sweep.py --members 8 --recipe align --set epochs=16 --sessions 2\n\n"
+        epilog="example: python tools/sweep.py --members 8 --recipe align --set epochs=16\n\n"
         "exit codes: 0 blended and checked, 1 no run succeeded, no quota or Kaggle refused, 2 wrong input; after any\n"
         "of them, and after an interruption (130 or 143), the same command goes on",
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -345,7 +349,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", help="of every run that names none")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob of every run")
     parser.add_argument("--local", action="store_true", help="run here, one after another, instead of on Kaggle")
-    parser.add_argument("--sessions", type=int, default=2, metavar="N", help="sessions at once (default 2, as Kaggle)")
+    parser.add_argument("--sessions", type=int, metavar="N", help="at most so many at once (default: as Kaggle admits)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="repeats of a failed run (default 2)")
     parser.add_argument("--accelerator", metavar="NAME", help="instead of the metadata's; none: CPU only")
     parser.add_argument("--timeout-minutes", type=float, metavar="M", help="end of a session (default and at most 720)")
@@ -354,7 +358,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="where outputs and the record go")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     arguments = parser.parse_args(argv)
-    if arguments.sessions < 1 or arguments.retries < 0:
+    if (arguments.sessions is not None and arguments.sessions < 1) or arguments.retries < 0:
         raise InputError("--sessions takes at least 1, --retries at least 0")
     return arguments
 
