@@ -1241,6 +1241,7 @@ def train_and_submit(run: Run) -> int:
 def write_records(run: Run, validation: dict[str, dict]) -> None:
     """metrics.json, the training log and its picture, and last the manifest that vouches for all of them."""
     run.seconds["total"] = time.monotonic() - STARTED
+    validating = round(run.seconds.pop("validate", 0.0), 2)  # a part of training's seconds
     seconds = {part: round(value, 2) for part, value in run.seconds.items()}
     machine = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
     facts = {"recipe": run.knobs.recipe, "device": machine, "dtype": str(run.dtype).removeprefix("torch."),
@@ -1248,7 +1249,8 @@ def write_records(run: Run, validation: dict[str, dict]) -> None:
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     device = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else 0
     write_json(run.output / METRICS,
-               facts | {"peak_rss_bytes": rss, "peak_device_bytes": device, "validation": validation})
+               facts | {"validate_seconds": validating, "peak_rss_bytes": rss, "peak_device_bytes": device,
+                        "validation": validation})
     with atomic(run.output / TRAINING_LOG) as temporary:
         history_of(run).to_csv(temporary, index=False)
     draw_curves(run)

@@ -17,7 +17,8 @@ PNG = b"\x89PNG"
 def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: object) -> benchmark.Measured:
     """A run whose scores are all the same number at each time."""
     points = [(seconds, dict.fromkeys(benchmark.SCORES, value)) for seconds, value in curve]
-    values = {"load_seconds": 1.0, "train_seconds": curve[-1][0], "captions": 1000, "flops": 2e9, "device": "cpu",
+    values = {"load_seconds": 1.0, "train_seconds": curve[-1][0], "step_seconds": curve[-1][0],
+              "captions": 1000, "flops": 2e9, "device": "cpu",
               "dtype": "float32", "peak_bytes": 2**30} | changes
     return benchmark.Measured(recipe, seed, points[-1][1], points, **values)
 
@@ -30,10 +31,12 @@ def test_recipes_side_by_side(tmp_path, capfd, kernel, monkeypatch):
     result = json.loads(capfd.readouterr().out)
     baseline, closed = result["recipes"]
     captions = (240 - kernel.split_images(240, 0.1, 0)[1].size) * 5
-    assert baseline["captions_per_second"] * baseline["train_seconds"] == pytest.approx(3 * captions)
+    metrics = json.loads((output / "baseline-seed0" / "metrics.json").read_text())
+    stepping = metrics["seconds"]["train"] - metrics["validate_seconds"]
+    assert 0 < stepping < baseline["train_seconds"] == metrics["seconds"]["train"]
+    assert baseline["captions_per_second"] * stepping == pytest.approx(3 * captions)
     weights = 32 * 32 + 32 * 48
-    assert baseline["flops_per_second"] * baseline["train_seconds"] == pytest.approx(
-        3 * captions * (6 * weights - 2 * 32 * 32))
+    assert baseline["flops_per_second"] * stepping == pytest.approx(3 * captions * (6 * weights - 2 * 32 * 32))
     assert closed["pool100_raw"] > baseline["pool100_raw"] > 0 and closed["captions_per_second"] > 0
     (passed,) = result["against_baseline"]
     assert passed["recipe"] == "closed_form" and passed["pool100_raw_ratio"] > 0

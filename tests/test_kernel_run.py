@@ -91,6 +91,7 @@ def test_the_records_of_a_run(kernel, first):
     assert {"recipe", "device", "dtype", "seconds", "peak_rss_bytes", "validation"} <= set(metrics)
     assert (metrics["recipe"], metrics["device"], metrics["dtype"]) == ("align", "cpu", "float32")
     assert set(metrics["seconds"]) == {"load", "train", "refit", "predict", "total"}
+    assert 0 < metrics["validate_seconds"] < metrics["seconds"]["train"]
     assert metrics["peak_rss_bytes"] > 50 << 20
     assert set(metrics["validation"]) == {"pool100_raw", "pool100_cosine", "full_cosine"}
     for table in metrics["validation"].values():

@@ -45,7 +45,8 @@ class Measured:
     scores: dict[str, float]  # MRR by the kernel's names
     curve: list[tuple[float, dict[str, float]]]  # (training seconds, scores) at every validation, the final one last
     load_seconds: float
-    train_seconds: float
+    train_seconds: float  # validations while training included
+    step_seconds: float  # without them
     captions: int  # trained on, all epochs and members counted
     flops: float
     device: str
@@ -110,28 +111,30 @@ def measure(recipe: str, seed: int, data: Path, output: Path, settings: list[str
     captions, flops = count_work(run, data, kernel)
     metrics = run.metrics
     return Measured(recipe, seed, final_scores(run), read_curve(run, kernel), metrics["seconds"]["load"],
-                    metrics["seconds"]["train"], captions, flops, metrics["device"], metrics["dtype"],
+                    metrics["seconds"]["train"], run.step_seconds, captions, flops, metrics["device"], metrics["dtype"],
                     metrics.get("peak_device_bytes") or metrics["peak_rss_bytes"])
 
 
 # ------------------------------------------------------------------------------------------- this machine
-def matmul_peak(device: str, dtype: str) -> float:
-    """FLOP/s of this machine's best large product in a number type."""
+def matmul_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
+    """FLOP/s that large products of a number type sustain here: the best size's mean over a second of products."""
     import torch
 
-    place, rounds = ("cpu", 1) if device == "cpu" else ("cuda", 20)
-    best = 0.0
-    for size in (1024, 2048, 4096, 8192):
-        work = 2 * rounds * size**3
-        if work > best > 0:  # a second a round is enough to know
+    place, best = "cpu" if device == "cpu" else "cuda", 0.0
+    for size in (1024, 1536, 2048, 4096, 8192):
+        work = 2 * size**3
+        if work > best * seconds > 0:  # not one product of this size in that time
             break
-        matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device=place)
-        for _ in range(4):
-            start = time.perf_counter()
-            for _ in range(rounds):
-                product = matrix @ matrix
-            product[0, 0].item()  # waits for a GPU
-            best = max(best, work / (time.perf_counter() - start))
+        matrix = torch.randn(size, size, device=place).to(getattr(torch, dtype))
+        product, done = matrix @ matrix, 0
+        product[0, 0].item()  # waits for a GPU
+        start = time.perf_counter()
+        while (spent := time.perf_counter() - start) < seconds:
+            for _ in range(10 if place == "cuda" else 1):
+                torch.mm(matrix, matrix, out=product)
+                done += 1
+            product[0, 0].item()
+        best = max(best, work * done / spent)
     return best
 
 
@@ -155,9 +158,10 @@ def summarise(runs: list[Measured], peaks: dict[tuple[str, str], float]) -> list
         for name in SCORES:
             row[name], row[f"{name}_se"] = mean_and_error([run.scores[name] for run in group])
         seconds = sum(run.train_seconds for run in group)
-        rate = sum(run.flops for run in group) / seconds
+        stepping = sum(run.step_seconds for run in group)
+        rate = sum(run.flops for run in group) / stepping
         row |= {"load_seconds": statistics.fmean(run.load_seconds for run in group),
-                "train_seconds": seconds / len(group), "captions_per_second": sum(r.captions for r in group) / seconds,
+                "train_seconds": seconds / len(group), "captions_per_second": sum(r.captions for r in group) / stepping,
                 "flops_per_second": rate, "of_peak": rate / peaks[group[0].device, group[0].dtype],
                 "peak_bytes": max(run.peak_bytes for run in group)}
         rows.append(row)

@@ -49,6 +49,11 @@ class FinishedRun:
         """Seconds from the script's start to its end."""
         return self.manifest["seconds"]["total"]
 
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of the training steps alone, without the validations in between."""
+        return max(self.metrics["seconds"]["train"] - self.metrics["validate_seconds"], 0.01)
+
 
 def choose_data(given: Path | None) -> Path:
     """The folder with the competition's files: the one given, else data/, else the sample data set, drawn once."""

@@ -68,12 +68,12 @@ def draw_problem(folder: Path, problem: Problem) -> None:
 def train(problem: Problem, settings: list[str], folder: Path, kernel: ModuleType) -> tuple[float, float]:
     """(seconds an epoch, peak MiB) of the kernel on such a problem."""
     knobs = {"recipe": "align", "epochs": EPOCHS, "eval_every": EPOCHS, "hidden": problem.dimension, "refit": False,
-             "members": problem.members, "val_fraction": 0.02}
+             "members": problem.members, "val_fraction": 0.02, "min_steps": 0}
     with tempfile.TemporaryDirectory() as data:
         draw_problem(Path(data), problem)
         arguments = as_arguments(knobs) + [f"--set={setting}" for setting in settings]
-        metrics = run_logged(Path(data), folder, arguments, kernel).metrics
-    return metrics["seconds"]["train"] / EPOCHS, metrics["peak_rss_bytes"] / 2**20
+        run = run_logged(Path(data), folder, arguments, kernel)
+    return run.step_seconds / EPOCHS, run.metrics["peak_rss_bytes"] / 2**20
 
 
 def exponent(sizes: list[int], values: list[float]) -> float | None:
