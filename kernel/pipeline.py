@@ -5,8 +5,8 @@
     python kernel/pipeline.py --mode predict ...           no training: weights found below --input
 
 Measured on 2 CPU cores with bf16 units, on a real stand-in of 6,090 photos (600 held out, MRR in pools of 100, mean of
-three seeds and splits): ensemble .772 raw and .772 cosine in 113 s of training, align .766 and .769 in 34 s, closed_form
-.700 and .688 in under a second; the original system .337 and .553 in 163 s (one seed). Reproduce:
+three seeds and splits): ensemble .772 raw and .772 cosine in 113 s of training, align .766 and .769 in 34 s,
+closed_form .700 and .688 in under a second; the original system .337 and .553 in 163 s (one seed). Reproduce:
 `python tools/benchmark.py --seeds 1 2 3 --data DIR`; README.md has more, and what did not work.
 """
 from __future__ import annotations
