@@ -1104,9 +1104,10 @@ def submit(path: Path, test: TestSet, bundle: dict[str, Any], device: torch.devi
 
 
 # ------------------------------------------------------------------------------------------------- main
-# Knobs that change how a run is carried out, not what it computes: a resumed run may have others.
+# Knobs that change how a run is carried out, not what it computes: a resumed run may have others. The rows of a
+# product are none of them: another shape is another order of sums.
 CARRIED_OUT = ("mode", "device", "dtype", "max_minutes", "submit_on_stop", "checkpoint_seconds", "processes",
-               "logit_block", "infer_batch", "eval_every", "checkpoint_every", "warm_start")
+               "eval_every", "checkpoint_every", "warm_start")
 
 
 def prepare(source: Path, output: Path, knobs: Knobs) -> Run:

@@ -179,11 +179,11 @@ def interrupted(server, data: Path, tmp_path: Path) -> tuple[Path, list[str]]:
 
 def test_changed_knobs_are_refused_and_those_of_carrying_out_are_not(server, undisturbed, interrupted):
     output, arguments = interrupted
-    for setting in ("epochs=21", "seed=1", "split_seed=1", "lr=0.002", "recipe=closed_form"):
+    for setting in ("epochs=21", "seed=1", "split_seed=1", "lr=0.002", "infer_batch=7", "recipe=closed_form"):
         ended = server.run(*arguments, f"--set={setting}")
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1, setting
         assert ended.stderr.startswith(f"error: {output}: holds an unfinished run of other data or knobs")
-    ended = server.run(*arguments, "--set=infer_batch=7", "--set=max_minutes=60")
+    ended = server.run(*arguments, "--set=checkpoint_seconds=50", "--set=max_minutes=60")
     assert ended.returncode == 0 and "going on from epoch" in ended.stdout
     assert_same(output, undisturbed("align"))
 
