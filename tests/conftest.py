@@ -55,7 +55,7 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 @pytest.fixture
 def client(kaggle):
     """A connected client of the stand-in."""
-    from kaggle_client import connect
+    from lib.kaggle_api.client import connect
 
     return connect()
 
@@ -74,7 +74,7 @@ def run_tool_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProces
 @pytest.fixture(scope="session")
 def kernel() -> ModuleType:
     """The kernel as a module."""
-    from project import load_kernel
+    from lib.kernel import load_kernel
 
     return load_kernel()
 
@@ -97,7 +97,7 @@ class Outcome:
 def tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a tool's main in this process with the exit code of a real one: tool(submit.main, "runs/x", "--json")."""
     def run(main: Callable, *arguments: object) -> Outcome:
-        from project import run_tool
+        from lib.project import run_tool
 
         with pytest.raises(SystemExit) as ended:
             run_tool(lambda: main([str(argument) for argument in arguments]))

@@ -74,7 +74,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def serve() -> None:
     sys.path.insert(0, str(HERE.parent / "tools"))
-    from project import load_kernel
+    from lib.kernel import load_kernel
 
     kernel, child = load_kernel(), 0
     kernel.torch.optim.Adam([kernel.torch.zeros(1)])  # the first optimiser imports for more than a second, ...

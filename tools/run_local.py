@@ -14,12 +14,13 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import record
-from local_run import STOPPED, FinishedRun, check_run, choose_data, new_folder, run_kernel
-from project import RUNS, format_table, load_kernel, run_tool
+from lib import kernel, record
+from lib.data import choose_data
+from lib.process import STOPPED, run_kernel
+from lib.project import RUNS, format_table, run_tool
+from lib.runs import FinishedRun, check_run, new_folder
 
 COLUMNS = {"mrr": "MRR", "mrr_se": "+-", "recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "ndcg": "NDCG"}
 
@@ -30,7 +31,7 @@ def kernel_arguments(arguments: argparse.Namespace) -> list[str]:
     return [*(f"--{key}={value}" for key in ("recipe", "mode") if (value := getattr(arguments, key))), *given]
 
 
-def resolve(arguments: argparse.Namespace, kernel: ModuleType) -> Any:
+def resolve(arguments: argparse.Namespace) -> Any:
     """The run's knobs: a wrong one is told before any data is drawn or read."""
     named = {key: value for key in ("recipe", "mode") if (value := getattr(arguments, key))}
     return kernel.resolve_knobs(named | dict(map(kernel.parse_setting, arguments.set)))
@@ -50,7 +51,7 @@ def keep(run: FinishedRun, arguments: argparse.Namespace, data: Path) -> None:
                   validation=validation, **record.git_state())
 
 
-def report(run: FinishedRun, kernel: ModuleType, as_json: bool) -> None:
+def report(run: FinishedRun, as_json: bool) -> None:
     """Table, submission, seconds."""
     submission = run.folder / kernel.SUBMISSION
     if as_json:
@@ -95,17 +96,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run, check, record, report."""
     arguments = parse(argv)
-    kernel = load_kernel()
-    knobs = resolve(arguments, kernel)
+    knobs = resolve(arguments)
     data = choose_data(arguments.data)
     output = arguments.output or new_folder(arguments.runs, knobs.recipe)
     stream = sys.stderr if arguments.json else sys.stdout
     ended = run_kernel(data, output, kernel_arguments(arguments), lambda line: print(line, file=stream, flush=True))
     if ended.code:
         return failed(ended.code, ended.error, output)
-    run = check_run(output, kernel)
+    run = check_run(output)
     keep(run, arguments, data)
-    report(run, kernel, arguments.json)
+    report(run, arguments.json)
     return 0
 
 

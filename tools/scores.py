@@ -12,154 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import record
-from download_data import COMPETITION
-from kaggle_client import Ambiguous, KaggleClient, Submission, competition_errors, connect
-from project import RUNS, InputError, atomic_path, format_table, run_tool
-from submit import read_message
-
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito: told apart by every kind of sight
-
-
-@dataclass(frozen=True)
-class Row:
-    """One submission, from Kaggle, from the record, or from both."""
-
-    ref: int
-    date: str
-    run: str
-    commit: str
-    validation: float | None
-    validation_se: float | None
-    public: float | None
-    private: float | None
-    status: str
-    kernel: str
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the best submission stands."""
-
-    rank: int
-    teams: int
-    first: float
-    gap: float
-
-
-# ---- joining ----
-
-def latest(runs: Path, event: str, slug: str) -> dict[int, dict[str, Any]]:
-    """The last entry of this kind for each ref."""
-    return {entry["ref"]: entry for entry in record.find(runs, event=event, competition=slug)}
-
-
-def row_of(ref: int, shown: Submission | None, made: dict[str, Any], scored: dict[str, Any]) -> Row:
-    """What Kaggle shows wins for scores, the record for what was submitted, the message fills in for it."""
-    message = shown.description if shown else made.get("message") or scored.get("message") or ""
-    told = read_message(message)
-    known = {key: made.get(key) if made.get(key) is not None else told.get(key)
-             for key in ("run", "validation", "validation_se", "kernel", "version", "commit", "dirty")}
-    kernel = f"{known['kernel']} v{known['version']}" if known["kernel"] else ""
-    commit = f"{known['commit'] or ''}{'+' if known['dirty'] else ''}"
-    run = known["run"] or (shown.file_name if shown else "")
-    if shown is not None:
-        return Row(ref, shown.date[:16], run, commit, known["validation"], known["validation_se"], shown.public_score,
-                   shown.private_score, shown.status, kernel)
-    status = "complete" if scored.get("public") is not None else "unknown"
-    date = scored.get("date") or made.get("time", "")
-    return Row(ref, date[:16], run, commit, known["validation"], known["validation_se"], scored.get("public"),
-               scored.get("private"), status, kernel)
-
-
-def join(shown: list[Submission], runs: Path, slug: str) -> list[Row]:
-    """Every submission that Kaggle or the record knows, oldest first."""
-    made, scored = latest(runs, "submitted", slug), latest(runs, "scored", slug)
-    by_ref = {item.ref: item for item in shown}
-    return [row_of(ref, by_ref.get(ref), made.get(ref, {}), scored.get(ref, {}))
-            for ref in sorted({*by_ref, *made, *scored})]
-
-
-def keep(shown: list[Submission], runs: Path, slug: str) -> None:
-    """Put scores into the record that it does not have, or not any more as they are now."""
-    scored = latest(runs, "scored", slug)
-    for item in shown:
-        have = scored.get(item.ref, {})
-        if item.status == "complete" and (have.get("public"), have.get("private")) != (item.public_score,
-                                                                                       item.private_score):
-            record.append(runs, "scored", ref=item.ref, sha256=None, competition=slug, date=item.date,
-                          message=item.description, public=item.public_score, private=item.private_score)
-
-
-def best_of(rows: list[Row]) -> Row | None:
-    """The row with the highest public score."""
-    return max((row for row in rows if row.public is not None), key=lambda row: row.public, default=None)
-
-
-def place_of(best: Row | None, board: list[tuple[int, str, float | None]]) -> Place | None:
-    """The place that the best public score has on the board (which shows rounded scores), and the gap to the first."""
-    scores = [score for _, _, score in board if score is not None]
-    if best is None or not scores:
-        return None
-    rank = 1 + sum(score > best.public + 5e-6 for score in scores)
-    return Place(rank, len(scores), max(scores), max(0.0, max(scores) - best.public))
-
-
-# ---- showing ----
-
-def number(value: float | None, digits: int = 4) -> str | None:
-    """A score as text."""
-    return None if value is None else f"{value:.{digits}f}"
-
-
-def table(rows: list[Row], best: Row | None) -> str:
-    """One line a submission; the best is marked."""
-    header = ["run", "ref", "date", "commit", "validation", "+-", "public", "private", "status"]
-    return format_table(header, [
-        [row.run + (" *" if row is best else ""), row.ref, row.date, row.commit or None, number(row.validation),
-         number(row.validation_se), number(row.public, 5), number(row.private, 5), row.status] for row in rows])
-
-
-def finding(rows: list[Row], best: Row | None) -> str:
-    """What the history says, in one sentence: the title of the plot."""
-    if best is None:
-        return "No submission is scored yet"
-    pairs = [(row.validation, row.public) for row in rows if row.validation is not None and row.public is not None]
-    if not pairs:
-        return f"Best public MRR {best.public:.4f} ({best.run})"
-    gap = sum(public - validation for validation, public in pairs) / len(pairs)
-    side = "above" if gap >= 0 else "below"
-    return f"Best public MRR {best.public:.4f} ({best.run}); the board is on average {abs(gap):.3f} {side} validation"
-
-
-def plot(rows: list[Row], best: Row | None, path: Path) -> None:
-    """Validation with its standard error, public and private score of every submission, in their order."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    positions = range(1, len(rows) + 1)
-    for name, color, marker, values in (("public score", BLUE, "o", [row.public for row in rows]),
-                                        ("private score", ORANGE, "s", [row.private for row in rows])):
-        points = [(x, y) for x, y in zip(positions, values, strict=True) if y is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=name, linewidth=1)
-    local = [(x, row.validation, row.validation_se or 0) for x, row in zip(positions, rows, strict=True)
-             if row.validation is not None]
-    if local:
-        x, y, error = zip(*local, strict=True)
-        axes.errorbar(x, y, error, fmt="^", color=GREEN, capsize=3, label="local validation +- standard error")
-    axes.set(title=finding(rows, best), xlabel="submission", ylabel="MRR, pools of 100 (higher is better)")
-    step = 1 + len(rows) // 20  # so many names can be read side by side
-    axes.set_xticks(positions[::step], [row.run for row in rows[::step]], rotation=30, ha="right", fontsize=8)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+from lib import record
+from lib.data import COMPETITION
+from lib.jobs.history import Place, Row, best_of, from_kaggle, join, place_of, plot, table
+from lib.kaggle_api.client import competition_errors, connect
+from lib.kaggle_api.http import Ambiguous
+from lib.project import RUNS, InputError, run_tool
 
 
 def show(rows: list[Row], best: Row | None, place: Place | None) -> None:
@@ -173,15 +34,6 @@ def show(rows: list[Row], best: Row | None, place: Place | None) -> None:
     if place is not None:
         print(f"place {place.rank} of {place.teams} on the leaderboard, {place.gap:.5f} behind the first "
               f"({place.first:.5f})")
-
-
-# ---- the tool ----
-
-def from_kaggle(client: KaggleClient, runs: Path, slug: str) -> tuple[list[Row], list]:
-    """The joined rows and the leaderboard."""
-    shown = client.submissions(slug)
-    keep(shown, runs, slug)
-    return join(shown, runs, slug), client.leaderboard(slug)
 
 
 def gather(arguments: argparse.Namespace) -> tuple[str, list[Row], list]:

@@ -10,90 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import package_dataset
-import push_kernel
-import submit
-from download_data import COMPETITION
-from kaggle_client import KaggleClient, Submission, competition_errors, connect
-from project import DATA, ToolError, load_kernel, run_tool
-
-SCORE_MINUTES = 60.0
-
-
-def step(text: str) -> None:
-    """Say what comes now."""
-    print(f"== {text}", file=sys.stderr, flush=True)
-
-
-def chosen_weights(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Path | None:
-    """The run whose weights the kernel needs: the one named, the newest where the settings ask for weights, or none."""
-    if arguments.weights is not None:
-        return arguments.weights
-    if arguments.dataset or not (overrides.get("mode") == "predict" or overrides.get("warm_start")):
-        return None
-    return package_dataset.newest_run(arguments.runs, load_kernel().FINAL_MODEL)
-
-
-def package_weights(client: KaggleClient, run: Path, runs: Path) -> package_dataset.Staged:
-    """The run's weights as a ready dataset."""
-    step(f"package {run}")
-    staged = package_dataset.stage(run, package_dataset.BUILD, client.username)
-    version = package_dataset.package(client, staged, runs)
-    print(f"{staged.metadata['id']} version {version} is ready", file=sys.stderr)
-    return staged
-
-
-def run_on_kaggle(
-    client: KaggleClient, arguments: argparse.Namespace, overrides: dict[str, Any], datasets: list[str]
-) -> tuple[str, int, Path]:
-    """Push, wait, fetch and verify: the kernel, its version and the folder with its output."""
-    deadline_seconds, session_seconds = push_kernel.read_timeout(arguments.timeout_minutes)
-    metadata = push_kernel.staged_metadata(client.username, arguments.accelerator, datasets, arguments.kernel_source)
-    staged = push_kernel.stage(metadata, overrides, push_kernel.BUILD)
-    step(f"push {staged.ref}")
-    versions = push_kernel.wait_for_datasets(client, metadata, arguments.runs)
-    order = push_kernel.Order(staged, versions, session_seconds)
-    version = push_kernel.push(client, order, arguments.runs, arguments.again)
-    step(f"wait for version {version} and fetch its output")
-    return staged.ref, version, push_kernel.collect(client, staged.ref, version, arguments.runs, deadline_seconds)
-
-
-def check_weights_used(folder: Path, packaged: package_dataset.Staged) -> None:
-    """A kernel that saw an older version of the dataset would have predicted with other weights."""
-    kernel = load_kernel()
-    used = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))["inputs"].get(kernel.FINAL_MODEL)
-    if used is not None and used != packaged.files.get(kernel.FINAL_MODEL):
-        ref = packaged.metadata["id"]
-        raise ToolError(f"{folder}: predicted with other weights than {ref} holds now; push it anew with --again")
-
-
-def candidate_of(folder: Path, packaged: package_dataset.Staged | None) -> submit.Candidate:
-    """The fetched csv; a kernel that only predicted has no validation of its own but that of its weights."""
-    kernel = load_kernel()
-    candidate = submit.candidate_of(folder, kernel)
-    if packaged is None or candidate.validation is not None:
-        return candidate
-    scores = submit.read_json(packaged.folder / kernel.METRICS).get("validation", {}).get("pool100_raw", {})
-    return replace(candidate, validation=scores.get("mrr"), validation_se=scores.get("mrr_se"))
-
-
-def submit_and_score(
-    client: KaggleClient, arguments: argparse.Namespace, candidate: submit.Candidate
-) -> Submission:
-    """The submission of the csv with its score: a new one, or the one that was made of the same bytes."""
-    slug = COMPETITION
-    step(f"submit {candidate.path}")
-    submit.check_csv(candidate.path, arguments.data, load_kernel())
-    with competition_errors(slug):
-        made = [] if arguments.again else submit.made_before(client, slug, candidate, arguments.runs)
-        number = made[-1] if made else submit.submit(client, slug, candidate, arguments.runs, arguments.again)
-    step(f"wait for the score of submission {number}")
-    return submit.scored(client, slug, number, candidate, arguments.runs, 60 * SCORE_MINUTES)
+from lib.jobs import push
+from lib.jobs.ship import (
+    candidate_of,
+    check_weights_used,
+    chosen_weights,
+    package_weights,
+    run_on_kaggle,
+    submit_and_score,
+)
+from lib.kaggle_api.client import connect
+from lib.project import DATA, run_tool
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -108,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, metavar="RUN", help="package this run; the kernel predicts with it")
     parser.add_argument("--no-submit", action="store_true", help="stop when the output is fetched and verified")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the test set is, for its ids")
-    push_kernel.add_push_options(parser)
+    push.add_push_options(parser)
     return parser.parse_args(argv)
 
 
@@ -126,7 +56,7 @@ def report(result: dict[str, Any], as_json: bool) -> None:
 def main(argv: list[str] | None = None) -> int | None:
     """Every step in order; each finds out by itself whether it was done before."""
     arguments = parse(argv)
-    given = push_kernel.read_overrides(arguments.recipe, arguments.set)
+    given = push.read_overrides(arguments.recipe, arguments.set)
     overrides = {"mode": "predict", **given} if arguments.weights is not None and "warm_start" not in given else given
     run = chosen_weights(arguments, overrides)
     client = connect()

@@ -1,0 +1,149 @@
+"""download_data: the right files in the right place, whatever happens on the way."""
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+
+import pytest
+
+import download_data
+from kaggle_stand_in import Fault
+from lib.data import Known
+from lib.jobs.download import unpack
+from lib.project import ToolError
+
+FILES = {"train/train/train.npz": bytes(range(256)) * 1000, "test/test/test.clean.npz": b"PK" + b"test" * 100,
+         "test/test/captions.txt": b"1,a dog\n"}
+PHOTO = "train/train/Images/1000.jpg"
+
+
+def known_of(files: dict[str, bytes]) -> dict[str, Known]:
+    return {name: Known(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+
+
+@pytest.fixture(autouse=True)
+def small_files(kaggle, monkeypatch):
+    kaggle.competitions["aml-competition"].files = FILES | {PHOTO: b"jpeg"}
+    monkeypatch.setattr("lib.jobs.download.KNOWN", known_of(FILES))
+    monkeypatch.setattr("lib.jobs.download.ARCHIVE_BYTES", 1000)
+
+
+@pytest.fixture
+def fetch(tool, tmp_path):
+    return lambda *arguments: tool(download_data.main, "--data", tmp_path / "data", *arguments)
+
+
+def tree(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_needed_files_come_verified_and_only_once(kaggle, fetch, tmp_path):
+    first = fetch()
+    assert (first.code, tree(tmp_path / "data")) == (0, FILES)
+    assert "train.npz: size and sha256 are right" in first.out and str(tmp_path / "data") in first.out
+    assert "already there" in fetch().out
+    assert kaggle.count("DownloadDataFile") == 3
+    assert fetch("--force").code == 0 and kaggle.count("DownloadDataFile") == 6
+
+
+def test_a_damaged_file_is_replaced(kaggle, fetch, tmp_path):
+    fetch()
+    (tmp_path / "data/test/test/captions.txt").write_bytes(b"1,a cat\n")
+    done = fetch()
+    assert "captions.txt: sha256" in done.out and tree(tmp_path / "data") == FILES
+    assert kaggle.count("DownloadDataFile") == 4
+
+
+@pytest.mark.parametrize("call", ["DownloadDataFile", "GET data"])
+@pytest.mark.parametrize("fault", [Fault(503), Fault(drop="before"), Fault(html=True),
+                                   Fault(silent=0.6), Fault(429, retry_after="0"), Fault(502, html=True)])
+def test_passing_faults_are_retried(kaggle, fetch, tmp_path, call, fault):
+    kaggle.fail(call, fault)
+    done = fetch()
+    assert (done.code, tree(tmp_path / "data")) == (0, FILES)
+    assert "try 2 of 5" in done.err
+
+
+def test_a_download_that_is_cut_goes_on(kaggle, fetch, tmp_path):
+    kaggle.fail("GET data", Fault(truncate=150_000))
+    assert (fetch().code, tree(tmp_path / "data")) == (0, FILES)
+    assert [body["range"] for name, body in kaggle.calls if name == "GET data"][:2] == ["", "bytes=131072-"]
+
+
+def test_a_rerun_goes_on_where_a_broken_one_stopped(kaggle, fetch, tmp_path):
+    kaggle.fail("GET data", Fault(truncate=150_000))
+    kaggle.fail("DownloadDataFile", None, *[Fault(503)] * 5)
+    broken = fetch()
+    assert broken.code == 1 and broken.error.startswith("error: download of train/train/train.npz")
+    assert not (tmp_path / "data/train/train/train.npz").exists()
+    assert (fetch().code, tree(tmp_path / "data")) == (0, FILES)
+    assert any(body["range"].startswith("bytes=131072") for name, body in kaggle.calls if name == "GET data")
+
+
+def test_a_file_that_kaggle_zips_is_unpacked(kaggle, fetch, tmp_path):
+    kaggle.competitions["aml-competition"].zip_files = {"train/train/train.npz", "test/test/captions.txt"}
+    assert (fetch().code, tree(tmp_path / "data")) == (0, FILES)
+
+
+@pytest.mark.parametrize("changed", [b"other" * 51_200, b"short"])
+def test_a_file_that_is_not_the_known_one_is_not_kept(kaggle, fetch, tmp_path, changed):
+    kaggle.competitions["aml-competition"].files = FILES | {"train/train/train.npz": changed}
+    done = fetch()
+    assert done.code == 1 and "train/train/train.npz" in done.error and " instead of " in done.error
+    assert tree(tmp_path / "data") == {}
+
+
+def test_unaccepted_rules_name_the_page(kaggle, fetch):
+    kaggle.competitions["aml-competition"].rules_accepted = False
+    done = fetch()
+    assert done.code == 1 and "https://www.kaggle.com/competitions/aml-competition/rules" in done.error
+
+
+def test_an_unknown_competition_is_named(kaggle, fetch):
+    done = fetch("--competition", "no-such")
+    assert done.code == 2 and "no-such" in done.error and "https://www.kaggle.com/competitions/no-such" in done.error
+
+
+def test_no_credentials_and_a_wrong_key(kaggle, fetch, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KEY", "wrong")
+    assert fetch().code == 2
+    monkeypatch.delenv("KAGGLE_KEY")
+    done = fetch()
+    assert done.code == 2 and "KAGGLE_API_TOKEN" in done.error
+
+
+def test_images_bring_everything(kaggle, fetch, tmp_path):
+    kaggle.fail("GET data", Fault(truncate=150_000))
+    assert (fetch("--images").code, tree(tmp_path / "data")) == (0, FILES | {PHOTO: b"jpeg"})
+    assert "already complete" in fetch("--images").out
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil"])
+def test_an_archive_that_would_leave_its_folder_is_not_unpacked(kaggle, fetch, tmp_path, name):
+    kaggle.competitions["aml-competition"].files = {name: b"x"} | FILES
+    done = fetch("--images")
+    assert done.code == 1 and "nothing was written" in done.error
+    assert set(tree(tmp_path / "data")) == {"aml-competition.zip"} and not (tmp_path / "evil").exists()
+
+
+def test_a_link_in_an_archive_is_not_unpacked(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    (tmp_path / "x.zip").write_bytes(packed.getvalue())
+    with pytest.raises(ToolError, match="is a link"):
+        unpack(tmp_path / "x.zip", tmp_path / "data")
+
+
+def test_a_full_disk_is_told_before_the_download(kaggle, fetch, monkeypatch):
+    monkeypatch.setattr("lib.jobs.download.KNOWN", {"train/train/train.npz": Known(10**18, "0")})
+    done = fetch()
+    assert done.code == 1 and "GB free" in done.error and kaggle.count("DownloadDataFile") == 0
+
+
+def test_help_has_an_example(run_tool_process):
+    done = run_tool_process("download_data", "--help")
+    assert done.returncode == 0 and "example:" in done.stdout

@@ -1,0 +1,515 @@
+"""The client against the stand-in: what each call returns, and what each fault ends in."""
+from __future__ import annotations
+
+import email.utils
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from kaggle_stand_in import Fault, Plan
+from lib.kaggle_api.client import connect, split_ref
+from lib.kaggle_api.http import (
+    Ambiguous,
+    Conflict,
+    ConnectionFailed,
+    Forbidden,
+    NotFound,
+    RateLimited,
+    Refused,
+    ServerError,
+    Timeout,
+    Timing,
+    Unauthorized,
+    _retry_after,
+    safe_name,
+    wait_until,
+)
+from lib.project import InputError
+
+SLUG = "aml-competition"
+META = {"id": "tester/aml-align", "title": "aml align", "code_file": "pipeline.py", "language": "python",
+        "kernel_type": "script", "is_private": True, "enable_internet": False, "dataset_sources": [],
+        "competition_sources": [SLUG]}
+# Every way in which a call can fail to be answered; `after`: Kaggle carried it out all the same.
+PASSING = {"503": Fault(503), "500": Fault(500), "html 502": Fault(502, html=True), "html 200": Fault(html=True),
+           "429": Fault(429, retry_after="0"), "dropped": Fault(drop="before"), "silent": Fault(silent=0.6),
+           "cut": Fault(truncate=3), "503 in 200": Fault(503, as_code=True)}
+AMBIGUOUS = {"dropped": Fault(drop="after"), "503": Fault(503, after=True), "cut": Fault(truncate=3),
+             "html": Fault(html=True, after=True)}
+BEFORE = {"dropped": Fault(drop="before"), "503": Fault(503), "silent": Fault(silent=0.6), "html": Fault(html=True)}
+
+
+def faults(table: dict[str, Fault]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("fault", table.values(), ids=table.keys())
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+# ---- what the calls return ----
+
+def test_kernel_from_push_to_output(kaggle, client, tmp_path, capsys):
+    kaggle.plans = [Plan(queued=1, running=1, outputs={f"f{n}.txt": b"x" * n for n in range(1, 30)}, log="a\n±b\n")]
+    assert client.kernel_version("tester", "aml-align") is None
+    saved = client.save_kernel(META, "print(1)\n", timeout_seconds=900)
+    assert (saved.ref, saved.version, client.kernel_version("tester", "aml-align")) == ("tester/aml-align", 1, 1)
+    assert kaggle.kernels["tester/aml-align"][0].request["sessionTimeoutSeconds"] == 900
+    states = [client.kernel_status("tester", "aml-align", 1)[0] for _ in range(3)]
+    assert states == ["queued", "running", "complete"]
+    files, log = client.kernel_output("tester", "aml-align", 1)
+    assert len(files) == 29 and log == "a\n±b\n"
+    name, url = files[-1]
+    client.download_url(url, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == kaggle.kernels["tester/aml-align"][0].outputs[name]
+    assert "".join(client.kernel_log_stream("tester", "aml-align", 1)) == "a\n±b\n"
+    assert capsys.readouterr().out == ""
+
+
+def test_the_version_that_is_asked_for_is_the_one_that_answers(kaggle, client):
+    kaggle.plans = [Plan(outcome="ERROR", failure="out of memory", log="one"), Plan(outputs={"b": b"2"}, log="two")]
+    client.save_kernel(META, "first")
+    client.save_kernel(META, "second")
+    assert client.kernel_status("tester", "aml-align", 1) == ("error", "out of memory")
+    assert client.kernel_status("tester", "aml-align", 2) == ("complete", "")
+    assert client.kernel_output("tester", "aml-align", 1)[1] == "one"
+    with pytest.raises(NotFound, match="version 9"):
+        client.kernel_status("tester", "aml-align", 9)
+
+
+def test_dataset_and_its_versions(kaggle, client, tmp_path):
+    files = [write(tmp_path / "a.bin", b"a" * 1000), write(tmp_path / "b.txt", b""), write(tmp_path / "c.txt", b"c")]
+    assert client.create_dataset("tester", "weights", "weights title", "CC0-1.0", files) == 1
+    assert kaggle.datasets["tester/weights"].private
+    assert client.dataset_status("tester", "weights") == ("ready", 1)
+    assert client.dataset_files("tester", "weights") == {"a.bin": 1000, "b.txt": 0, "c.txt": 1}
+    assert client.create_dataset_version("tester", "weights", "second", files[:1]) == 2
+    assert client.dataset_status("tester", "weights") == ("ready", 2)
+    assert client.dataset_files("tester", "weights") == {"a.bin": 1000}
+
+
+def test_submission_is_scored(kaggle, client, tmp_path):
+    kaggle.competitions[SLUG].others = {"best": 0.9}
+    ref = client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "message")
+    found = client.wait_for_score(ref)
+    assert (found.public_score, found.description, found.status) == (0.5, "message", "complete")
+    assert client.leaderboard(SLUG) == [(1, "best", 0.9), (2, "tester", 0.5)]
+    assert client.submission_limits(SLUG).allowed_now == 4
+    assert client.quota()["GPU"].left_hours == 28.5
+
+
+def test_lists_are_read_to_their_last_page(kaggle, client):
+    kaggle.add_dataset("tester/many", {f"{n}.bin": b"x" for n in range(450)})
+    assert len(client.dataset_files("tester", "many")) == 450
+    kaggle.competitions[SLUG].others = {f"team {n}": n / 1000 for n in range(450)}
+    assert client.leaderboard(SLUG)[-1][0] == 450
+
+
+def test_kernel_output_is_a_submission(kaggle, client):
+    kaggle.plans = [Plan(outputs={"pipeline_submission.csv": b"id,embedding\n"})]
+    client.save_kernel(META, "text")
+    ref = client.submit_kernel(SLUG, "tester", "aml-align", 1, "pipeline_submission.csv", "from the kernel")
+    assert client.wait_for_score(ref).public_score == 0.5
+    with pytest.raises(Refused, match="no such output file"):
+        client.submit_kernel(SLUG, "tester", "aml-align", 1, "other.csv", "from the kernel")
+
+
+# ---- calls that may be repeated ----
+
+@faults(PASSING)
+def test_a_passing_fault_is_retried_to_success(kaggle, client, fault):
+    client.save_kernel(META, "text")
+    kaggle.fail("GetKernelSessionStatus", fault)
+    assert client.kernel_status("tester", "aml-align", 1) == ("complete", "")
+    assert kaggle.count("GetKernelSessionStatus") == 2
+
+
+@pytest.mark.parametrize(("fault", "error"), [(Fault(503), ServerError), (Fault(drop="before"), ConnectionFailed),
+                                              (Fault(429), RateLimited), (Fault(silent=0.6), Timeout)])
+def test_a_lasting_fault_ends_in_one_typed_error(kaggle, client, fault, error):
+    kaggle.fail("GetSubmissionLimits", *[fault] * 9)
+    with pytest.raises(error, match=f"submission limits of {SLUG}") as caught:
+        client.submission_limits(SLUG)
+    assert kaggle.count("GetSubmissionLimits") == Timing().tries
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "error", "code"), [(400, Refused, 1), (401, Unauthorized, 2), (403, Forbidden, 1),
+                                                       (404, NotFound, 1), (409, Conflict, 1)])
+@pytest.mark.parametrize("as_code", [False, True])
+def test_a_refusal_is_not_retried_and_has_its_own_type(kaggle, client, status, error, code, as_code):
+    kaggle.fail("GetSubmissionLimits", Fault(status, "said so", as_code=as_code))
+    with pytest.raises(error, match="said so") as caught:
+        client.submission_limits(SLUG)
+    assert (kaggle.count("GetSubmissionLimits"), caught.value.exit_code) == (1, code)
+
+
+def test_retry_after_is_obeyed(kaggle, client):
+    kaggle.fail("GetSubmissionLimits", Fault(429, retry_after="0.5"))
+    start = time.monotonic()
+    client.submission_limits(SLUG)
+    assert time.monotonic() - start >= 0.5
+
+
+def test_a_long_retry_after_is_told_not_slept(kaggle, client):
+    kaggle.fail("GetSubmissionLimits", Fault(429, retry_after="7200"))
+    with pytest.raises(RateLimited, match="wait 120 minutes"):
+        client.submission_limits(SLUG)
+
+
+def test_retry_after_may_be_a_date():
+    response = requests.Response()
+    response.headers["Retry-After"] = email.utils.formatdate(time.time() + 100)
+    assert 90 < _retry_after(response) <= 100
+    response.headers["Retry-After"] = "soon"
+    assert _retry_after(response) is None
+
+
+def test_a_state_that_the_client_does_not_know_is_one_clear_line(kaggle, client):
+    client.save_kernel(META, "text")
+    kaggle.fail("GetKernelSessionStatus", Fault(json={"status": "PAUSED_BY_ADMIN"}))
+    with pytest.raises(Refused, match="PAUSED_BY_ADMIN"):
+        client.kernel_status("tester", "aml-align", 1)
+
+
+# ---- calls that must not be repeated ----
+
+@faults(AMBIGUOUS)
+def test_a_push_that_happened_is_found_not_repeated(kaggle, client, fault):
+    client.save_kernel(META, "first")
+    kaggle.fail("SaveKernel", fault)
+    assert client.save_kernel(META, "second").version == 2
+    assert len(kaggle.kernels["tester/aml-align"]) == 2
+
+
+@faults(BEFORE)
+def test_a_push_that_did_not_happen_is_told_not_repeated(kaggle, client, fault):
+    kaggle.fail("SaveKernel", fault)
+    with pytest.raises(Ambiguous, match="running this again is safe"):
+        client.save_kernel(META, "text")
+    assert (kaggle.count("SaveKernel"), len(kaggle.kernels["tester/aml-align"])) == (1, 0)
+
+
+def test_a_push_by_somebody_else_at_the_same_time_is_not_taken_for_ours(kaggle, client):
+    client.save_kernel(META, "first")
+    kaggle.fail("SaveKernel", Fault(drop="before"))
+    kaggle.fail("GetKernel", None)
+    other = kaggle.rpc
+
+    def meanwhile(method: str, body: dict) -> object:
+        answer = other(method, body)
+        if method == "GetKernel" and kaggle.count("GetKernel") == 3:
+            kaggle.rpc_SaveKernel({"slug": "tester/aml-align", "text": "theirs"})
+        return answer
+
+    kaggle.rpc = meanwhile
+    with pytest.raises(Ambiguous):
+        client.save_kernel(META, "ours")
+
+
+def test_a_rate_limited_push_is_repeated_since_it_did_not_happen(kaggle, client):
+    kaggle.fail("SaveKernel", Fault(429, retry_after="0"))
+    assert client.save_kernel(META, "text").version == 1
+
+
+def test_an_outcome_that_cannot_be_looked_up_is_told(kaggle, client):
+    kaggle.fail("GetKernel", None, *[Fault(503)] * 20)
+    kaggle.fail("SaveKernel", Fault(drop="after"))
+    with pytest.raises(Ambiguous, match="look again before you repeat it"):
+        client.save_kernel(META, "text")
+    assert kaggle.count("SaveKernel") == 1
+
+
+def test_an_answer_without_its_number_is_looked_up(kaggle, client, tmp_path):
+    kaggle.fail("SaveKernel", Fault(json={}))
+    with pytest.raises(Ambiguous, match="without naming a version"):
+        client.save_kernel(META, "text")
+    kaggle.fail("CreateSubmission", Fault(json={"message": "Successfully submitted"}))
+    with pytest.raises(Ambiguous, match="without giving a reference"):
+        client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine")
+    kaggle.fail("CreateSubmission", Fault(json={"message": "Successfully submitted"}, after=True))
+    ref = client.submit_file(SLUG, tmp_path / "s.csv", "mine")
+    assert [state.ref for state in kaggle.competitions[SLUG].submissions] == [ref]
+
+
+def test_an_error_within_http_200_fails_the_push(kaggle, client):
+    kaggle.push_error = "Maximum batch GPU session count of 2 reached."
+    with pytest.raises(Refused, match="session count of 2"):
+        client.save_kernel(META, "text")
+
+
+def test_a_push_is_recognised_also_with_other_line_ends(kaggle, client):
+    kaggle.fail("SaveKernel", Fault(drop="after"))
+    save = kaggle.rpc_SaveKernel
+    kaggle.rpc_SaveKernel = lambda body: save(body | {"text": body["text"].replace("\n", "\r\n").rstrip()})
+    assert client.save_kernel(META, "print(1)\nprint(2)\n").version == 1
+
+
+@pytest.mark.parametrize(("key", "source"), [("dataset_sources", "tester/none"), ("competition_sources", "no-such"),
+                                             ("kernel_sources", "tester/none"),
+                                             ("model_sources", "a/b/pytorch/default/1")])
+def test_a_source_that_kaggle_drops_fails_the_push(kaggle, client, key, source):
+    with pytest.raises(Refused, match=f"{source}.*version 1 runs without it"):
+        client.save_kernel(META | {key: [source]}, "text")
+
+
+@faults(AMBIGUOUS)
+def test_a_submission_that_happened_is_found_not_repeated(kaggle, client, fault, tmp_path):
+    kaggle.fail("CreateSubmission", fault)
+    ref = client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine")
+    assert [state.ref for state in kaggle.competitions[SLUG].submissions] == [ref]
+
+
+@faults(BEFORE)
+def test_a_submission_that_did_not_happen_is_told_not_repeated(kaggle, client, fault, tmp_path):
+    client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine")
+    kaggle.fail("CreateSubmission", fault)
+    with pytest.raises(Ambiguous, match="running this again is safe"):
+        client.submit_file(SLUG, tmp_path / "s.csv", "mine")
+    assert len(kaggle.competitions[SLUG].submissions) == 1
+
+
+@faults(AMBIGUOUS)
+def test_a_dataset_that_was_made_is_found_not_repeated(kaggle, client, fault, tmp_path):
+    file = write(tmp_path / "a.bin", b"abc")
+    kaggle.fail("CreateDataset", fault)
+    assert client.create_dataset("tester", "weights", "weights", "other", [file]) == 1
+    client.dataset_status("tester", "weights")
+    kaggle.fail("CreateDatasetVersion", fault)
+    assert client.create_dataset_version("tester", "weights", "more", [file]) == 2
+    assert (kaggle.count("CreateDataset"), len(kaggle.datasets["tester/weights"].versions)) == (1, 2)
+
+
+@faults(BEFORE)
+def test_a_dataset_that_was_not_made_is_told_not_repeated(kaggle, client, fault, tmp_path):
+    kaggle.fail("CreateDataset", fault)
+    with pytest.raises(Ambiguous, match="running this again is safe"):
+        client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
+    assert kaggle.datasets == {}
+
+
+def test_a_dataset_name_in_use_is_a_conflict(kaggle, client, tmp_path):
+    kaggle.add_dataset("tester/weights", {})
+    with pytest.raises(Conflict, match="in use"):
+        client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
+
+
+# ---- uploads ----
+
+DATA = bytes(range(256)) * 1000
+
+
+@pytest.mark.parametrize("fault", [Fault(503, keep=70_000), Fault(drop="before", keep=70_000), Fault(silent=0.6),
+                                   Fault(503), Fault(429, retry_after="0"), Fault(drop="after")])
+def test_a_broken_upload_goes_on_where_it_stopped(kaggle, client, fault, tmp_path):
+    kaggle.fail("PUT blob", fault)
+    client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+    assert kaggle.datasets["tester/weights"].versions[0].files == {"a.bin": DATA}
+    ranges = [body["range"] for name, body in kaggle.calls if name == "PUT blob"]
+    if fault.keep:
+        assert ranges == ["", f"bytes 70000-{len(DATA) - 1}/{len(DATA)}"]
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_an_expired_upload_is_begun_again(kaggle, client, status, tmp_path):
+    kaggle.fail("PUT blob", Fault(503, keep=70_000))
+    kaggle.fail("PUT probe", Fault(status))
+    client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+    assert kaggle.datasets["tester/weights"].versions[0].files == {"a.bin": DATA}
+    assert kaggle.count("StartBlobUpload") == 2
+
+
+@pytest.mark.parametrize(("fault", "error"), [(Fault(403, xml=True), Forbidden), (Fault(400), Refused),
+                                              (Fault(500), ServerError), (Fault(404), NotFound),
+                                              (Fault(drop="before"), ConnectionFailed)])
+def test_a_failed_upload_makes_no_dataset_without_its_file(kaggle, client, fault, error, tmp_path):
+    kaggle.fail("PUT blob", *[fault] * 9)
+    with pytest.raises(error, match=r"upload of a\.bin"):
+        client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+    assert kaggle.count("CreateDataset") == 0
+
+
+# ---- downloads ----
+
+@pytest.fixture
+def output(kaggle, client):
+    """(url, content) of a kernel's output file."""
+    kaggle.plans = [Plan(outputs={"model.pt": DATA})]
+    client.save_kernel(META, "text")
+    return client.kernel_output("tester", "aml-align", 1)[0][0][1], DATA
+
+
+@pytest.mark.parametrize("fault", [Fault(truncate=150_000), Fault(503), Fault(drop="before"), Fault(silent=0.6),
+                                   Fault(html=True), Fault(429, retry_after="0")])
+def test_a_broken_download_goes_on(kaggle, client, output, fault, tmp_path):
+    kaggle.fail("GET output", fault)
+    client.download_url(output[0], tmp_path / "model.pt", len(DATA))
+    assert (tmp_path / "model.pt").read_bytes() == DATA
+    assert kaggle.calls[-1][1]["range"] == ("bytes=131072-" if fault.truncate else "")
+    assert not (tmp_path / "model.pt.partial").exists()
+
+
+def test_an_interrupted_download_is_taken_up_by_the_next_run(kaggle, client, output, tmp_path):
+    write(tmp_path / "model.pt.partial", DATA[:60_000])
+    client.download_url(output[0], tmp_path / "model.pt", len(DATA))
+    assert (tmp_path / "model.pt").read_bytes() == DATA
+    assert kaggle.calls[-1][1]["range"] == "bytes=60000-"
+
+
+def test_an_expired_url_is_renewed(kaggle, client, output, tmp_path):
+    renewals = []
+
+    def renew() -> str:
+        renewals.append(client.kernel_output("tester", "aml-align", 1)[0][0][1])
+        return renewals[-1]
+
+    kaggle.expire_urls()
+    client.download_url(output[0], tmp_path / "model.pt", len(DATA), renew)
+    assert (tmp_path / "model.pt").read_bytes() == DATA and len(renewals) == 1
+
+
+@pytest.mark.parametrize(("fault", "error"), [(Fault(403, xml=True), Forbidden), (Fault(html=True), ServerError),
+                                              (Fault(404), NotFound)])
+def test_an_error_page_is_never_saved_as_data(kaggle, client, output, fault, error, tmp_path):
+    kaggle.fail("GET output", *[fault] * 9)
+    with pytest.raises(error, match=r"download of model\.pt"):
+        client.download_url(output[0], tmp_path / "new" / "model.pt")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_file_of_the_wrong_size_is_not_kept(kaggle, client, output, tmp_path):
+    with pytest.raises(ServerError, match="instead of 7"):
+        client.download_url(output[0], tmp_path / "new" / "model.pt", 7)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "a\\b", "", "a\0b", "."])
+def test_names_that_leave_their_folder_are_refused(name):
+    with pytest.raises(Refused, match="nothing was written"):
+        safe_name(name)
+
+
+def test_a_kernel_that_names_such_a_file_is_refused(kaggle, client):
+    kaggle.plans = [Plan(outputs={"../../evil": b"x"})]
+    client.save_kernel(META, "text")
+    with pytest.raises(Refused, match="evil"):
+        client.kernel_output("tester", "aml-align", 1)
+
+
+# ---- the log of a running kernel ----
+
+def test_the_log_stream_goes_on_after_a_break_without_repeating(kaggle, client):
+    kaggle.plans = [Plan(running=99, log="one\ntwo\n±3\n")]
+    client.save_kernel(META, "text")
+    kaggle.fail("GET log", Fault(truncate=120), Fault(503))
+    assert list(client.kernel_log_stream("tester", "aml-align", 1)) == ["one\n", "two\n", "±3\n"]
+    assert kaggle.count("GET log") == 3
+
+
+def test_a_log_that_cannot_be_streamed_is_a_typed_error(kaggle, client):
+    with pytest.raises(Forbidden, match="log of kernel tester/none"):
+        list(client.kernel_log_stream("tester", "none"))
+
+
+# ---- credentials ----
+
+def test_a_wrong_key_is_told_as_such_not_as_a_wrong_slug(kaggle, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KEY", "wrong")
+    with pytest.raises(Unauthorized, match=r"credentials were refused.*settings/api"):
+        connect().kernel_status("tester", "aml-align", 1)
+
+
+def test_no_credentials_names_every_way_to_give_them(kaggle, monkeypatch):
+    monkeypatch.delenv("KAGGLE_KEY")
+    with pytest.raises(Unauthorized, match=r"KAGGLE_API_TOKEN.*access_token.*kaggle\.json.*KAGGLE_USERNAME") as caught:
+        connect()
+    assert caught.value.exit_code == 2
+
+
+def test_a_token_is_checked_and_used(kaggle, monkeypatch):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
+    monkeypatch.delenv("KAGGLE_USERNAME")
+    monkeypatch.delenv("KAGGLE_KEY")
+    client = connect()
+    assert client.username == "tester" and client.submissions(SLUG) == []
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_a_wrong_token_is_told_with_its_place(kaggle, monkeypatch, where, tmp_path):
+    if where == "variable":
+        monkeypatch.setenv("KAGGLE_API_TOKEN", "wrong")
+    else:
+        write(tmp_path / "home" / ".kaggle" / "access_token", b"wrong\n")
+    with pytest.raises(Unauthorized, match=r"token from (KAGGLE_API_TOKEN|access_token) is not valid"):
+        connect()
+
+
+def test_a_server_error_while_checking_the_token_is_retried(kaggle, monkeypatch):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
+    kaggle.fail("IntrospectToken", Fault(503), Fault(drop="before"))
+    assert connect().username == "tester"
+
+
+SCRIPT = "import sys; sys.path.insert(0, {tools!r}); from lib.kaggle_api.client import connect; c = connect(); {then}"
+
+
+def in_process_of_its_own(tmp_path: Path, kaggle, then: str, **changes: str | None) -> subprocess.CompletedProcess:
+    """Run code with a client of its own: the official package reads some settings only when it is imported."""
+    tools = str(Path(__file__).resolve().parent.parent.parent / "tools")
+    environment = {"PATH": "/usr/bin:/bin"}
+    environment |= kaggle.environment(tmp_path / "other-home") | changes
+    return subprocess.run([sys.executable, "-c", SCRIPT.format(tools=tools, then=then)], capture_output=True, text=True,
+                          env={key: value for key, value in environment.items() if value is not None})
+
+
+def test_kaggle_json_signs_in_and_nothing_is_printed(kaggle, tmp_path):
+    write(tmp_path / "other-home" / ".kaggle" / "kaggle.json",
+          json.dumps({"username": kaggle.user, "key": kaggle.key}).encode()).chmod(0o600)
+    done = in_process_of_its_own(tmp_path, kaggle, f"c.submission_limits({SLUG!r})", KAGGLE_USERNAME=None,
+                                 KAGGLE_KEY=None)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_a_broken_kaggle_json_is_named(kaggle, tmp_path):
+    write(tmp_path / "other-home" / ".kaggle" / "kaggle.json", b"{").chmod(0o600)
+    done = in_process_of_its_own(tmp_path, kaggle, "", KAGGLE_USERNAME=None, KAGGLE_KEY=None)
+    assert "kaggle.json has no username and key" in done.stderr and done.stdout == ""
+
+
+def test_the_import_makes_no_call(kaggle, tmp_path):
+    done = in_process_of_its_own(tmp_path, kaggle, "print(c.username)", KAGGLE_API_TOKEN=kaggle.token, VERBOSE="1")
+    assert (done.stdout, kaggle.count("IntrospectToken")) == ("tester\n", 1)
+
+
+# ---- small things ----
+
+def test_waiting_ends_at_its_deadline():
+    with pytest.raises(Timeout, match="the thing: not done after"):
+        wait_until(lambda: None, "the thing", Timing(poll_seconds=0.01), 0.05)
+
+
+def test_waiting_returns_what_was_found():
+    answers = iter([None, None, 0])
+    assert wait_until(lambda: next(answers), "it", Timing(poll_seconds=0.001), 5) == 0
+
+
+def test_timing_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("ALIGN_TRIES", "3")
+    monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", "7.5")
+    assert (Timing.from_environment().tries, Timing.from_environment().timeout_seconds) == (3, 7.5)
+    monkeypatch.setenv("ALIGN_TRIES", "many")
+    with pytest.raises(InputError, match="ALIGN_TRIES='many'"):
+        Timing.from_environment()
+
+
+@pytest.mark.parametrize("ref", ["tester", "a/b/c", "/b", "a/"])
+def test_a_ref_is_owner_and_slug(ref):
+    with pytest.raises(InputError, match="is not owner/slug"):
+        split_ref(ref)

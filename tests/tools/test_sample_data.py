@@ -1,0 +1,173 @@
+"""The drawn sample has the competition's layout, dtypes and traps; it is repeatable, whole or absent, and learnable."""
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample_data
+from lib.sample.encoders import encode_text
+from lib.sample.layout import make_full_size, make_sample
+from lib.sample.scenes import HEIGHT, WIDTH
+
+IMAGES, TEST = 300, 100
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sample") / "data"
+    make_sample(root, n_images=IMAGES, seed=3, n_test=TEST)
+    return root
+
+
+def contents(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_train_file_has_the_competition_keys_shapes_and_types(sample: Path) -> None:
+    train = np.load(sample / "train/train/train.npz")
+    n = 5 * IMAGES
+    expected = {"captions/ids": ("int64", (n,)), "captions/embeddings": ("float32", (n, 1024)),
+                "captions/label": ("bool", (n, IMAGES)), "images/embeddings": ("float32", (IMAGES, 1536))}
+    assert {key: (str(train[key].dtype), train[key].shape) for key in expected} == expected
+    assert (train["captions/text"].dtype.kind, train["images/names"].dtype.kind) == ("U", "U")
+    assert [int(train[f"metadata/{key}"][0]) for key in
+            ("num_captions", "num_images", "embedding_dim_text", "embedding_dim_image")] == [n, IMAGES, 1024, 1536]
+    assert (train["captions/label"].argmax(1) == np.arange(n) // 5).all()
+    assert (train["captions/label"].sum(1) == 1).all()
+
+
+def test_test_file_has_ids_from_one_and_no_images(sample: Path) -> None:
+    test = np.load(sample / "test/test/test.clean.npz")
+    assert test["captions/ids"].tolist() == list(range(1, TEST + 1))
+    assert not [key for key in test.files if key.startswith("images") or "label" in key]
+    solution = np.load(sample / "solution.npz")
+    assert solution["captions/ids"].tolist() == test["captions/ids"].tolist()
+    assert solution["images/embeddings"].shape == (TEST, 1536)
+    assert not (sample / "test/test/Images").exists()
+
+
+def test_the_kernel_reads_it(sample: Path, kernel) -> None:
+    train = kernel.read_train(kernel.find_file(sample, "train.npz"))
+    test = kernel.read_test(kernel.find_file(sample, "test.clean.npz"))
+    assert (train.image_of == np.arange(5 * IMAGES) // 5).all()
+    assert test.image_dim == train.images.shape[1]
+
+
+def test_every_name_is_a_picture(sample: Path) -> None:
+    names = np.load(sample / "train/train/train.npz")["images/names"].tolist()
+    assert sorted(path.name for path in (sample / "train/train/Images").iterdir()) == sorted(names)
+    with Image.open(sample / "train/train/Images" / names[0]) as picture:
+        assert picture.size == (WIDTH, HEIGHT)
+
+
+def test_train_captions_are_csv_and_equal_the_npz(sample: Path) -> None:
+    train = np.load(sample / "train/train/train.npz")
+    with (sample / "train/train/captions.txt").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["image", "caption"]
+    assert [row[1] for row in rows[1:]] == train["captions/text"].tolist()
+    assert [row[0] for row in rows[1:]] == np.repeat(train["images/names"], 5).tolist()
+
+
+def test_test_captions_are_cut_and_trap_a_csv_reader(sample: Path) -> None:
+    lines = (sample / "test/test/captions.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "id,caption"
+    assert [line.partition(",")[0] for line in lines[1:]] == [str(i) for i in range(1, TEST + 1)]
+    assert not any("," in line.partition(",")[2] for line in lines[1:])
+    assert len(list(csv.reader(lines[1:]))) < TEST
+    whole = np.load(sample / "test/test/test.clean.npz")["captions/text"]
+    assert any("," in caption for caption in whole)
+    assert any('"' in caption for caption in whole)
+
+
+def test_five_captions_of_an_image_differ(sample: Path) -> None:
+    fives = np.load(sample / "train/train/train.npz")["captions/text"].reshape(-1, 5)
+    assert np.mean([len(set(five)) == 5 for five in fives]) > 0.99
+
+
+def test_image_vectors_are_anisotropic_and_not_normalised(sample: Path) -> None:
+    vectors = np.load(sample / "train/train/train.npz")["images/embeddings"]
+    norms = np.linalg.norm(vectors, axis=1)
+    assert 24 < norms.mean() < 28
+    assert norms.min() < 24 and norms.max() > 29
+    unit = vectors / norms[:, None]
+    assert 0.5 < (unit[:150] @ unit[150:].T).mean() < 0.75
+
+
+def test_it_is_learnable_but_not_by_a_linear_map_alone(sample: Path, kernel) -> None:
+    train = kernel.read_train(sample / "train/train/train.npz")
+    text, images = train.text - train.text.mean(0), train.images - train.images.mean(0)
+    seen = train.image_of < 200
+    covariance = text[seen].T @ text[seen]
+    penalty = covariance.trace() / len(covariance) * np.eye(len(covariance), dtype=np.float32)
+    ridge = np.linalg.solve(covariance + penalty, text[seen].T @ images[train.image_of[seen]])
+    views = kernel.caption_views(train.image_of, np.arange(200, 300))
+    mrr = np.mean([kernel.retrieval_metrics(text[view] @ ridge, train.images[200:])["mrr"] for view in views])
+    assert 0.12 < mrr < 0.6  # chance is .052
+
+
+def test_same_seed_same_bytes_other_seed_other_pictures(tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        make_sample(tmp_path / folder, n_images=20, seed=seed, n_test=10)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert contents(tmp_path / "a").keys() != contents(tmp_path / "c").keys()
+
+
+def test_equal_captions_have_equal_vectors() -> None:
+    one, other, same = encode_text(["A red star .", "A blue star .", "A red star ."])
+    assert (one == same).all()
+    assert not np.allclose(one, other)
+
+
+def test_full_size_has_the_same_layout_without_pictures(tmp_path: Path, kernel) -> None:
+    make_full_size(tmp_path / "big", n_images=1200, n_test=50)
+    train = kernel.read_train(tmp_path / "big/train/train/train.npz")
+    assert train.text.shape == (6000, 1024)
+    assert (train.image_of == np.arange(6000) // 5).all()
+    assert not list(tmp_path.rglob("*.jpg"))
+    assert kernel.read_test(tmp_path / "big/test/test/test.clean.npz").text.shape == (50, 1024)
+    norms = np.linalg.norm(train.images, axis=1)
+    assert 20 < norms.mean() < 30
+
+
+def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lib.sample.layout.write_test", full)
+    outcome = tool(sample_data.main, tmp_path / "new" / "data", "--images", "20")
+    assert (outcome.code, outcome.error.startswith("error: ")) == (1, True)
+    assert "No space left" in outcome.error
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "word"), [
+    (["--images", "3"], "--images 3"), (["--images", "9999999"], "--images 9999999"), (["--seed", "-1"], "--seed -1")])
+def test_bad_numbers_are_one_line_and_code_two(tool, tmp_path: Path, arguments: list[str], word: str) -> None:
+    outcome = tool(sample_data.main, tmp_path / "data", *arguments)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert word in outcome.error
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_in_use_and_a_file_in_the_way_are_refused(tool, tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for dest in (tmp_path / "used", tmp_path / "file", tmp_path / "file/below"):
+        outcome = tool(sample_data.main, dest, "--images", "20")
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]
+
+
+def test_an_empty_folder_is_filled(tool, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert tool(sample_data.main, tmp_path / "data", "--images", "20").code == 0
+    assert (tmp_path / "data/train/train/train.npz").exists()

@@ -1,0 +1,147 @@
+"""What a run of a recipe cost and gave: quality, time, work, memory; and what this machine could do at most."""
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib import kernel
+from lib.data import FILES
+from lib.process import as_arguments
+from lib.project import REPO
+from lib.runs import FinishedRun, run_logged
+from lib.sample import layout
+
+FULL_SIZE = REPO / "build" / "full-size"
+POOLS = ("pool100_raw", "pool100_cosine")
+SCORES = {"pool100_raw": "raw", "pool100_cosine": "cosine", "full_cosine": "full gallery"}
+
+
+# ------------------------------------------------------------------------------------------- one run
+@dataclass(frozen=True)
+class Measured:
+    """What one run of a recipe gave."""
+
+    recipe: str
+    seed: int
+    scores: dict[str, float]  # MRR by the kernel's names
+    curve: list[tuple[float, dict[str, float]]]  # (training seconds, scores) at every validation, the final one last
+    load_seconds: float
+    train_seconds: float  # validations while training included
+    step_seconds: float  # without them
+    captions: int  # trained on, all epochs and members counted
+    flops: float
+    device: str
+    dtype: str
+    peak_bytes: int  # resident; on a GPU the device's own peak
+
+
+def read_curve(run: FinishedRun) -> list[tuple[float, dict[str, float]]]:
+    """Validation scores over training time; a closed form has only the final ones."""
+    with (run.folder / kernel.TRAINING_LOG).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["phase"] == "validate"]
+    train = run.metrics["seconds"]["train"]
+    begin = max((float(row["seconds"]) for row in rows), default=train) - train
+    curve = [(float(row["seconds"]) - begin, {name: float(row[name]) for name in SCORES})
+             for row in rows if row["pool100_raw"]]
+    return [*curve, (train, final_scores(run))]
+
+
+def final_scores(run: FinishedRun) -> dict[str, float]:
+    """MRR of the run's own validation."""
+    return {name: run.metrics["validation"][name]["mrr"] for name in SCORES}
+
+
+def network_flops(member: dict[str, Any], gallery: int, d_image: int) -> float:
+    """One caption, forward and backward: 2 a weight and product, three products a matrix, two with the gallery."""
+    matrices = [value.numel() for value in member["state"].values() if value.dim() == 2]
+    if member["knobs"]["network"] == "mlp":  # its first layer needs no gradient of its input, and it has no gallery
+        return 6 * sum(matrices) - 2 * matrices[0]
+    return 6 * sum(matrices) + 4 * gallery * d_image
+
+
+def solve_flops(captions: int, gallery: int, d_text: int, d_image: int) -> float:
+    """The closed form: covariances and residual over the captions, two linear systems."""
+    over_captions = 2 * captions * (d_text**2 + d_text * d_image + d_image**2)
+    systems = 2 / 3 * (d_text**3 + d_image**3) + 2 * d_text * d_image * (d_text + d_image)
+    return over_captions + 2 * gallery * d_text * d_image + systems
+
+
+def count_work(run: FinishedRun, data: Path) -> tuple[int, float]:
+    """(captions, FLOP) of the validated training, from the members' weights and the epochs they really took."""
+    bundle = kernel.load_torch(run.folder / kernel.VALIDATED_MODEL)
+    with np.load(kernel.find_file(data, FILES[0])) as npz:
+        captions, images = len(npz["captions/ids"]), len(npz["images/names"])
+    gallery = images - len(bundle["val_images"])
+    captions = round(captions * gallery / images)
+    with (run.folder / kernel.TRAINING_LOG).open(newline="") as file:
+        epochs = [int(row["member"]) for row in csv.DictReader(file) if row["phase"] == "validate"]
+    seen, flops = 0, 0.0
+    for number, member in enumerate(bundle["members"]):
+        if member["knobs"]["network"] == "linear":
+            seen, flops = seen + captions, flops + solve_flops(captions, gallery, *bundle["dims"])
+        done = captions * epochs.count(number)
+        seen, flops = seen + done, flops + done * network_flops(member, gallery, bundle["dims"][1])
+    return seen, flops
+
+
+def measure(recipe: str, seed: int, data: Path, output: Path, settings: list[str]) -> Measured:
+    """Run one recipe with one seed (of training and of the split) and read off what it did."""
+    knobs = {"seed": seed, "split_seed": seed, "refit": False}
+    arguments = ["--recipe", recipe, *as_arguments(knobs), *(f"--set={setting}" for setting in settings)]
+    run = run_logged(data, output / f"{recipe}-seed{seed}", arguments)
+    captions, flops = count_work(run, data)
+    metrics = run.metrics
+    return Measured(recipe, seed, final_scores(run), read_curve(run), metrics["seconds"]["load"],
+                    metrics["seconds"]["train"], run.step_seconds, captions, flops, metrics["device"], metrics["dtype"],
+                    metrics.get("peak_device_bytes") or metrics["peak_rss_bytes"])
+
+
+# ------------------------------------------------------------------------------------------- this machine
+def matmul_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
+    """FLOP/s that large products of a number type sustain here: the best size's mean over a second of products."""
+    import torch
+
+    place, best = "cpu" if device == "cpu" else "cuda", 0.0
+    for size in (1024, 1536, 2048, 4096, 8192):
+        work = 2 * size**3
+        if work > best * seconds > 0:  # not one product of this size in that time
+            break
+        matrix = torch.randn(size, size, device=place).to(getattr(torch, dtype))
+        product, done = matrix @ matrix, 0
+        product[0, 0].item()  # waits for a GPU
+        start = time.perf_counter()
+        while (spent := time.perf_counter() - start) < seconds:
+            for _ in range(10 if place == "cuda" else 1):
+                torch.mm(matrix, matrix, out=product)
+                done += 1
+            product[0, 0].item()
+        best = max(best, work * done / spent)
+    return best
+
+
+def full_size_data() -> Path:
+    """Synthetic data of the competition's size, made once."""
+    if not all(any(FULL_SIZE.rglob(name)) for name in FILES):
+        print(f"making data of the competition's size in {FULL_SIZE}", file=sys.stderr)
+        layout.make_full_size(FULL_SIZE)
+    return FULL_SIZE
+
+
+def run_all(arguments: argparse.Namespace, data: Path, output: Path) -> Iterator[Measured]:
+    """Every recipe with every seed, one after another, so that none disturbs another's time."""
+    table = [(recipe, seed) for recipe in arguments.recipes for seed in arguments.seeds]
+    settings = (["epochs=1"] if arguments.full_size else []) + arguments.set
+    for number, (recipe, seed) in enumerate(table, 1):
+        print(f"run {number} of {len(table)}: {recipe}, seed {seed}", file=sys.stderr)
+        run = measure(recipe, seed, data, output, settings)
+        scores = ", ".join(f"{label} {run.scores[name]:.4f}" for name, label in SCORES.items())
+        print(f"  {run.train_seconds:.1f} s of training, MRR {scores}", file=sys.stderr)
+        yield run

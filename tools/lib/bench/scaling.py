@@ -1,0 +1,152 @@
+"""How the cost of training grows with the work: `python tools/benchmark.py --scaling` writes scaling.md and .png.
+
+One thing grows at a time, over two decades, on random data; every point is the kernel itself as a sub-process.
+The exponent is the slope of the upper decade in logarithms: below it a step costs what starting it costs.
+"""
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.process import as_arguments
+from lib.project import atomic_path, format_table, markdown_table
+from lib.runs import run_logged
+
+EPOCHS = 2
+TESTS = 100
+SMALLEST_MIB = 16  # less than this above an idle process is not told apart from the allocator's mood
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # told apart by every eye
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The size of one training."""
+
+    captions: int = 4000
+    gallery: int = 800
+    dimension: int = 128  # of text, images and the hidden layer
+    members: int = 1
+
+
+IDLE = Problem(captions=1000, gallery=200, dimension=24)  # all that a training of any size needs
+AXES: dict[str, list[Problem]] = {
+    "captions": [Problem(captions=n, gallery=200, dimension=256) for n in (600, 2000, 6000, 20_000, 60_000)],
+    "gallery": [Problem(captions=20_000, gallery=m, dimension=256) for m in (200, 500, 2000, 5000, 20_000)],
+    "dimension": [Problem(captions=2000, gallery=400, dimension=d) for d in (24, 80, 240, 800, 2400)],
+    "members": [Problem(captions=1000, gallery=200, members=k) for k in (1, 3, 10, 30, 100)],
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured training."""
+
+    size: int
+    epoch_seconds: float
+    mebibytes: float  # above the idle process
+
+
+def draw_problem(folder: Path, problem: Problem) -> None:
+    """Random data of a size; without the one-hot label the captions of an image are consecutive."""
+    draw = np.random.default_rng(0)
+
+    def arrays(captions: int, images: int) -> dict[str, np.ndarray]:
+        return {"captions/ids": np.arange(captions), "captions/text": np.full(captions, "drawn"),
+                "captions/embeddings": draw.standard_normal((captions, problem.dimension), np.float32),
+                "images/names": np.arange(images).astype(str),
+                "images/embeddings": draw.standard_normal((images, problem.dimension), np.float32),
+                "metadata/embedding_dim_image": np.array([problem.dimension])}
+
+    np.savez(folder / "train.npz", **arrays(problem.captions, problem.gallery))
+    np.savez(folder / "test.clean.npz", **arrays(TESTS, 1))
+
+
+def train(problem: Problem, settings: list[str], folder: Path) -> tuple[float, float]:
+    """(seconds an epoch, peak MiB) of the kernel on such a problem."""
+    knobs = {"recipe": "align", "epochs": EPOCHS, "eval_every": EPOCHS, "hidden": problem.dimension, "refit": False,
+             "members": problem.members, "val_fraction": 0.02, "min_steps": 0}
+    with tempfile.TemporaryDirectory() as data:
+        draw_problem(Path(data), problem)
+        arguments = as_arguments(knobs) + [f"--set={setting}" for setting in settings]
+        run = run_logged(Path(data), folder, arguments)
+    return run.step_seconds / EPOCHS, run.metrics["peak_rss_bytes"] / 2**20
+
+
+def exponent(sizes: list[int], values: list[float]) -> float | None:
+    """Slope in logarithms over the upper decade; None where nothing measurable grows."""
+    chosen = [(size, value) for size, value in zip(sizes, values, strict=True) if 10 * size >= sizes[-1] and value > 0]
+    if len(chosen) < 2:
+        return None
+    return float(np.polyfit(*np.log(np.array(chosen)).T, 1)[0])
+
+
+def measure(output: Path, settings: list[str]) -> dict[str, list[Point]]:
+    """Every axis, point by point."""
+    idle = train(IDLE, settings, output / "idle")[1]
+    found: dict[str, list[Point]] = {}
+    for axis, problems in AXES.items():
+        found[axis] = []
+        for problem in problems:
+            size = getattr(problem, axis)
+            seconds, peak = train(problem, settings, output / f"{axis}-{size}")
+            found[axis].append(Point(size, seconds, max(0.0, peak - idle)))
+            print(f"{axis} {size}: {seconds:.2f} s an epoch, {peak - idle:.0f} MiB above {idle:.0f}", file=sys.stderr)
+    return found
+
+
+def exponents(points: list[Point]) -> dict[str, float | None]:
+    """Growth of time and memory along one axis."""
+    sizes = [point.size for point in points]
+    memory = [point.mebibytes if point.mebibytes >= SMALLEST_MIB else 0 for point in points]
+    return {"time": exponent(sizes, [point.epoch_seconds for point in points]), "memory": exponent(sizes, memory)}
+
+
+def study(output: Path, settings: list[str]) -> dict[str, Any]:
+    """Measure, fit, write scaling.md and scaling.png; everything as a dictionary."""
+    found = measure(output, settings)
+    fitted = {axis: exponents(points) for axis, points in found.items()}
+    rows = [[axis, f"{points[0].size:,} to {points[-1].size:,}", *map(figure, fitted[axis].values())]
+            for axis, points in found.items()]
+    summary = ["what grows", "from, to", "time ~ size^", "memory ~ size^"], rows
+    details = [([axis, "s an epoch", "MiB above idle"],
+                [[f"{p.size:,}", f"{p.epoch_seconds:.2f}", f"{p.mebibytes:.0f}"] for p in points])
+               for axis, points in found.items()]
+    print(format_table(*summary), file=sys.stderr)
+    with atomic_path(output / "scaling.md") as temporary:
+        temporary.write_text("\n".join(markdown_table(*table) for table in [summary, *details]), encoding="utf-8")
+    plot(found, fitted, output / "scaling.png")
+    return {"output": str(output), "exponents": fitted,
+            "points": {axis: [vars(point) for point in points] for axis, points in found.items()}}
+
+
+def figure(value: float | None) -> str | None:
+    """An exponent as text."""
+    return None if value is None else f"{round(value, 2) + 0:.2f}"  # no -0.00
+
+
+def plot(found: dict[str, list[Point]], fitted: dict[str, dict[str, float | None]], path: Path) -> None:
+    """Time and memory against size, both relative to the smallest size of the axis."""
+    import matplotlib.pyplot as plt  # the kernel, loaded before, has chosen the backend
+
+    drawing, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for colour, (axis, points) in zip(COLOURS, found.items(), strict=False):
+        sizes = [point.size / points[0].size for point in points]
+        for axes, what, values in ((panels[0], "time", [point.epoch_seconds for point in points]),
+                                   (panels[1], "memory", [max(point.mebibytes, 1) for point in points])):
+            axes.plot(sizes, values, "-o", color=colour, label=f"{axis} (exponent {figure(fitted[axis][what]) or '-'})")
+    panels[0].set(ylabel="seconds an epoch")
+    panels[1].set(ylabel="MiB above an idle process")
+    for axes in panels:
+        axes.set(xscale="log", yscale="log", xlabel="size, relative to the smallest of its kind")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    worst = max(fitted, key=lambda axis: fitted[axis]["time"] or 0)
+    drawing.suptitle(f"Time grows fastest with {worst}: exponent {figure(fitted[worst]['time'])} over the upper decade")
+    with atomic_path(path) as temporary:
+        drawing.savefig(temporary, format="png", dpi=120)
+    plt.close(drawing)

@@ -1,0 +1,138 @@
+"""All measured runs together: a row a recipe, the comparison with the baseline, the table and the plot."""
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from lib.bench import scaling
+from lib.bench.measure import POOLS, SCORES, Measured
+from lib.project import atomic_path, format_table, markdown_table
+
+BASELINE = "baseline"
+HEADER = ["recipe", "seeds", "raw", "+-", "cosine", "+-", "full", "+-", "load s", "train s", "captions/s", "GFLOP/s",
+          "of peak", "peak MiB"]
+
+
+# ------------------------------------------------------------------------------------------- all runs together
+def groups(runs: list[Measured]) -> dict[str, list[Measured]]:
+    """Runs by recipe, in the order in which they were made."""
+    return {recipe: [run for run in runs if run.recipe == recipe] for recipe in dict.fromkeys(r.recipe for r in runs)}
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float | None]:
+    """Mean and its standard error over seeds, None with a single one."""
+    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), spread
+
+
+def summarise(runs: list[Measured], peaks: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
+    """One row a recipe: means over its seeds, the highest memory."""
+    rows = []
+    for recipe, group in groups(runs).items():
+        row: dict[str, Any] = {"recipe": recipe, "seeds": len(group)}
+        for name in SCORES:
+            row[name], row[f"{name}_se"] = mean_and_error([run.scores[name] for run in group])
+        seconds = sum(run.train_seconds for run in group)
+        stepping = sum(run.step_seconds for run in group)
+        rate = sum(run.flops for run in group) / stepping
+        row |= {"load_seconds": statistics.fmean(run.load_seconds for run in group),
+                "train_seconds": seconds / len(group), "captions_per_second": sum(r.captions for r in group) / stepping,
+                "flops_per_second": rate, "of_peak": rate / peaks[group[0].device, group[0].dtype],
+                "peak_bytes": max(run.peak_bytes for run in group)}
+        rows.append(row)
+    return rows
+
+
+def passing_time(run: Measured, score: str, goal: float) -> float | None:
+    """Training seconds at which a run first reaches `goal`; None when it never does."""
+    return next((seconds for seconds, scores in run.curve if scores[score] >= goal), None)
+
+
+def against_baseline(runs: list[Measured]) -> list[dict[str, Any]]:
+    """How much sooner than the baseline each recipe reaches the baseline's final score, the slowest seed counting."""
+    finals = {run.seed: run for run in runs if run.recipe == BASELINE}
+    rows = []
+    for recipe, group in groups([run for run in runs if finals and run.recipe != BASELINE]).items():
+        row: dict[str, Any] = {"recipe": recipe}
+        for score in POOLS:
+            times = [passing_time(run, score, finals[run.seed].scores[score]) for run in group]
+            ratios = [finals[run.seed].train_seconds / max(t, 0.01) for run, t in zip(group, times, strict=True) if t]
+            passed = None not in times
+            row[f"{score}_seconds"] = max(times) if passed else None
+            row[f"{score}_ratio"] = min(ratios) if passed else None
+        rows.append(row)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------- what is written
+def cell(value: float | None, pattern: str = ".4f") -> str | None:
+    """A figure of a table."""
+    return None if value is None else format(value, pattern)
+
+
+def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
+    """The summary in the columns of HEADER."""
+    return [[row["recipe"], row["seeds"],
+             *(cell(row[name + end]) for name in SCORES for end in ("", "_se")),
+             cell(row["load_seconds"], ".1f"), cell(row["train_seconds"], ".1f"),
+             cell(row["captions_per_second"], ",.0f"), cell(row["flops_per_second"] / 1e9, ",.0f"),
+             cell(row["of_peak"], ".0%"), cell(row["peak_bytes"] / 2**20, ",.0f")] for row in rows]
+
+
+def passing_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of the comparison with the baseline."""
+    header = ["baseline's final score passed by", "raw after s", "times sooner", "cosine after s", "times sooner"]
+    return header, [[row["recipe"], *(cell(row[f"{score}_{what}"], pattern) for score in POOLS
+                                      for what, pattern in (("seconds", ".1f"), ("ratio", ".0f")))] for row in rows]
+
+
+def finding(rows: list[dict[str, Any]], passed: list[dict[str, Any]]) -> str:
+    """What the picture shows, in one line."""
+    best = max(rows, key=lambda row: row["pool100_raw"])
+    text = f"{best['recipe']} is best: raw MRR {best['pool100_raw']:.3f} after {best['train_seconds']:.0f} s"
+    sooner = [row for row in passed if row["pool100_raw_ratio"]]
+    if sooner:
+        fast = max(sooner, key=lambda row: row["pool100_raw_ratio"])
+        text += (f"\n{fast['recipe']} passes the baseline's final score {fast['pool100_raw_ratio']:.0f} times sooner "
+                 "than the baseline")
+    return text
+
+
+def plot(runs: list[Measured], title: str, path: Path) -> None:
+    """Validation MRR over training time, a line a run, a colour a recipe."""
+    import matplotlib.pyplot as plt  # the kernel, loaded before, has chosen the backend
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharex=True, layout="constrained")
+    for axes, score in zip(panels, POOLS, strict=True):
+        for colour, (recipe, group) in zip(scaling.COLOURS, groups(runs).items(), strict=False):
+            for run in group:
+                points = [(max(seconds, 0.01), scores[score]) for seconds, scores in run.curve]
+                axes.plot(*zip(*points, strict=True), "-o", color=colour, markersize=3, linewidth=1,
+                          label=recipe if run is group[0] else None)
+                axes.plot(*points[-1], "o", color=colour, markersize=8)
+        axes.set(xscale="log", xlabel="seconds of training", ylabel=f"validation MRR, pools of 100, {SCORES[score]}")
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="large dot: final score")
+    figure.suptitle(title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    plt.close(figure)
+
+
+def write_report(runs: list[Measured], peaks: dict[tuple[str, str], float], output: Path) -> dict[str, Any]:
+    """Table, markdown and plot; everything as a dictionary."""
+    rows, passed = summarise(runs, peaks), against_baseline(runs)
+    machine = [f"peak of a product: {peak / 1e9:,.0f} GFLOP/s ({device}, {dtype})" for (device, dtype), peak
+               in peaks.items()]
+    tables = [(HEADER, table_rows(rows)), *([passing_table(passed)] if passed else [])]
+    print("\n\n".join([format_table(*table) for table in tables] + machine), file=sys.stderr)
+    with atomic_path(output / "benchmark.md") as temporary:
+        temporary.write_text("\n".join([markdown_table(*table) for table in tables] + machine) + "\n", encoding="utf-8")
+    plot(runs, finding(rows, passed), output / "benchmark.png")
+    return {"output": str(output), "recipes": rows, "against_baseline": passed,
+            "peaks": [{"device": device, "dtype": dtype, "flops_per_second": peak}
+                      for (device, dtype), peak in peaks.items()]}

@@ -1,0 +1,264 @@
+"""A run as a private Kaggle dataset: staged, checked, uploaded, waited for.
+
+A version that already holds the same content is not uploaded again. Nothing but the known files goes: a secret or a
+foreign file stops everything.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from lib import kernel, record
+from lib.jobs.lint import (
+    DATASET_METADATA,
+    OWNER_PLACEHOLDER,
+    Finding,
+    lint_dataset_metadata,
+    lint_script,
+    lint_secrets,
+    read_metadata,
+    refuse,
+)
+from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.http import Forbidden, NotFound, Timeout, wait_until
+from lib.project import KERNEL, REPO, ToolError, sha256_of
+from lib.runs import RESUME_STATES, payload_of, read_run_json
+
+BUILD = REPO / "build" / "dataset"
+CARD = "card.md"
+README = "README.md"
+CODE = "pipeline.py"
+METADATA = "dataset-metadata.json"
+READY_MINUTES = 30.0
+
+
+# ------------------------------------------------------------------------------------------- the folder
+@dataclass(frozen=True)
+class Staged:
+    """A folder that may go to Kaggle as it is."""
+
+    folder: Path
+    metadata: dict[str, Any]
+    files: dict[str, dict[str, Any]]  # name: sha256 and bytes, of everything that is uploaded
+    content: str  # one hash of code, weights and metrics: the same content is not uploaded twice
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file, as Kaggle must list them."""
+        return {name: facts["bytes"] for name, facts in self.files.items()}
+
+    @property
+    def owner_slug(self) -> tuple[str, str]:
+        """Owner and slug of the dataset."""
+        owner, slug = self.metadata["id"].split("/")
+        return owner, slug
+
+
+def allowed_files() -> frozenset[str]:
+    """The only names, or patterns of names, that may lie in a staged folder."""
+    of_run = {kernel.METRICS, kernel.MANIFEST, kernel.FINAL_MODEL, kernel.VALIDATED_MODEL, kernel.RESUME_RUN}
+    return frozenset({METADATA, README, CODE, RESUME_STATES} | of_run)
+
+
+def lint_folder(folder: Path, allowed: Collection[str]) -> list[Finding]:
+    """Secrets and foreign files in a folder that goes to Kaggle; sub-folders would be dropped, hidden files sent."""
+    findings = []
+    for path in sorted(folder.iterdir()):
+        name, out = f"{folder.name}/{path.name}", "move it out of the folder"
+        if path.is_dir():
+            findings.append(Finding(name, "folder", "is a sub-folder, which Kaggle leaves out", out))
+        elif secrets := lint_secrets(path):
+            findings += secrets
+        elif path.is_symlink() or path.name.startswith("."):
+            findings.append(Finding(name, "folder", "is a hidden file or a link", out))
+        elif not any(fnmatch(path.name, pattern) for pattern in allowed):
+            findings.append(Finding(name, "folder", "does not belong to the dataset", out))
+    return findings
+
+
+def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """sha256 and size of files, as manifests have them."""
+    paths = {name: folder / name for name in sorted(names)}
+    return {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in paths.items()}
+
+
+def content_hash(files: dict[str, dict[str, Any]]) -> str:
+    """One hash for a set of files."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def validation_table(metrics: dict[str, Any]) -> str:
+    """The validation of a run as a markdown table."""
+    columns = ("mrr", "mrr_se", "recall@1", "recall@5", "recall@10")
+    rows = [
+        f"| {name} | " + " | ".join(f"{values[key]:.4f}" if key in values else "-" for key in columns) + " |"
+        for name, values in metrics.get("validation", {}).items()
+    ]
+    if not rows:
+        return "This run made no validation."
+    return "\n".join([f"| gallery | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows])
+
+
+def render_card(metadata: dict[str, Any], run: Path, metrics: dict[str, Any], files: dict[str, dict[str, Any]]) -> str:
+    """The dataset card: what it holds, how good it is, how it is used."""
+    rows = [f"| {name} | {facts['bytes']:,} | `{facts['sha256'][:16]}` |" for name, facts in files.items()]
+    template = Template((DATASET_METADATA.parent / CARD).read_text(encoding="utf-8"))
+    return template.substitute(
+        title=metadata["title"],
+        slug=metadata["id"].partition("/")[2],
+        run=run.name,
+        recipe=metrics.get("recipe", "unknown"),
+        device=metrics.get("device", "unknown"),
+        dtype=metrics.get("dtype", "unknown"),
+        seconds=round(metrics.get("seconds", {}).get("total", 0), 1),
+        validation=validation_table(metrics),
+        files="\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows]),
+    )
+
+
+def fill_folder(folder: Path, run: Path, owner: str) -> None:
+    """Write everything that a dataset of `run` consists of into an empty folder."""
+    names = payload_of(run)
+    for name in names:
+        shutil.copyfile(run / name, folder / name)
+    shutil.copyfile(KERNEL, folder / CODE)
+    files = facts_of(folder, [*names, CODE])
+    metrics = read_run_json(run, kernel.METRICS) if kernel.METRICS in names else {}
+    metadata = read_metadata(DATASET_METADATA)
+    metadata["id"] = metadata["id"].replace(OWNER_PLACEHOLDER, owner)
+    metadata["description"] = card = render_card(metadata, run, metrics, files)
+    (folder / README).write_text(card, encoding="utf-8")
+    (folder / METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    manifest = {"run": run.name, "content": content_hash(files), "files": files}
+    (folder / kernel.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def check_folder(folder: Path, staged: bool) -> Staged:
+    """Lint a folder that is about to go; what it holds, if nothing was found."""
+    findings = lint_folder(folder, allowed_files())
+    findings += lint_dataset_metadata(folder / METADATA, staged) + lint_script(folder / CODE)
+    refuse(findings)
+    manifest = read_run_json(folder, kernel.MANIFEST)
+    files = facts_of(folder, (path.name for path in folder.iterdir() if path.name != METADATA))
+    return Staged(folder, read_metadata(folder / METADATA), files, manifest["content"])
+
+
+def stage(run: Path, folder: Path, owner: str) -> Staged:
+    """A fresh build folder for the weights of `run`; foreign files in an old one are refused, never deleted."""
+    refuse(lint_folder(DATASET_METADATA.parent, {METADATA, CARD}))
+    if folder.exists():
+        refuse(lint_folder(folder, allowed_files()))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        fresh = Path(temporary) / folder.name
+        fresh.mkdir()
+        fill_folder(fresh, run, owner)
+        staged = check_folder(fresh, staged=owner != OWNER_PLACEHOLDER)
+        if folder.exists():
+            folder.replace(Path(temporary) / "old")
+        fresh.replace(folder)
+    return replace(staged, folder=folder)
+
+
+# ------------------------------------------------------------------------------------------- the upload
+def recorded_version(runs: Path, ref: str) -> int:
+    """The newest version of a dataset that the local record knows, 0 when it knows none."""
+    return max((entry["version"] for entry in record.find(runs, event="dataset_ready", dataset=ref)), default=0)
+
+
+def settled_version(client: KaggleClient, owner: str, slug: str, deadline_seconds: float) -> tuple[bool, int]:
+    """Whether the dataset exists, and its version once nothing is being processed: Kaggle refuses uploads meanwhile."""
+    shown = ""
+
+    def check() -> tuple[bool, int] | None:
+        nonlocal shown
+        try:
+            status, version = client.dataset_status(owner, slug)
+        except (NotFound, Forbidden):  # Kaggle answers either for a dataset that does not exist
+            return False, 0
+        if status in ("ready", "failed", "deleted"):
+            return status != "deleted", version
+        if status != shown:
+            print(f"dataset {owner}/{slug}: {status}", file=sys.stderr)
+            shown = status
+        return None
+
+    return wait_until(check, f"dataset {owner}/{slug}", client.timing, deadline_seconds)
+
+
+def wait_ready(
+    client: KaggleClient, owner: str, slug: str, version: int, sizes: dict[str, int], deadline_seconds: float
+) -> int:
+    """Wait until `version` or a later one is current, ready, and lists every file of `sizes` with its size."""
+    end = time.monotonic() + deadline_seconds
+    problem = "is not listed yet"
+
+    def check() -> int | None:
+        nonlocal problem
+        status, current = client.dataset_status(owner, slug)
+        if status in ("failed", "deleted"):
+            raise ToolError(f"dataset {owner}/{slug}: Kaggle says {status}; look at kaggle.com/datasets/{owner}/{slug}")
+        if status != "ready" or current < version:
+            problem = f"is {status} with version {current} current, not {version}"
+            return None
+        listed = client.dataset_files(owner, slug) if sizes else {}
+        wrong = [name for name, size in sizes.items() if listed.get(name) != size]
+        problem = f"does not list {', '.join(wrong)} as uploaded" if wrong else ""
+        return None if wrong else current
+
+    try:
+        return wait_until(check, f"dataset {owner}/{slug}", client.timing, end - time.monotonic())
+    except Timeout as error:
+        raise Timeout(f"dataset {owner}/{slug} {problem} ({error}); run this again to go on waiting") from None
+
+
+def existing_version(client: KaggleClient, staged: Staged, runs: Path, current: int) -> int | None:
+    """The current version if the record says that it holds this very content, and Kaggle lists it so."""
+    entries = record.find(runs, dataset=staged.metadata["id"], content=staged.content)
+    if not entries or not current:
+        return None
+    last = entries[-1]
+    # An upload that was cut off before its version was written down made the one after `before`, or none.
+    made = last["version"] if last["event"] == "dataset_ready" else last["before"] + 1
+    if made != current:
+        return None
+    listed = client.dataset_files(*staged.owner_slug)
+    return current if listed == staged.sizes else None
+
+
+def upload(client: KaggleClient, staged: Staged, exists: bool) -> int:
+    """Send the files as a new private dataset or as its next version; the number that it will have."""
+    owner, slug = staged.owner_slug
+    metadata, paths = staged.metadata, [staged.folder / name for name in staged.files]
+    about = {"subtitle": metadata.get("subtitle", ""), "description": metadata["description"]}
+    if exists:
+        return client.create_dataset_version(owner, slug, f"content {staged.content[:16]}", paths, **about)
+    licence = metadata["licenses"][0]["name"]
+    return client.create_dataset(owner, slug, metadata["title"], licence, paths, **about)
+
+
+def package(client: KaggleClient, staged: Staged, runs: Path, deadline_seconds: float = 60 * READY_MINUTES) -> int:
+    """The version of the private dataset that holds `staged`, current, ready and with every file listed."""
+    owner, slug = staged.owner_slug
+    ref = staged.metadata["id"]
+    exists, current = settled_version(client, owner, slug, deadline_seconds)
+    version = existing_version(client, staged, runs, current)
+    if version is not None:
+        print(f"{ref} version {version} holds this content already", file=sys.stderr)
+    else:
+        record.append(runs, "dataset_started", dataset=ref, content=staged.content, before=current)
+        version = upload(client, staged, exists)
+    version = wait_ready(client, owner, slug, version, staged.sizes, deadline_seconds)
+    if recorded_version(runs, ref) != version:
+        record.append(runs, "dataset_ready", dataset=ref, content=staged.content, version=version)
+    return version

@@ -1,0 +1,296 @@
+"""Kaggle's real rules for kernel-metadata.json, dataset-metadata.json and the kernel script.
+
+The official client checks little of this: it ignores unknown keys, turns the internet on by default, takes a retired
+accelerator and pushes under another slug than the one asked for. One line a finding: file, key, what is wrong, the fix.
+"""
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lib.project import REPO, InputError
+
+OWNER_PLACEHOLDER = "INSERT_KAGGLE_USERNAME"
+KERNEL_METADATA = REPO / "kernel-metadata.json"
+DATASET_METADATA = REPO / "kaggle_dataset" / "dataset-metadata.json"
+
+KERNEL_KEYS = (
+    "id", "id_no", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
+    "enable_internet", "machine_shape", "dataset_sources", "competition_sources", "kernel_sources", "model_sources",
+    "keywords", "docker_image_pinning_type", "docker_image",
+)  # fmt: skip
+KERNEL_REQUIRED = ("id", "title", "code_file", "language", "kernel_type", "enable_internet", "is_private")
+KERNEL_BOOLEANS = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
+KERNEL_CHOICES = {
+    "language": ("python", "r", "rmarkdown"),
+    "kernel_type": ("script", "notebook"),
+    "docker_image_pinning_type": ("original", "latest"),
+}
+ACCELERATORS = (
+    "NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000",
+    "TpuV5E8", "TpuV6E8",
+)  # fmt: skip
+RETIRED_ACCELERATORS = {
+    "NvidiaTeslaP100": "NvidiaTeslaT4",
+    "TpuV38": "TpuV5E8",
+    "Tpu1VmV38": "TpuV5E8",
+    "tpuv232": "TpuV5E8",
+    "tpuv2256": "TpuV5E8",
+}
+OWNED = r"[A-Za-z0-9_-]+/[A-Za-z0-9-]{%d,}"
+SOURCE_RULES = {
+    "dataset_sources": (OWNED % 3 + r"(/\d+)?", "owner/slug or owner/slug/version"),
+    "competition_sources": (r"[A-Za-z0-9-]+", "the bare slug of the competition"),
+    "kernel_sources": (OWNED % 5 + r"(/\d+)?", "owner/slug or owner/slug/version"),
+    "model_sources": (r"([A-Za-z0-9_.-]+/){4}\d+", "owner/model/framework/variation/version"),
+}
+
+DATASET_KEYS = (
+    "id", "id_no", "title", "subtitle", "description", "licenses", "keywords", "resources", "isPrivate",
+    "collaborators", "expectedUpdateFrequency", "userSpecifiedSources", "image",
+)  # fmt: skip
+DATASET_REQUIRED = ("id", "title", "licenses")
+LICENCES = (
+    "CC0-1.0", "CC-BY-3.0", "CC-BY-3.0-IGO", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0",
+    "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-SA-3.0-IGO", "CC-BY-NC-SA-4.0", "GPL-2.0", "GPL-3.0", "LGPL-3.0",
+    "AGPL-3.0", "FDL-1.3", "apache-2.0", "PDDL", "ODbL-1.0", "DbCL-1.0", "ODC-BY-1.0", "CDLA-Permissive-1.0",
+    "CDLA-Sharing-1.0", "US-Government-Works", "EU-ODP-Legal-Notice", "copyright-authors", "other", "unknown",
+)  # fmt: skip
+
+SCRIPT_PYTHON = (3, 12)  # the Kaggle image's Python
+SCRIPT_PACKAGES = frozenset({"torch", "numpy", "pandas", "matplotlib", "PIL"})
+GONE_IN_SCRIPT_PYTHON = frozenset({"asynchat", "asyncore", "distutils", "imp", "smtpd"})
+SECRET_NAMES = re.compile(
+    r"kaggle\.json|credentials\.json|access_token.*|\.env.*|\.netrc|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx)"
+)
+SECRET_TEXTS = {
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a Kaggle key": re.compile(rb"""(?i)(KAGGLE_KEY|["']key["'])["']?\s*[:=]\s*["']?[0-9a-f]{32}\b"""),
+    "a Kaggle token": re.compile(rb"KGAT_[0-9A-Za-z]{16,}|KAGGLE_API_TOKEN[\"']?\s*[:=]\s*[\"']?[0-9A-Za-z_-]{16,}"),
+    "a GitHub token": re.compile(rb"\bgh[pousr]_[0-9A-Za-z]{36}|\bgithub_pat_[0-9A-Za-z_]{40,}"),
+    "a Hugging Face token": re.compile(rb"\bhf_[0-9A-Za-z]{30,}"),
+    "an AWS key": re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
+}
+OVERRIDES_LINE = re.compile(r"^OVERRIDES: dict = (\{.*\})$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that Kaggle would refuse, drop or silently change."""
+
+    file: str
+    key: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key}: {self.what}; {self.fix}"
+
+
+def slug_of(title: str) -> str:
+    """The slug that Kaggle makes of a title."""
+    from slugify import slugify  # comes with the kaggle package: needed only where something is linted
+
+    return slugify(title)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A metadata file as a dict; what is not a JSON object is the user's error."""
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; run from a complete checkout") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable JSON: {error}; repair it or restore it with git checkout") from None
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: must be a JSON object; restore it with git checkout")
+    return metadata
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known name that `word` was probably meant to be, as advice."""
+    by_lower = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"did you mean {by_lower[close[0]]}?" if close else "known: " + ", ".join(by_lower.values())
+
+
+def lint_keys(name: str, metadata: dict[str, Any], known: Iterable[str], required: Iterable[str]) -> list[Finding]:
+    """Unknown keys, which Kaggle ignores in silence, and missing ones."""
+    unknown = [key for key in metadata if key not in known]
+    findings = [Finding(name, key, "unknown key, Kaggle ignores it", nearest(key, known)) for key in unknown]
+    for key in required:
+        if metadata.get(key) in (None, "", []):
+            hint = "set it to false: left out it means true" if key == "enable_internet" else "add it"
+            findings.append(Finding(name, key, "missing", hint))
+    return findings
+
+
+def lint_identity(
+    name: str, metadata: dict[str, Any], slug_length: tuple[int, int], title_length: tuple[int, int], staged: bool
+) -> list[Finding]:
+    """`id` and `title`: shape, lengths, and one resolving to the other; the owner filled in where it is staged."""
+    ref, title = str(metadata.get("id") or ""), metadata.get("title")
+    owner, _, slug = ref.partition("/")
+    findings = []
+    if ref and not re.fullmatch(r"[A-Za-z0-9_-]+/[a-z0-9-]+", ref):
+        findings.append(Finding(name, "id", f"{ref!r} is not owner/slug", "lower case, digits and hyphens, no version"))
+    elif ref and not slug_length[0] <= len(slug) <= slug_length[1]:
+        fix = f"make it {slug_length[0]} to {slug_length[1]}"
+        findings.append(Finding(name, "id", f"the slug {slug!r} has {len(slug)} characters", fix))
+    if staged and owner == OWNER_PLACEHOLDER:
+        findings.append(Finding(name, "id", "still has the placeholder owner", "push_kernel.py --init USER"))
+    if title is None or not ref:
+        return findings
+    if not isinstance(title, str) or not title_length[0] <= len(title) <= title_length[1]:
+        what = f"{title!r} is not a text of {title_length[0]} to {title_length[1]} characters"
+        findings.append(Finding(name, "title", what, "shorten or lengthen it"))
+    elif not findings and slug_of(title) != slug:
+        what = f"{title!r} becomes the slug {slug_of(title)!r}, but id says {slug!r}"
+        findings.append(Finding(name, "title", what, "Kaggle takes the title's slug: change one of the two"))
+    return findings
+
+
+def lint_sources(name: str, metadata: dict[str, Any]) -> list[Finding]:
+    """Sources in the shape that the server takes: what it does not know it drops in silence."""
+    findings = []
+    for key, (pattern, shape) in SOURCE_RULES.items():
+        sources = metadata.get(key, [])
+        if not isinstance(sources, list):
+            findings.append(Finding(name, key, "not a list", f"a list of {shape}"))
+            continue
+        for source in sources:
+            if not isinstance(source, str) or not re.fullmatch(pattern, source):
+                findings.append(Finding(name, key, f"{source!r} would be dropped", f"write {shape}, no prefix"))
+            elif re.match(r"(datasets|competitions|kernels|code|models)/", source):
+                findings.append(Finding(name, key, f"{source!r} has a prefix", f"write {shape}"))
+    return findings
+
+
+def lint_accelerator(name: str, shape: Any) -> list[Finding]:
+    """Retired accelerators are replaced by Kaggle in silence, unknown ones fall back to the default."""
+    if shape in RETIRED_ACCELERATORS:
+        return [Finding(name, "machine_shape", f"{shape} is retired", f"use {RETIRED_ACCELERATORS[shape]}")]
+    if shape is not None and shape not in ACCELERATORS:
+        return [Finding(name, "machine_shape", f"unknown accelerator {shape!r}", nearest(str(shape), ACCELERATORS))]
+    return []
+
+
+def lint_kernel_metadata(path: Path = KERNEL_METADATA, staged: bool = False) -> list[Finding]:
+    """Findings in a kernel-metadata.json; `staged`: the owner must be filled in."""
+    metadata, name = read_metadata(path), path.name
+    findings = lint_keys(name, metadata, KERNEL_KEYS, KERNEL_REQUIRED)
+    findings += lint_identity(name, metadata, (5, 50), (5, 50), staged)
+    for key in KERNEL_BOOLEANS:
+        if key in metadata and not isinstance(metadata[key], bool):
+            findings.append(Finding(name, key, f"{metadata[key]!r} is not a boolean", "write true or false, no quotes"))
+    for key, choices in KERNEL_CHOICES.items():
+        if metadata.get(key) is not None and metadata[key] not in choices:
+            findings.append(Finding(name, key, f"{metadata[key]!r} is not known", "one of " + ", ".join(choices)))
+    if metadata.get("is_private") is False:
+        findings.append(Finding(name, "is_private", "the kernel would be public", "set it to true"))
+    code_file = metadata.get("code_file")
+    if code_file and not (path.parent / str(code_file)).is_file():
+        findings.append(Finding(name, "code_file", f"{code_file} does not exist", "a path from the metadata's folder"))
+    return findings + lint_accelerator(name, metadata.get("machine_shape")) + lint_sources(name, metadata)
+
+
+def lint_licences(name: str, licences: Any) -> list[Finding]:
+    """Exactly one licence, by a name that Kaggle knows."""
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in licences or ()]
+    if licences and (len(names) != 1 or names[0] is None):
+        return [Finding(name, "licenses", "not exactly one licence", 'write [{"name": "other"}] or another name')]
+    if names and names[0] not in LICENCES:
+        return [Finding(name, "licenses", f"unknown licence {names[0]!r}", nearest(str(names[0]), LICENCES))]
+    return []
+
+
+def lint_dataset_metadata(path: Path = DATASET_METADATA, staged: bool = False) -> list[Finding]:
+    """Findings in a dataset-metadata.json; `staged`: the owner must be filled in and listed resources exist."""
+    metadata, name = read_metadata(path), path.name
+    findings = lint_keys(name, metadata, DATASET_KEYS, DATASET_REQUIRED)
+    findings += lint_identity(name, metadata, (6, 50), (6, 50), staged)
+    subtitle = metadata.get("subtitle") or ""
+    if subtitle and not 20 <= len(str(subtitle)) <= 80:
+        findings.append(Finding(name, "subtitle", f"has {len(str(subtitle))} characters", "make it empty or 20 to 80"))
+    if metadata.get("isPrivate") is False:
+        findings.append(Finding(name, "isPrivate", "the dataset would be public", "leave the key out"))
+    for resource in metadata.get("resources") or ():
+        if staged and not (path.parent / str(resource.get("path"))).is_file():
+            findings.append(Finding(name, "resources", f"{resource.get('path')} is not in the folder", "remove it"))
+    return findings + lint_licences(name, metadata.get("licenses"))
+
+
+def imported(tree: ast.Module) -> list[tuple[int, str]]:
+    """Line and top-level package of every import; a relative one is '.'."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name.partition(".")[0]) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.lineno, "." if node.level else str(node.module).partition(".")[0]))
+    return found
+
+
+def lint_imports(name: str, tree: ast.Module) -> list[Finding]:
+    """Imports that the Kaggle image cannot satisfy: no internet there, and one file only."""
+    findings = []
+    available = (sys.stdlib_module_names - GONE_IN_SCRIPT_PYTHON) | SCRIPT_PACKAGES
+    of_repo = {"lib"} | {path.stem for folder in ("tools", "kernel", "tests") for path in (REPO / folder).glob("*.py")}
+    for line, package in imported(tree):
+        if package in available:
+            continue
+        what, fix = f"imports {package}, not in the Kaggle image", "use the standard library, "
+        fix += ", ".join(sorted(SCRIPT_PACKAGES))
+        if package == "." or package in of_repo:
+            what, fix = f"imports {package}, a file that is not pushed", "the kernel is one file: move the code in"
+        findings.append(Finding(name, f"line {line}", what, fix))
+    return findings
+
+
+def lint_script(path: Path) -> list[Finding]:
+    """Findings in a kernel script: its syntax, its imports, its one OVERRIDES line."""
+    name = path.name
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text, feature_version=SCRIPT_PYTHON)
+    except FileNotFoundError:
+        return [Finding(name, "code_file", "does not exist", "write the kernel first")]
+    except UnicodeDecodeError:
+        return [Finding(name, "encoding", "not UTF-8", "save it as UTF-8")]
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        return [Finding(name, f"line {line}", f"does not parse: {getattr(error, 'msg', error)}", "write Python 3.12")]
+    findings = lint_imports(name, tree)
+    count = len(OVERRIDES_LINE.findall(text))
+    if count != 1:
+        fix = "exactly one line `OVERRIDES: dict = {}`"
+        findings.append(Finding(name, "OVERRIDES", f"{count} such lines", fix))
+    return findings
+
+
+def lint_secrets(path: Path) -> list[Finding]:
+    """Credentials in a file that is about to leave this machine, known by its name or by what it holds."""
+    fix = "take it out; what was already published must be revoked"
+    if SECRET_NAMES.fullmatch(path.name):
+        return [Finding(path.name, "secret", "has the name of a credentials file", fix)]
+    content = path.read_bytes()
+    if b"\0" in content[:8192]:  # weights and pictures: random bytes would only give false alarms
+        return []
+    held = [what for what, text in SECRET_TEXTS.items() if text.search(content)]
+    return [Finding(path.name, "secret", f"holds {what}", fix) for what in held]
+
+
+def refuse(findings: list[Finding]) -> None:
+    """Stop at findings: every one on a line of its own, the last as the error itself."""
+    if not findings:
+        return
+    for finding in findings[:-1]:
+        print(f"error: {finding}", file=sys.stderr)
+    raise InputError(str(findings[-1]))

@@ -1,0 +1,87 @@
+"""The steps from the repository's state to a score on the leaderboard; each finds out whether it was done before."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lib import kernel
+from lib.data import COMPETITION
+from lib.jobs import dataset, push, submission
+from lib.kaggle_api.client import KaggleClient, Submission, competition_errors
+from lib.project import ToolError
+from lib.runs import newest_run
+
+SCORE_MINUTES = 60.0
+
+
+def step(text: str) -> None:
+    """Say what comes now."""
+    print(f"== {text}", file=sys.stderr, flush=True)
+
+
+def chosen_weights(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Path | None:
+    """The run whose weights the kernel needs: the one named, the newest where the settings ask for weights, or none."""
+    if arguments.weights is not None:
+        return arguments.weights
+    if arguments.dataset or not (overrides.get("mode") == "predict" or overrides.get("warm_start")):
+        return None
+    return newest_run(arguments.runs, kernel.FINAL_MODEL)
+
+
+def package_weights(client: KaggleClient, run: Path, runs: Path) -> dataset.Staged:
+    """The run's weights as a ready dataset."""
+    step(f"package {run}")
+    staged = dataset.stage(run, dataset.BUILD, client.username)
+    version = dataset.package(client, staged, runs)
+    print(f"{staged.metadata['id']} version {version} is ready", file=sys.stderr)
+    return staged
+
+
+def run_on_kaggle(
+    client: KaggleClient, arguments: argparse.Namespace, overrides: dict[str, Any], datasets: list[str]
+) -> tuple[str, int, Path]:
+    """Push, wait, fetch and verify: the kernel, its version and the folder with its output."""
+    deadline_seconds, session_seconds = push.read_timeout(arguments.timeout_minutes)
+    metadata = push.staged_metadata(client.username, arguments.accelerator, datasets, arguments.kernel_source)
+    staged = push.stage(metadata, overrides, push.BUILD)
+    step(f"push {staged.ref}")
+    versions = push.wait_for_datasets(client, metadata, arguments.runs)
+    order = push.Order(staged, versions, session_seconds)
+    version = push.push(client, order, arguments.runs, arguments.again)
+    step(f"wait for version {version} and fetch its output")
+    return staged.ref, version, push.collect(client, staged.ref, version, arguments.runs, deadline_seconds)
+
+
+def check_weights_used(folder: Path, packaged: dataset.Staged) -> None:
+    """A kernel that saw an older version of the dataset would have predicted with other weights."""
+    used = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))["inputs"].get(kernel.FINAL_MODEL)
+    if used is not None and used != packaged.files.get(kernel.FINAL_MODEL):
+        ref = packaged.metadata["id"]
+        raise ToolError(f"{folder}: predicted with other weights than {ref} holds now; push it anew with --again")
+
+
+def candidate_of(folder: Path, packaged: dataset.Staged | None) -> submission.Candidate:
+    """The fetched csv; a kernel that only predicted has no validation of its own but that of its weights."""
+    candidate = submission.candidate_of(folder)
+    if packaged is None or candidate.validation is not None:
+        return candidate
+    scores = submission.read_json(packaged.folder / kernel.METRICS).get("validation", {}).get("pool100_raw", {})
+    return replace(candidate, validation=scores.get("mrr"), validation_se=scores.get("mrr_se"))
+
+
+def submit_and_score(
+    client: KaggleClient, arguments: argparse.Namespace, candidate: submission.Candidate
+) -> Submission:
+    """The submission of the csv with its score: a new one, or the one that was made of the same bytes."""
+    slug = COMPETITION
+    step(f"submit {candidate.path}")
+    submission.check_csv(candidate.path, arguments.data)
+    with competition_errors(slug):
+        made = [] if arguments.again else submission.made_before(client, slug, candidate, arguments.runs)
+        number = made[-1] if made else submission.submit(client, slug, candidate, arguments.runs, arguments.again)
+    step(f"wait for the score of submission {number}")
+    return submission.scored(client, slug, number, candidate, arguments.runs, 60 * SCORE_MINUTES)

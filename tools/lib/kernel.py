@@ -1,0 +1,36 @@
+"""The kernel as a module: the one source of the model, the metric and the submission format.
+
+    from lib import kernel
+    kernel.evaluate(predictions, gallery)
+
+It is loaded, and torch with it, when the first name is asked of it, once in a process.
+"""
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lib.project import KERNEL, InputError
+
+if TYPE_CHECKING:
+    from pipeline import *  # noqa: F403 - what `kernel.` offers is what the script defines
+else:
+    def __getattr__(name: str) -> Any:
+        if name.startswith("__"):  # the import system asks for those of every module
+            raise AttributeError(name)
+        return getattr(load_kernel(), name)
+
+
+@functools.cache
+def load_kernel() -> ModuleType:
+    """The module itself, for those who change it: a test."""
+    spec = importlib.util.spec_from_file_location("pipeline", KERNEL)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{KERNEL}: cannot be loaded as a Python script")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pipeline"] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,83 @@
+"""The local record of what was pushed, submitted and scored: `<runs>/record.jsonl`, one JSON object a line.
+
+    record.append(runs, "submitted", ref=1234, run="align-1", sha256="...", commit="475afaf")
+    record.find(runs, event="submitted", ref=1234)
+
+Append-only: an entry is one write under a lock, so writers never mix and a crash can only tear the last line, which
+is told and skipped. Nothing here is needed to go on: what is lost can be read from Kaggle's own history.
+"""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lib.project import REPO, ToolError
+
+RECORD = "record.jsonl"
+
+
+def append(runs: Path, event: str, **values: Any) -> dict[str, Any]:
+    """Add an entry {time, event, ...values} and see it safely on the disk; the entry."""
+    entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **values}
+    path = runs / RECORD
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with (runs / f"{RECORD}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _write(path, json.dumps(entry) + "\n")
+    except OSError as error:
+        raise ToolError(f"{path}: cannot be written ({error.strerror})") from None
+    return entry
+
+
+def _write(path: Path, line: str) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, (("\n" if torn else "") + line).encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(runs: Path) -> list[dict[str, Any]]:
+    """Every entry, oldest first; a line that is none is told on stderr and skipped."""
+    path = runs / RECORD
+    if not path.exists():
+        return []
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict):
+            found.append(entry)
+        elif line.strip():
+            print(f"{path}:{number}: torn line skipped", file=sys.stderr)
+    return found
+
+
+def find(runs: Path, **values: Any) -> list[dict[str, Any]]:
+    """The entries in which each of `values` stands as given, oldest first."""
+    return [entry for entry in read(runs) if all(entry.get(key) == value for key, value in values.items())]
+
+
+def git_state() -> dict[str, Any]:
+    """{"commit": short hash or None, "dirty": whether tracked files differ from it}."""
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(REPO), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        return {"commit": git("rev-parse", "--short=10", "HEAD"),
+                "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except FileNotFoundError:  # no git on this machine
+        return {"commit": None, "dirty": False}

@@ -1,0 +1,208 @@
+"""The numbers behind tools/verify.py: distances, retrieval, hubs, calibration, and what chance would give.
+
+Shapes: predictions (views, m, d_image), one caption of each of m images in a view; gallery (m, d_image), row i the
+image of caption i. Captions of one image go together: whatever is resampled, is resampled by image.
+
+    gains = image_gains(kernel, predictions, gallery, kernel.POOL, cosine=False)     # (m,), their mean is the MRR
+    paired_bootstrap(gains, gains_of_another_model)["p"]
+"""
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from lib import kernel
+
+OTHERS = 20  # random other images a caption is compared with
+TOP_K = 10  # lists in which a hub is counted
+METRICS = ("euclidean", "manhattan", "cosine")
+POOL_SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length one; a zero vector stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ resampling
+
+def bootstrap_means(values: np.ndarray, rounds: int, seed: int = 0) -> np.ndarray:
+    """(rounds, k) means of the rows of `values` (m, k), drawn with replacement."""
+    rng, m = np.random.default_rng(seed), len(values)
+    blocks = [rng.multinomial(m, np.full(m, 1 / m), size=min(250, rounds - start)) @ values / m
+              for start in range(0, rounds, 250)]  # in blocks: the counts of all rounds would not fit
+    return np.concatenate(blocks)
+
+
+def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, rounds: int = 10_000, seed: int = 0) -> dict[str, float]:
+    """Mean difference of two models' gains on the same images, its 95% interval and two-sided p-value."""
+    difference = float((ours - theirs).mean())
+    drawn = bootstrap_means((ours - theirs)[:, None], rounds, seed)[:, 0]
+    # Shifted to a true difference of zero, how often does chance alone go as far as what was seen?
+    beyond = np.abs(drawn - difference) >= abs(difference) - 1e-12
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"difference": difference, "low": float(low), "high": float(high),
+            "p": float((1 + beyond.sum()) / (1 + rounds)), "images": len(ours), "rounds": rounds}
+
+
+# ------------------------------------------------------------------------------------------------- distances
+
+def distances(predictions: np.ndarray, gallery: np.ndarray, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By metric: (views, m) to the own image and (views, m, others) to random other images."""
+    m = len(gallery)
+    shifts = np.random.default_rng(seed).permutation(np.arange(1, m))[:OTHERS]
+    rows = [[distance(view, np.roll(gallery, -shift, axis=0)) for shift in (0, *shifts)] for view in predictions]
+    table = np.array(rows).transpose(2, 0, 3, 1)  # metric, view, image, (own, others)
+    return {metric: (each[..., 0], each[..., 1:]) for metric, each in zip(METRICS, table, strict=True)}
+
+
+def distance(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(3, m): Euclidean, Manhattan and cosine distance, row by row."""
+    gap = predictions - images
+    return np.stack([np.linalg.norm(gap, axis=1), np.abs(gap).sum(1),
+                     1 - np.einsum("ij,ij->i", unit(predictions), unit(images))])
+
+
+def summarise_distance(own: np.ndarray, others: np.ndarray, rounds: int = 2000) -> dict[str, Any]:
+    """Mean, spread and median of both, the share nearer to the own image, and the improvement with its interval."""
+    by_image = np.stack([own.mean(0), others.mean((0, 2))], axis=1)
+    drawn = bootstrap_means(by_image, rounds)
+    low, high = np.percentile(100 * (1 - drawn[:, 0] / drawn[:, 1]), [2.5, 97.5])
+    spread = {name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1)), "median": float(np.median(values))}
+              for name, values in (("own", own), ("random", others))}
+    return spread | {"nearer_to_own": float((own[..., None] < others).mean()),
+                     "improvement_percent": float(100 * (1 - own.mean() / others.mean())),
+                     "improvement_low": float(low), "improvement_high": float(high)}
+
+
+def anisotropy(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, float]:
+    """How far images, and predictions, share one direction; how far the lengths of predictions mean anything."""
+    images, queries = unit(gallery), unit(predictions.reshape(-1, gallery.shape[1]))
+    m, mean = len(images), images.mean(0)
+    between = (m * mean @ mean - 1) / (m - 1)  # mean cosine over all pairs but those of an image with itself
+    lengths = np.linalg.norm(predictions, axis=2)
+    image_lengths = np.broadcast_to(np.linalg.norm(gallery, axis=1), lengths.shape)
+    varies = lengths.std() > 1e-3 * lengths.mean()
+    return {"cosine_image_to_random_image": float(between),
+            "cosine_prediction_to_random_image": float((queries @ mean).mean()),
+            "prediction_length": float(lengths.mean()), "image_length": float(image_lengths.mean()),
+            "length_correlation": float(np.corrcoef(lengths.ravel(), image_lengths.ravel())[0, 1]) if varies else 0.0}
+
+
+def distance_warnings(facts: dict[str, float]) -> list[str]:
+    """Which distances say nothing for this model, and why."""
+    found = []
+    if facts["length_correlation"] < 0.3:
+        found.append(f"Euclidean and Manhattan distance say little here: the model was trained on directions, and the "
+                     f"lengths of its predictions (mean {facts['prediction_length']:.1f}) do not follow the photos' "
+                     f"(mean {facts['image_length']:.1f}; correlation {facts['length_correlation']:.2f})")
+    photos, prediction = facts["cosine_image_to_random_image"], facts["cosine_prediction_to_random_image"]
+    if photos > 0.3:
+        found.append(f"A high mean cosine says nothing by itself: two random photos have a cosine of {photos:.2f}")
+    if abs(photos - prediction) > 0.1:
+        found.append(f"Predictions lie off the photos' common direction (cosine to a random photo {prediction:.2f}, "
+                     f"between photos {photos:.2f}): compare own with random, not a distance with another model's")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- retrieval
+
+def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int | None,
+             cosine: bool) -> np.ndarray:
+    """(views, m) reciprocal ranks; in the official pools by the official rule, which counts 99 ranks."""
+    rule = pool if pool == kernel.POOL else None
+    return np.stack([kernel.reciprocal_ranks(kernel.true_ranks(view, gallery, pool, cosine), rule)
+                     for view in predictions])
+
+
+def image_gains(predictions: np.ndarray, gallery: np.ndarray, pool: int | None,
+                cosine: bool) -> np.ndarray:
+    """(m,) reciprocal ranks, mean over an image's captions."""
+    return gains_of(predictions, gallery, pool, cosine).mean(0)
+
+
+def pool_curve(predictions: np.ndarray, gallery: np.ndarray) -> list[dict[str, float]]:
+    """MRR in pools of 10 to the full gallery, beside what chance gives; an incomplete last pool is left out."""
+    rows, m = [], len(gallery)
+    for size in [*(size for size in POOL_SIZES if size < m), m]:
+        whole = m // size * size
+        cut = predictions[:, :whole], gallery[:whole]
+        rows.append({"pool": size, "chance": float((1 / np.arange(1, size + 1)).mean()),
+                     **{name: float(image_gains(*cut, size, cosine).mean())
+                        for name, cosine in (("raw", False), ("cosine", True))}})
+    return rows
+
+
+def by_caption_length(captions: list[list[str]], gains: np.ndarray, groups: int = 5) -> list[dict[str, float]]:
+    """MRR by the number of words, in groups of about equal size; standard errors over images."""
+    words = np.array([[sum(any(c.isalnum() for c in word) for word in text.split()) for text in view]
+                      for view in captions])
+    edges = np.unique(np.quantile(words, np.linspace(0, 1, groups + 1)).astype(int))
+    rows = []
+    for low, high in pairwise(edges if len(edges) > 1 else np.repeat(edges, 2)):
+        low = low + (low > edges[0])  # groups begin one word after the last one's end
+        inside = (words >= low) & (words <= high)
+        if inside.any():
+            mean = gains[inside].mean()
+            error = np.sqrt((np.where(inside, gains - mean, 0).sum(0) ** 2).sum()) / inside.sum()
+            rows.append({"from": int(low), "to": int(high), "captions": int(inside.sum()), "mrr": float(mean),
+                         "mrr_se": float(error)})
+    return rows
+
+
+def hubness(predictions: np.ndarray, gallery: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """How often each image is among the first ten of the whole gallery (raw scores), the skew and the worst hubs."""
+    k, counts = min(TOP_K, len(gallery)), np.zeros(len(gallery), int)
+    for view in predictions:
+        for start in range(0, len(view), 500):
+            scores = view[start:start + 500] @ gallery.T
+            counts += np.bincount(np.argpartition(-scores, k - 1, axis=1)[:, :k].ravel(), minlength=len(gallery))
+    centred = counts - counts.mean()
+    worst = np.argsort(-counts, kind="stable")[:5]
+    return {"k": k, "captions": int(predictions.shape[0] * predictions.shape[1]), "counts": counts.tolist(),
+            "expected": float(counts.mean()), "skew": float((centred ** 3).mean() / max(centred.std(), 1e-12) ** 3),
+            "never": float((counts == 0).mean()),
+            "worst": [{"image": names[i], "lists": int(counts[i])} for i in worst]}
+
+
+# ----------------------------------------------------------------------------------------------- calibration
+
+def pool_scores(predictions: np.ndarray, gallery: np.ndarray, pool: int) -> np.ndarray:
+    """(views x m, pool) scores of directions against raw images of mean length one; the own image comes first.
+
+    An incomplete last pool is left out, unless it is the only one.
+    """
+    images, queries = gallery / np.linalg.norm(gallery, axis=1).mean(), unit(predictions)
+    size, rows = min(pool, len(gallery)), []
+    for view in queries:
+        for start in range(0, len(gallery) - size + 1, size):
+            scores = view[start:start + size] @ images[start:start + size].T
+            shifted = (np.arange(size)[:, None] + np.arange(size)) % size
+            rows.append(np.take_along_axis(scores, shifted, axis=1))
+    return np.concatenate(rows)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    exponent = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponent / exponent.sum(-1, keepdims=True)
+
+
+def calibration(scores: np.ndarray, temperature: float, bins: int = 10) -> dict[str, Any]:
+    """Is the first image of a pool right as often as the softmax says? Mean gap (ECE), loss and the curve."""
+    probability = softmax(scores / temperature)
+    confidence, right = probability.max(1), probability.argmax(1) == 0
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    curve = [{"confidence": float(confidence[which == b].mean()), "right": float(right[which == b].mean()),
+              "captions": int((which == b).sum())} for b in range(bins) if (which == b).any()]
+    gap = sum(row["captions"] * abs(row["confidence"] - row["right"]) for row in curve) / len(scores)
+    return {"temperature": float(temperature), "says": float(confidence.mean()), "right": float(right.mean()),
+            "ece": float(gap), "loss": float(-np.log(np.maximum(probability[:, 0], 1e-12)).mean()), "curve": curve}
+
+
+def best_temperature(scores: np.ndarray) -> float:
+    """The temperature of the lowest loss on these pools, to some three per cent."""
+    grid = np.geomspace(0.002, 1, 200)
+    return float(min(grid, key=lambda t: -np.log(np.maximum(softmax(scores[::3] / t)[:, 0], 1e-12)).mean()))
