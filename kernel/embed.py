@@ -39,7 +39,7 @@ from torch import Tensor
 OVERRIDES: dict = {}
 
 ON_KAGGLE = "KAGGLE_KERNEL_RUN_TYPE" in os.environ
-PAIRS, RECORD, SHARDS = "pairs.npz", "pairs.json", "embed_shards"
+PAIRS, MANIFEST, SHARDS = "pairs.npz", "manifest.json", "embed_shards"
 MAX_TOKENS = 128  # sentence-transformers' limit for this text encoder
 LONGEST_CAPTION = 2000  # characters; a text array is as wide as its longest row
 CHECKED, SAME = 50, 0.999  # rows compared with the competition's, and the cosine that the same encoder reaches
@@ -49,6 +49,8 @@ CAPTIONS_A_PHOTO = 8  # a caption costs less than a photo by far: so much larger
 
 class UserError(Exception):
     """What was given is wrong; one line that names the thing, the place and the next step."""
+
+    exit_code = 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,6 +156,7 @@ def find_files(folders: list[Path], names: Iterable[str]) -> dict[str, Path]:
     for name in names:
         wanted.setdefault(PurePosixPath(name).name, []).append(name)
     found: dict[str, Path] = {}
+    log(f"looking for {len(wanted):,} file(s) below {', '.join(map(str, folders))}")
     for path in files_below(folders):
         for name in wanted.get(path.name, []):
             if f"/{path.as_posix()}".endswith(f"/{name}"):
@@ -178,7 +181,11 @@ def csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         if (rows.fieldnames or [])[:2] != ["image", "caption"]:
             raise UserError(f"{path}: its header is {','.join(rows.fieldnames or []) or 'empty'}, not image,caption")
         for row in rows:
-            yield f"line {rows.line_num}", row["image"] or "", row["caption"] or ""
+            caption = (row["caption"] or "").strip()
+            if None in row or "\n" in caption:  # cut at a comma, or run on through lines: wrong captions without a word
+                problem = "a comma or a quote in the caption"
+                raise UserError(f"{path}: line {rows.line_num}: {problem}; put it in quotes, as csv does")
+            yield f"line {rows.line_num}", row["image"] or "", caption
 
 
 def coco_rows(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -266,14 +273,14 @@ class Encoder:
         try:
             prepare = getattr(transformers, self.helper).from_pretrained(name, **settings)
             model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
-        except Exception as error:  # files, network, configuration: each fails in its own way
+            self.width: int = model.config.hidden_size
+            self.model = model.eval().to(device, dtype)
+        except Exception as error:  # files, network, configuration, memory: each fails in its own way
             raise UserError(f"{option} {name}: cannot be loaded ({first_line(error)}); without internet give the "
                             "folder of an attached model") from error
         if lacking := sorted(key for key in info["missing_keys"] if not key.startswith("pooler")):
             raise UserError(f"{option} {name}: its weights lack {lacking[0]} ({len(lacking)} in all): another model's?")
         self.name, self.prepare, self.device, self.dtype = name, prepare, device, dtype
-        self.model = model.eval().to(device, dtype)
-        self.width: int = model.config.hidden_size
         log(f"loaded {sum(p.numel() for p in model.parameters()):,} weights, {self.width} numbers a vector")
 
     def settings(self) -> dict[str, str]:
@@ -497,7 +504,8 @@ def check_encoders(train: Path, folders: list[Path], photos: Batches, captions: 
     figures = "; ".join(f"{part['rows']} {what}, mean cosine {part['mean']:.5f}, lowest {part['lowest']:.5f}"
                         for what, part in result.items())
     if min(part["lowest"] for part in result.values()) < SAME:
-        raise UserError(f"check: {figures}: below {SAME}, so these are not the encoders of {train}; nothing is written")
+        raise UserError(f"check: {figures}: below {SAME}, so these are not the encoders of {train} (in "
+                        f"{photos.encoder.settings()['dtype']}); nothing is written")
     log(f"check: {figures}: the encoders of {train}")
     return result
 
@@ -529,7 +537,10 @@ def one_hot(image_of: np.ndarray, images: int) -> Iterator[np.ndarray]:
 
 
 def write_pairs(path: Path, captions: dict[str, list[str]], photos: Shards, texts: Shards) -> dict[str, Any]:
-    """pairs.npz of the photos that could be read, with their captions; the counts, and the damaged photos' names."""
+    """pairs.npz of the photos that could be read, with their captions; the counts, and the damaged photos' names.
+
+    The label is always written: whatever the number of captions a photo has, the mapping is exact.
+    """
     whole = np.concatenate([~np.isnan(photos.load(span)[:, 0]) for span in photos.spans()])
     counts = np.array([len(group) for group in captions.values()])
     kept = np.repeat(whole, counts)  # by caption
@@ -560,9 +571,9 @@ def write_pairs(path: Path, captions: dict[str, list[str]], photos: Shards, text
 
 # ------------------------------------------------------------------------------------------ command line
 def embed(knobs: argparse.Namespace) -> None:
-    """Read, find, load, check, embed, write; the record comes last and vouches for the pairs."""
-    if (record := knobs.output / RECORD).exists():
-        raise UserError(f"{record}: pairs were made here already; remove it or give another --output")
+    """Read, find, load, check, embed, write; the manifest comes last and vouches for the pairs."""
+    if (manifest := knobs.output / MANIFEST).exists():
+        raise UserError(f"{manifest}: pairs were made here already; remove it or give another --output")
     captions = read_captions(find_file(knobs.captions, knobs.photos))
     paths = choose_photos(captions, knobs)
     captions = {name: captions[name] for name in paths}
@@ -580,7 +591,7 @@ def embed(knobs: argparse.Namespace) -> None:
     embed_all(words, texts, text_shards)
     counts = write_pairs(folder / PAIRS, captions, photo_shards, text_shards)
     (folder / PAIRS).replace(knobs.output / PAIRS)
-    write_record(record, counts | {"check": checked} | settings)
+    finish(manifest, counts | {"check": checked} | settings)
     shutil.rmtree(folder)  # with whatever killed runs left half written
 
 
@@ -592,16 +603,17 @@ def load_encoders(knobs: argparse.Namespace) -> tuple[Batches, Batches]:
             Batches(TextEncoder(knobs.text_model, device, dtype), size * CAPTIONS_A_PHOTO))
 
 
-def write_record(path: Path, facts: dict[str, Any]) -> None:
-    """pairs.json: what the pairs were made of, and their sha256."""
+def finish(path: Path, facts: dict[str, Any]) -> None:
+    """The manifest, as the kernel's: sha256 and size of the output beside what made it."""
     pairs = path.with_name(PAIRS)
     with pairs.open("rb") as file:
-        facts |= {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": pairs.stat().st_size}
-    facts["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                         "transformers": sys.modules["transformers"].__version__}
+        output = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": pairs.stat().st_size}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+                "transformers": sys.modules["transformers"].__version__}
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    log(f"done: {pairs}, {facts['bytes']:,} bytes, sha256 {facts['sha256'][:12]}")
+        content = {"complete": True, "versions": versions, **facts, "outputs": {PAIRS: output}}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    log(f"done: {pairs}, {output['bytes']:,} bytes, sha256 {output['sha256'][:12]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -612,7 +624,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return getattr(error, "exit_code", 2)
     return 0
 
 

@@ -102,7 +102,7 @@ def fails(start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixtu
         assert start(*options) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1, error
-        assert not (tmp_path / "out" / "pairs.npz").exists() and not (tmp_path / "out" / "pairs.json").exists()
+        assert not (tmp_path / "out" / "pairs.npz").exists() and not (tmp_path / "out" / "manifest.json").exists()
         return error
 
     return run
@@ -221,7 +221,7 @@ def test_a_batch_of_one_that_does_not_fit_and_any_other_error_end_the_run(embed)
 # ------------------------------------------------------------------------------------------------- a whole run
 def test_the_kernel_reads_what_was_made(kernel, encoders, start, source: Path, tmp_path: Path):
     assert start() == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pairs.json", "pairs.npz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "pairs.npz"]
     pairs = kernel.read_train(tmp_path / "out" / "pairs.npz")
     words = [text for texts in CAPTIONS.values() for text in texts]
     assert pairs.image_names == list(CAPTIONS) and pairs.captions == words
@@ -230,8 +230,8 @@ def test_the_kernel_reads_what_was_made(kernel, encoders, start, source: Path, t
     photos = [encoders[0].read(source / "photos" / "ab"[i % 2] / name) for i, name in enumerate(CAPTIONS)]
     np.testing.assert_allclose(pairs.images, encoders[0].encode(photos), atol=1e-5)
     np.testing.assert_allclose(pairs.text, encoders[1].encode(words), atol=1e-5)
-    record = json.loads((tmp_path / "out" / "pairs.json").read_text())
-    assert record["sha256"] == kernel.file_facts(tmp_path / "out" / "pairs.npz")["sha256"]
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert record["outputs"] == {"pairs.npz": kernel.file_facts(tmp_path / "out" / "pairs.npz")}
     with np.load(tmp_path / "out" / "pairs.npz") as arrays:
         sizes = {key: arrays[f"metadata/{key}"].tolist() for key in
                  ("num_captions", "num_images", "embedding_dim_text", "embedding_dim_image")}
@@ -268,19 +268,19 @@ def kill_at(embed: types.ModuleType, start: Callable[..., int], where: str, coun
 
 @pytest.mark.parametrize(("where", "count", "photos", "captions"), [
     ("Shards.save", 2, 4, 0), ("Path.replace", 3, 4, 0), ("Shards.save", 5, 11, 8), ("write_array", 6, 11, 21),
-    ("write_record", 1, 11, 21)])
+    ("finish", 1, 11, 21)])
 def test_a_killed_run_goes_on_to_the_same_file(embed, start, tmp_path: Path, capsys, where: str, count: int,
                                                photos: int, captions: int):
     out = tmp_path / "out"
     kill_at(embed, start, where, count)
-    assert (out / "pairs.npz").exists() == (where == "write_record") and not (out / "pairs.json").exists()
+    assert (out / "pairs.npz").exists() == (where == "finish") and not (out / "manifest.json").exists()
     assert start() == 0
     said = capsys.readouterr().out
     assert f"photos   {photos:>9} of 11 from an earlier run\n" in said
     assert f"captions {captions:>9} of 21{' from an earlier run' if captions else ''}\n" in said
     assert start("--output", tmp_path / "whole") == 0
     assert (out / "pairs.npz").read_bytes() == (tmp_path / "whole" / "pairs.npz").read_bytes()
-    assert sorted(path.name for path in out.iterdir()) == ["pairs.json", "pairs.npz"]
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "pairs.npz"]
 
 
 def test_shards_of_other_settings_are_refused(embed, start, fails, source: Path, tmp_path: Path):
@@ -309,7 +309,7 @@ def stored(start, tmp_path: Path) -> Path:
 def test_the_same_encoders_pass_the_check(start, stored: Path, tmp_path: Path, capsys):
     assert start("--check", stored) == 0
     assert "check: 11 photos, mean cosine 1.00000, lowest 1.00000; 21 captions, mean cosine" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "pairs.json").read_text())["check"]["captions"]["lowest"] > 0.99999
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["check"]["captions"]["lowest"] > 0.99999
 
 
 @pytest.mark.parametrize("wrong", ["PhotoEncoder", "TextEncoder"])
@@ -351,7 +351,7 @@ def test_damaged_photos_are_counted_named_and_left_out(kernel, start, source: Pa
     pairs = kernel.read_train(tmp_path / "out" / "pairs.npz")
     left = [name for name in CAPTIONS if name not in ("2.jpg", "5.jpg", "8.jpg")]
     assert pairs.image_names == left and pairs.captions == [text for name in left for text in CAPTIONS[name]]
-    assert json.loads((tmp_path / "out" / "pairs.json").read_text())["damaged"] == ["2.jpg", "5.jpg", "8.jpg"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["damaged"] == ["2.jpg", "5.jpg", "8.jpg"]
 
 
 def test_nothing_but_damaged_photos_is_an_error(fails, tmp_path: Path):
@@ -387,6 +387,8 @@ def test_a_folder_in_a_name_tells_photos_apart(embed, tmp_path: Path):
     ("image,caption\n", "holds no caption"),
     ("image,caption\n,a dog\n", "line 2: no photo's name"),
     ("image,caption\n1.jpg,a\n2.jpg," + "a" * 2001 + "\n", "line 3: a caption of 2001 characters"),
+    ("image,caption\n1.jpg,a\n1.jpg,a dog, it runs\n", "line 3: a comma or a quote in the caption"),
+    ('image,caption\n1.jpg,"a dog\n2.jpg,a cat\n', "line 3: a comma or a quote in the caption"),
     ("image,caption\n1.jpg,caf\udce9\n", "the captions cannot be read (UnicodeDecodeError"),
     ('{"images": [], "annotations": ', "the captions cannot be read (JSONDecodeError"),
     ("[]", "this is not COCO's captions json"),
@@ -432,7 +434,7 @@ def test_the_script_runs_on_its_own(script, models: Path, source: Path, tmp_path
                    "--image-model", models / "photos", "--text-model", models / "captions")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "captions        21 of 21 " in ended.stdout and "done: made/pairs.npz" in ended.stdout
-    assert {path.name for path in (tmp_path / "empty").rglob("*")} == {"made", "pairs.npz", "pairs.json"}
+    assert {path.name for path in (tmp_path / "empty").rglob("*")} == {"made", "pairs.npz", "manifest.json"}
 
 
 @pytest.mark.parametrize(("options", "problem"), [
