@@ -14,7 +14,9 @@ import argparse
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -25,7 +27,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,12 +40,14 @@ from torch import Tensor
 # A pushed copy carries its own values here, by option name; the command line beats them.
 OVERRIDES: dict = {}
 
+STARTED = time.monotonic()
 ON_KAGGLE = "KAGGLE_KERNEL_RUN_TYPE" in os.environ
 PAIRS, MANIFEST, SHARDS = "pairs.npz", "manifest.json", "embed_shards"
 MAX_TOKENS = 128  # sentence-transformers' limit for this text encoder
 LONGEST_CAPTION = 2000  # characters; a text array is as wide as its longest row
 CHECKED, SAME = 50, 0.999  # rows compared with the competition's, and the cosine that the same encoder reaches
 SHARD = 256  # photos a shard: what a killed run loses at most
+PHOTOS_SHARE = 0.8  # of the time budget; the rest is for the captions and for writing
 CAPTIONS_A_PHOTO = 8  # a caption costs less than a photo by far: so much larger are its batches and shards
 
 
@@ -62,7 +66,8 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     """The options, each with what it is for."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)
     add = parser.add_argument
     add("--captions", default="captions_train2017.json", metavar="FILE",
         help="csv with the header image,caption, or COCO's captions json; a bare name is looked for below --photos")
@@ -75,23 +80,26 @@ def make_parser() -> Parser:
     add("--image-model", default="facebook/dinov2-giant", metavar="NAME", help="a folder, or a name of the hub")
     add("--text-model", default="sentence-transformers/roberta-large-nli-stsb-mean-tokens", metavar="NAME")
     add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
+    add("--max-minutes", type=float, default=700.0 if ON_KAGGLE else math.inf, metavar="M",
+        help="write what is embedded by then: Kaggle ends a session at 12 h and keeps nothing (elsewhere no end)")
     return parser
 
 
-def parse_setting(text: str) -> tuple[str, str]:
-    """`key=value` as an option's name and its text."""
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`key=value` as an option's name and its text, or number."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise UserError(f"--set {text}: expected KEY=VALUE, such as --set limit=25000")
-    return key, value
+    typed = getattr(resolve_knobs({key: value}), key.replace("-", "_"))
+    return key, typed if isinstance(typed, int | float) else value
 
 
 def resolve_knobs(settings: dict[str, Any], argv: Sequence[str] = ()) -> argparse.Namespace:
     """All options, checked: `argv` beats `settings` beats the defaults."""
     given = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     knobs = make_parser().parse_args([*given, *argv])
-    if knobs.limit < 0:
-        raise UserError(f"--limit {knobs.limit}: a number of photos, or 0 for all")
+    if knobs.limit < 0 or not knobs.max_minutes > 0:
+        raise UserError(f"--limit {knobs.limit} --max-minutes {knobs.max_minutes:g}: no less than 0 and more than 0")
     return knobs
 
 
@@ -395,7 +403,7 @@ class Shards:
         return [slice(start, min(start + self.rows, self.total)) for start in range(0, self.total, self.rows)]
 
     def path(self, span: slice) -> Path:
-        return self.folder / f"{self.kind}_{span.start:08d}.npy"
+        return self.folder / f"{self.kind}_{span.start:08d}_{span.stop:08d}.npy"
 
     def save(self, span: slice, vectors: np.ndarray) -> None:
         with atomic(self.path(span)) as temporary, temporary.open("wb") as file:
@@ -452,8 +460,11 @@ def one_ahead(values: Iterable[Any]) -> Iterator[Any]:
     yield from waiting
 
 
-def embed_all(items: list[Any], batches: Batches, shards: Shards) -> None:
-    """Fill the shards that are missing; threads read one shard's photos while the one before is embedded."""
+def embed_all(items: list[Any], batches: Batches, shards: Shards, deadline: float = math.inf) -> int:
+    """Fill the shards that are missing, until the deadline; how many items have their vectors, from the first on.
+
+    Threads read one shard's photos while the one before is embedded.
+    """
     todo = [span for span in shards.spans() if not shards.path(span).exists()]
     progress = Progress(shards.kind, shards.total, shards.total - sum(span.stop - span.start for span in todo))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -464,6 +475,9 @@ def embed_all(items: list[Any], batches: Batches, shards: Shards) -> None:
             vectors[whole] = batches.encode([inputs[row] for row in whole])
             shards.save(span, vectors)
             progress.add(len(inputs))
+            if time.monotonic() > deadline:
+                break
+    return next((span.start for span in shards.spans() if not shards.path(span).exists()), shards.total)
 
 
 # ------------------------------------------------------------------------------------------------- check
@@ -582,16 +596,19 @@ def embed(knobs: argparse.Namespace) -> None:
     if knobs.check:
         checked = check_encoders(find_file(knobs.check, knobs.photos), knobs.photos, photos, texts)
     settings = {"input": digest(captions), "photos": photos.encoder.settings(), "captions": texts.encoder.settings()}
-    words = [text for group in captions.values() for text in group]
     folder = knobs.output / SHARDS
     open_shards(folder, settings)
     photo_shards = Shards(folder, "photos", SHARD, len(paths))
+    deadline = STARTED + 60 * knobs.max_minutes * PHOTOS_SHARE
+    if (done := embed_all(list(paths.values()), photos, photo_shards, deadline)) < len(paths):
+        log(f"time budget: {done:,} of {len(paths):,} photos are embedded; the others are left out")
+        captions, photo_shards = dict(itertools.islice(captions.items(), done)), replace(photo_shards, total=done)
+    words = [text for group in captions.values() for text in group]
     text_shards = Shards(folder, "captions", SHARD * CAPTIONS_A_PHOTO, len(words))
-    embed_all(list(paths.values()), photos, photo_shards)
     embed_all(words, texts, text_shards)
     counts = write_pairs(folder / PAIRS, captions, photo_shards, text_shards)
     (folder / PAIRS).replace(knobs.output / PAIRS)
-    finish(manifest, counts | {"check": checked} | settings)
+    finish(manifest, counts | {"check": checked, "not_in_time": len(paths) - done} | settings)
     shutil.rmtree(folder)  # with whatever killed runs left half written
 
 

@@ -291,6 +291,26 @@ def test_shards_of_other_settings_are_refused(embed, start, fails, source: Path,
     assert start() == 0
 
 
+def test_a_time_budget_keeps_what_is_embedded(kernel, embed, start, tmp_path: Path, capsys):
+    assert start("--max-minutes", 1e-9) == 0
+    assert "time budget: 4 of 11 photos are embedded; the others are left out" in capsys.readouterr().out
+    pairs, names = kernel.read_train(tmp_path / "out" / "pairs.npz"), list(CAPTIONS)[:4]
+    assert pairs.image_names == names and pairs.captions == [text for name in names for text in CAPTIONS[name]]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["not_in_time"] == 7
+    assert start("--limit", 4, "--output", tmp_path / "four") == 0
+    with np.load(tmp_path / "four" / "pairs.npz") as four:
+        np.testing.assert_allclose(pairs.images, four["images/embeddings"], atol=1e-6)
+
+
+def test_half_precision_stays_close(start, tmp_path: Path, source: Path):
+    assert start() == 0
+    assert start("--dtype", "bfloat16", "--output", tmp_path / "half") == 0
+    for key in ("images/embeddings", "captions/embeddings"):
+        full, half = (np.load(tmp_path / name / "pairs.npz")[key] for name in ("out", "half"))
+        assert half.dtype == np.float32 and not (half == full).all()
+        np.testing.assert_allclose(half, full, atol=0.1)
+
+
 def test_pairs_that_are_there_are_not_made_again(start, tmp_path: Path, capsys):
     assert start() == 0
     before = (tmp_path / "out" / "pairs.npz").stat()
@@ -413,8 +433,10 @@ def test_captions_are_stripped_and_empty_ones_counted(embed, tmp_path: Path, cap
 def test_settings_of_a_pushed_copy_are_options(embed):
     settings = dict(embed.parse_setting(text) for text in ("limit=25000", "image_model = /kaggle/input/dinov2"))
     knobs = embed.resolve_knobs(settings, ["--limit", "3"])
+    assert settings["limit"] == 25000  # a number stays one in the script
     assert (knobs.limit, knobs.image_model, knobs.captions) == (3, "/kaggle/input/dinov2", "captions_train2017.json")
-    for wrong in ({"limits": "x"}, {"limit": "many"}, {"limit": -1}, {"missing": "perhaps"}):
+    for wrong in ({"limits": "x"}, {"photo": "x"}, {"limit": "many"}, {"limit": -1}, {"missing": "perhaps"},
+                  {"max_minutes": 0}, {"max_minutes": "nan"}):
         with pytest.raises(embed.UserError):
             embed.resolve_knobs(wrong)
     with pytest.raises(embed.UserError, match="expected KEY=VALUE"):
