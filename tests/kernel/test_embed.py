@@ -246,7 +246,7 @@ def test_coco_json_and_csv_give_the_same_file(start, source: Path, tmp_path: Pat
     assert len(made) == 1
 
 
-def kill_at(embed: types.ModuleType, start: Callable[..., int], where: str, count: int) -> None:
+def kill_at(embed: types.ModuleType, start: Callable[..., int], where: str, count: int, *options: object) -> None:
     """Run in a forked process that is killed at the count-th call of `where`."""
     if child := os.fork():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -262,7 +262,7 @@ def kill_at(embed: types.ModuleType, start: Callable[..., int], where: str, coun
         return real(*arguments)
 
     setattr(owner, name, killing)
-    start()
+    start(*options)
     os._exit(0)
 
 
@@ -300,6 +300,12 @@ def test_a_time_budget_keeps_what_is_embedded(kernel, embed, start, tmp_path: Pa
     assert start("--limit", 4, "--output", tmp_path / "four") == 0
     with np.load(tmp_path / "four" / "pairs.npz") as four:
         np.testing.assert_allclose(pairs.images, four["images/embeddings"], atol=1e-6)
+
+
+def test_a_budgeted_run_that_was_killed_goes_on_to_more_photos(embed, start, tmp_path: Path):
+    kill_at(embed, start, "write_array", 1, "--max-minutes", 1e-9)  # its last shard of captions is a short one
+    assert start() == 0 and start("--output", tmp_path / "whole") == 0
+    assert (tmp_path / "out" / "pairs.npz").read_bytes() == (tmp_path / "whole" / "pairs.npz").read_bytes()
 
 
 def test_half_precision_stays_close(start, tmp_path: Path, source: Path):
@@ -358,7 +364,7 @@ def test_a_check_that_cannot_be_made_says_why(fails, stored: Path, source: Path,
 
 
 # -------------------------------------------------------------------------------------------- photos and captions
-def test_damaged_photos_are_counted_named_and_left_out(kernel, start, source: Path, tmp_path: Path, capsys):
+def test_damaged_photos_are_counted_named_and_left_out(kernel, encoders, start, source: Path, tmp_path: Path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     for path in (source / "photos").rglob("*.jpg"):
@@ -371,6 +377,9 @@ def test_damaged_photos_are_counted_named_and_left_out(kernel, start, source: Pa
     pairs = kernel.read_train(tmp_path / "out" / "pairs.npz")
     left = [name for name in CAPTIONS if name not in ("2.jpg", "5.jpg", "8.jpg")]
     assert pairs.image_names == left and pairs.captions == [text for name in left for text in CAPTIONS[name]]
+    np.testing.assert_allclose(pairs.text, encoders[1].encode(pairs.captions), atol=1e-5)
+    np.testing.assert_allclose(pairs.images, encoders[0].encode([encoders[0].read(photos / name) for name in left]),
+                               atol=1e-5)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["damaged"] == ["2.jpg", "5.jpg", "8.jpg"]
 
 
