@@ -20,10 +20,10 @@ from lib.data import choose_data
 from lib.jobs.blend import blend_runs, blended_before
 from lib.jobs.fleet import COLUMNS, default_output, keep, make_rows, sweep_kaggle, sweep_local
 from lib.project import DATA, RUNS, InputError, format_table, run_tool
-from lib.runs import FinishedRun, check_run
+from lib.runs import Run, check_run
 
 
-def report(run: FinishedRun, as_json: bool) -> None:
+def report(run: Run, as_json: bool) -> None:
     """Members, blend, expected score."""
     metrics, submission = run.metrics, run.folder / kernel.SUBMISSION
     score = metrics["validation"]["pool100_raw"]

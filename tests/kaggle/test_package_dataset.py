@@ -348,6 +348,8 @@ def test_a_kernel_resumes_from_the_mounted_state_of_an_unfinished_run(
     knobs = [*TINY, "--set", "hidden=8", "--set", "epochs=1"]
     quietly_in_process("--input", data, "--output", stopped, *knobs, "--set", "max_minutes=0.001")
     assert (stopped / kernel.RESUME_RUN).is_file()
+    manifest = json.loads((stopped / kernel.MANIFEST).read_text()) | {"complete": False, "stopped": "SIGTERM"}
+    (stopped / kernel.MANIFEST).write_text(json.dumps(manifest))
     assert package("--run", stopped) == 0
     sent = versions_of(kaggle)[0].files
     assert {name for name in sent if name.startswith("resume_")} == {path.name for path in stopped.glob("resume_*")}

@@ -1,9 +1,13 @@
 """run_local: the real kernel on drawn data, and stand-ins for it where it has to fail."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,9 +17,10 @@ import pytest
 import run_local
 from drawn import SMALL, TINY, draw_data
 from lib import record
-from lib.data import choose_data
-from lib.process import run_kernel
-from lib.project import InputError, ToolError
+from lib.kernel import recipe_names
+from lib.process import locked, run_kernel
+from lib.project import REPO, InputError, ToolError
+from lib.runs import check_run
 
 
 def script(path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,20 +69,49 @@ def test_interrupted_run_goes_on(tmp_path, capfd):
     assert out.splitlines()[-7].split()[:2] == ["validation", "MRR"]
 
 
-def test_signal_stops_the_child(tmp_path, monkeypatch):
-    started, ended = tmp_path / "started", tmp_path / "ended"
-    script(tmp_path / "slow.py", f"""
+STOPS_WELL = """
 import signal
 def stop(number, frame):
-    pathlib.Path({str(ended)!r}).write_text("x")
+    (output / "ended").touch()
     sys.exit(128 + number)
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path({str(started)!r}).write_text("x")
-time.sleep(60)""", monkeypatch)
-    before = signal.getsignal(signal.SIGTERM)
-    send_when(started.exists, signal.SIGTERM)
-    assert run_kernel(tmp_path, tmp_path, [], print).code == 143
-    assert ended.exists() and signal.getsignal(signal.SIGTERM) is before
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, stop)
+(output / "started").touch()
+print("started", flush=True)
+time.sleep(60)"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_stops_the_child(tmp_path, monkeypatch, number):
+    script(tmp_path / "slow.py", STOPS_WELL, monkeypatch)
+    before = signal.getsignal(number)
+    send_when((tmp_path / "started").exists, number)
+    assert run_kernel(tmp_path, tmp_path, [], print).code == 128 + number
+    assert (tmp_path / "ended").exists() and signal.getsignal(number) is before
+
+
+def test_a_log_that_cannot_be_written_lets_the_child_save_its_state(tmp_path, monkeypatch):
+    script(tmp_path / "slow.py", STOPS_WELL, monkeypatch)
+
+    def log(line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_kernel(tmp_path, tmp_path, [], log)
+    assert (tmp_path / "ended").exists()
+
+
+def test_the_run_outlives_the_reader_of_its_log(tmp_path):
+    """`run_local.py ... | head -3`: it goes on to its end, and the code says so."""
+    data, runs = draw_data(tmp_path / "data"), tmp_path / "runs"
+    tool = subprocess.Popen([sys.executable, REPO / "tools" / "run_local.py", "--data", data, "--runs", runs,
+                             "--recipe=closed_form", *SMALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(3):
+        assert tool.stdout.readline()
+    tool.stdout.close()
+    assert "the work goes on" in tool.stderr.read() and tool.wait(60) == 0
+    (entry,) = record.find(runs, event="local_run")
+    assert check_run(runs / entry["run"]).complete
 
 
 @pytest.mark.parametrize(("body", "code", "message"), [
@@ -95,7 +129,7 @@ def test_failure_is_one_line_and_the_kernels_code(tmp_path, monkeypatch, capfd, 
 def test_output_that_differs_from_the_manifest_is_no_success(tmp_path, monkeypatch):
     script(tmp_path / "liar.py", """
 import json
-output.mkdir(parents=True)
+output.mkdir(parents=True, exist_ok=True)
 (output / "pipeline_submission.csv").write_text("id,embedding")
 facts = {"pipeline_submission.csv": {"sha256": "0", "bytes": 12}}
 (output / "manifest.json").write_text(json.dumps({"complete": True, "outputs": facts}))""", monkeypatch)
@@ -112,30 +146,102 @@ def test_empty_folder_and_plain_environment(tmp_path, monkeypatch):
     assert lines == ["[] False"]
 
 
-def test_sample_is_drawn_once_and_real_data_wins(tmp_path, monkeypatch, capsys):
-    drawn = []
-
-    def make_sample(folder: Path) -> None:
-        drawn.append(folder)
-        for name in ("train/train/train.npz", "test/test/test.clean.npz"):
-            (folder / name).parent.mkdir(parents=True)
-            (folder / name).touch()
-
-    monkeypatch.setattr("lib.data.DATA", tmp_path / "data")
-    monkeypatch.setattr("lib.data.SAMPLE", tmp_path / "sample")
-    monkeypatch.setattr("lib.sample.layout.make_sample", make_sample)
-    assert choose_data(None) == choose_data(None) == tmp_path / "sample"
-    lines = capsys.readouterr().err.splitlines()
-    assert len(drawn) == 1 and len(lines) == 2 and all("download_data.py" in line for line in lines)
-    (tmp_path / "data" / "deep").mkdir(parents=True)
-    (tmp_path / "data" / "deep" / "train.npz").touch()
-    assert choose_data(None) == tmp_path / "data"
-    assert not capsys.readouterr().err
-
-
 def test_bad_input_is_told_before_anything_is_drawn(tmp_path, kernel):
     with pytest.raises(InputError, match="no such folder"):
         run_local.main(["--data", str(tmp_path / "nowhere"), "--runs", str(tmp_path)])
     with pytest.raises(Exception, match="unknown knob 'epoch'") as caught:
         run_local.main(["--set", "epoch=3"])
     assert caught.value.exit_code == 2
+
+
+# ---------------------------------------------------------------------------------------------- a run's own weights
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return draw_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """A finished run of the closed form."""
+    output = tmp_path_factory.mktemp("made") / "mine"
+    assert run_local.main(["--data", str(data), "--output", str(output), "--runs", str(output.parent),
+                           "--recipe=closed_form", *SMALL]) == 0
+    return output
+
+
+def test_predicting_with_the_weights_of_a_run(data, trained, tmp_path, capfd):
+    """No links by hand; other weights below --data do not confuse it; the folder is named after what predicted."""
+    (data / "old").mkdir(exist_ok=True)
+    (data / "old" / "pipeline_final_model.pth").write_text("another one")
+    command = ["--data", str(data), "--runs", str(tmp_path), "--weights", str(trained), "--set=device=cpu", "--json"]
+    assert run_local.main(command) == 0
+    result = json.loads(capfd.readouterr().out)
+    run = check_run(Path(result["run"]))
+    assert run.name.endswith("-closed_form-predict") and run.weights == check_run(trained).weights
+    name = "pipeline_submission.csv"
+    assert (run.folder / name).read_bytes() == (trained / name).read_bytes()
+    (entry,) = record.find(tmp_path, event="local_run")
+    assert (entry["run"], entry["weights"], entry["set"]) == (run.name, "mine", {"device": "cpu", "mode": "predict"})
+
+
+@pytest.mark.parametrize("option", ["--recipe=align", "--set=recipe=align", "--mode=train"])
+def test_weights_come_with_their_recipe(trained, tmp_path, option):
+    with pytest.raises(InputError, match="leave --recipe and --mode away"):
+        run_local.main(["--weights", str(trained), "--runs", str(tmp_path), option])
+
+
+def test_weights_that_are_none_are_told_before_anything_is_made(data, trained, tmp_path):
+    command = ["--data", str(data), "--runs", str(tmp_path / "runs"), "--weights"]
+    with pytest.raises(InputError, match=r"no readable manifest\.json; give a finished run"):
+        run_local.main([*command, str(tmp_path)])
+    broken = Path(shutil.copytree(trained, tmp_path / "broken"))
+    (broken / "pipeline_final_model.pth").write_text("x")
+    with pytest.raises(InputError, match=r"pipeline_final_model\.pth has 1 bytes instead of"):
+        run_local.main([*command, str(broken)])
+    assert not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- the folder
+def test_a_finished_folder_is_refused_or_kept(data, trained, tmp_path):
+    output = Path(shutil.copytree(trained, tmp_path / "mine"))
+    command = ["--data", str(data), "--output", str(output), "--runs", str(tmp_path), "--recipe=closed_form", *SMALL]
+    with pytest.raises(InputError, match="holds a finished run"):
+        run_local.main(command)
+    assert run_local.main([*command, "--again", "--set=seed=1"]) == 0
+    assert check_run(tmp_path / "mine.1").manifest == check_run(trained).manifest
+    assert check_run(output).manifest["knobs"]["seed"] == 1
+
+
+def test_a_folder_in_which_a_run_is_at_work_is_refused(tmp_path):
+    with locked(tmp_path / "mine"), pytest.raises(InputError, match="a run is at work in it"):
+        run_local.main(["--data", str(tmp_path), "--output", str(tmp_path / "mine"), "--runs", str(tmp_path)])
+
+
+def test_a_record_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(InputError, match="--runs DIR names another place"):
+        run_local.main(["--data", str(tmp_path), "--output", str(tmp_path / "x"), "--runs", str(tmp_path / "runs")])
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_failed_start_leaves_no_empty_folder(tmp_path, monkeypatch):
+    script(tmp_path / "broken.py", "sys.exit(2)", monkeypatch)
+    assert run_local.main(["--data", str(tmp_path), "--runs", str(tmp_path / "runs")]) == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["record.jsonl.lock"]
+
+
+# ---------------------------------------------------------------------------------------------------- what there is
+def test_the_list_names_every_recipe_and_knob(capsys, kernel):
+    assert run_local.main(["--list"]) == 0
+    recipes, knobs = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in recipes.splitlines()[1:]] == list(kernel.RECIPES)
+    fields = dataclasses.fields(kernel.Knobs)
+    assert [line.split()[0] for line in knobs.splitlines()[1:]] == [field.name for field in fields]
+    assert all(field.metadata.get("why", "") in knobs for field in fields)
+
+
+def test_help_names_the_recipes_without_loading_the_kernel(capsys, kernel):
+    assert recipe_names() == list(kernel.RECIPES)
+    with pytest.raises(SystemExit):
+        run_local.main(["--help"])
+    assert ", ".join(kernel.RECIPES) in " ".join(capsys.readouterr().out.split())

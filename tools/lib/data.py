@@ -1,12 +1,13 @@
 """The competition's data on this machine: what it must be, and which folder a tool takes."""
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib import kernel
 from lib.project import DATA, REPO, InputError
-from lib.sample import layout
 
 COMPETITION = "aml-competition"
 
@@ -29,17 +30,48 @@ SAMPLE = REPO / "build" / "sample"  # not below data/: the kernel would find two
 FILES = ("train.npz", "test.clean.npz")
 
 
+def missing(folder: Path, name: str) -> str:
+    """Why the kernel, whose search is every tool's, finds no such file below `folder`; "" where it does."""
+    try:
+        kernel.find_file(folder, name)
+    except kernel.UserError as error:
+        return str(error)
+    return ""
+
+
 def choose_data(given: Path | None) -> Path:
     """The folder with the competition's files: the one given, else data/, else the sample data set, drawn once."""
     if given is not None:
         if not given.is_dir():
             raise InputError(f"--data {given}: no such folder; python tools/download_data.py fetches the real data")
         return given
-    if DATA.is_dir() and any(next(DATA.rglob(name), None) for name in FILES):
-        return DATA
-    drawn = SAMPLE.exists()  # all of it or nothing
-    print(f"no data in {DATA}: {'using' if drawn else 'drawing'} the sample data set in {SAMPLE}; "
+    if not os.path.lexists(DATA):
+        return sample()
+    if all(problems := [missing(DATA, name) for name in FILES]):  # predicting needs one of them only
+        broken = DATA.is_symlink() and not DATA.exists()
+        reason = f"{DATA}: links to {DATA.readlink()}, which is not there" if broken else problems[0]
+        raise InputError(f"{reason}: python tools/download_data.py does that; without {DATA} the drawn sample is used")
+    return DATA
+
+
+def sample() -> Path:
+    """The sample data set, drawn once: in the repository, or in the user's cache where that cannot be written."""
+    from lib.sample import layout  # numpy and pillow: not needed where the data is there
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aml-text-to-image-alignment" / "sample"
+    folder = SAMPLE if SAMPLE.exists() or can_be_made(SAMPLE) else cache
+    drawn = folder.exists()  # all of it or nothing
+    print(f"no {DATA}: {'using' if drawn else 'drawing'} the sample data set in {folder}; "
           "python tools/download_data.py fetches the real data", file=sys.stderr)
     if not drawn:
-        layout.make_sample(SAMPLE)
-    return SAMPLE
+        layout.make_sample(folder)
+    return folder
+
+
+def can_be_made(folder: Path) -> bool:
+    """Whether a folder can be made beside others that may be missing as well."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return os.access(folder.parent, os.W_OK)
+    except OSError:
+        return False

@@ -7,6 +7,7 @@ It is loaded, and torch with it, when the first name is asked of it, once in a p
 """
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import sys
@@ -22,6 +23,14 @@ else:
         if name.startswith("__"):  # the import system asks for those of every module
             raise AttributeError(name)
         return getattr(load_kernel(), name)
+
+
+def recipe_names() -> list[str]:
+    """The recipes, read from the script without loading it: for a help text."""
+    for node in ast.parse(KERNEL.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "RECIPES":
+            return [ast.literal_eval(key) for key in node.value.keys]
+    return []
 
 
 @functools.cache

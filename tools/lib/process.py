@@ -1,10 +1,11 @@
-"""The kernel as a sub-process on this machine: started, its log followed, its signals forwarded.
+"""The kernel as a sub-process on this machine: its folder locked, its log followed, its signals forwarded.
 
     ended = run_kernel(data, output, ["--recipe", "align"], log=print)
 """
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -14,11 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from lib.project import KERNEL
+from lib.project import KERNEL, STOP_SIGNALS, InputError, signals_go_to
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = tuple(128 + number for number in STOP_SIGNALS)
+SAVE_SECONDS = 60.0  # for a kernel that is asked to stop, to end its step and save its state
 
 
 @dataclass(frozen=True)
@@ -29,41 +32,84 @@ class Ended:
     error: str
 
 
+class Forwarder:
+    """Hands signals on to a process; those that come before it is there, as soon as it is."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+        self.early: list[int] = []
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """A signal came."""
+        if self.process is None:
+            self.early.append(number)
+        else:
+            self.process.send_signal(number)
+
+    def to(self, process: subprocess.Popen) -> None:
+        """The process is there."""
+        self.process = process
+        for number in self.early:
+            process.send_signal(number)
+
+
 def run_kernel(data: Path, output: Path, arguments: list[str], log: Callable[[str], None]) -> Ended:
     """The script itself, from an empty folder, its log line by line; an interrupt stops it and is waited for."""
     command = [sys.executable, str(KERNEL), "--input", str(data.resolve()), "--output", str(output.resolve())]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    error = ""
-    with tempfile.TemporaryDirectory() as empty, subprocess.Popen(
+    error, forwarder = "", Forwarder()
+    with locked(output) as lock, tempfile.TemporaryDirectory() as empty, signals_go_to(forwarder), subprocess.Popen(
         command + arguments, cwd=empty, env=environment | {"PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+        pass_fds=(lock,),  # a kernel that outlives this process goes on working in its folder
         process_group=0,  # Ctrl-C reaches a terminal's whole group: it must reach the kernel once, from here
-    ) as process, forwarded_signals(process):
+    ) as process, stopped_on_failure(process):
+        forwarder.to(process)
         for line in process.stdout or ():
             if line.startswith("error: "):
                 error = line.removeprefix("error: ").strip()
             else:
                 log(line.rstrip("\n"))
+        process.wait()
     code = process.returncode
     return Ended(128 - code if code < 0 else code, error)
 
 
 @contextlib.contextmanager
-def forwarded_signals(process: subprocess.Popen) -> Iterator[None]:
-    """SIGINT and SIGTERM go to `process` while the block lasts; whatever else ends the block ends it, too."""
-    def forward(number: int, frame: object) -> None:
-        process.send_signal(number)
+def locked(folder: Path) -> Iterator[int]:
+    """The folder, made where it is missing, for one process and its children; yields the lock's file descriptor."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
+    try:
+        take(lock, folder)
+        yield lock
+    finally:
+        os.close(lock)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+
+def take(lock: int, folder: Path) -> None:
+    """Lock the folder; the lock goes with the last process that has the descriptor."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder}: a run is at work in it; wait for its end or name another folder") from None
+
+
+@contextlib.contextmanager
+def stopped_on_failure(process: subprocess.Popen) -> Iterator[None]:
+    """Whatever else ends the block ends the process, too: it may save its state."""
     try:
         yield
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)  # its helpers as well
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SAVE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         raise
-    finally:
-        process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def as_arguments(knobs: dict[str, Any]) -> list[str]:

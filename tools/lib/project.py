@@ -1,22 +1,32 @@
-"""The ground floor: where things are, how a tool fails, how a file is written, how a table is printed.
+"""The ground floor: where things are, how a tool begins and fails, how a file is written, how a table is printed.
 
 Exit codes, the same in every tool: 0 done and checked, 1 the thing asked for failed, 2 the input is wrong,
-130 interrupted. A failure is one line on stderr that names the thing, the place and the next command.
+128 + n ended by signal n (130 Ctrl-C). A failure is one line on stderr that names the thing, the place and the next
+command.
 """
 from __future__ import annotations
 
+import argparse
+import errno
 import hashlib
+import io
+import json
 import os
+import secrets
+import signal
 import sys
-import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent.parent
 KERNEL = REPO / "kernel" / "pipeline.py"
 DATA = REPO / "data"
 RUNS = REPO / "runs"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ToolError(Exception):
@@ -31,40 +41,126 @@ class InputError(ToolError):
     exit_code = 2
 
 
+# ---------------------------------------------------------------------------------- how a tool begins and ends
 def run_tool(main: Callable[[], int | None]) -> None:
     """Run a tool's `main` and leave with an honest exit code: no traceback for a failure that has a name."""
-    try:
-        code = main() or 0
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # `tool | head`: the reader left, nobody is there to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except Exception as error:
-        # The kernel's own UserError is another module's class: known by its mark, not by its type.
-        exit_code = getattr(error, "exit_code", None)
-        if exit_code is None:
+    outlive_readers()
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt  # whatever was begun is cleaned up on the way out, as after Ctrl-C
+
+    with signals_go_to(stop):
+        try:
+            code = main() or 0
+            sys.stdout.flush()  # a full disk is told here, not after the exit code
+        except SystemExit:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        code = exit_code
+        except BaseException as error:  # an import that a signal ends fails in its own way
+            code = exit_code_of(error, received)
     sys.exit(code)
 
 
+def exit_code_of(error: BaseException, received: Sequence[int]) -> int:
+    """The exit code of a failed tool, whose one line is printed; an error without a code is raised: it is a bug."""
+    if received or isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 128 + (received[-1] if received else signal.SIGINT)
+    # The kernel's own UserError is another module's class: known by its mark, not by its type.
+    code = getattr(error, "exit_code", ToolError.exit_code if isinstance(error, OSError) else None)
+    if code is None:
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def signals_go_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Stop signals go to `handler` while the block lasts; those that are ignored, as under nohup, stay ignored."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    heard = [number for number, old in before.items() if old is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+class Outlet(io.FileIO):
+    """A standard stream that outlives its reader: `tool | head` ends the reading, not the work."""
+
+    def write(self, data: Any) -> int:
+        """As of a file; what nobody reads any more is dropped."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # else each write would fail, the last one at exit
+            if error.errno not in (errno.EPIPE, errno.EIO):  # the reader left, the terminal was closed
+                raise
+        if self.fileno() == 1:
+            print("nobody reads the output any more; the work goes on", file=sys.stderr)
+        return len(data)
+
+
+def outlive_readers() -> None:
+    """Have this process's own standard streams outlive their readers."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):  # not a test's
+            outlet = io.BufferedWriter(Outlet(number, "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(outlet, stream.encoding, "backslashreplace",
+                                                line_buffering=number == 2 or stream.isatty()))
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--data": {"type": Path, "metavar": "DIR", "help": "the data lie somewhere below (default data/, else a sample)"},
+    "--runs": {"type": Path, "default": RUNS, "metavar": "DIR", "help": "where runs and record lie (default runs/)"},
+    "--recipe": {"metavar": "NAME", "help": "a recipe of the kernel (run_local.py --list)"},
+    "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "a knob; may be repeated"},
+    "--json": {"action": "store_true", "help": "the result as JSON on stdout"},
+}
+
+
+def make_parser(about: str, example: str, codes: str, *options: str) -> argparse.ArgumentParser:
+    """A command's parser: what it does, an example, what its exit codes say, and those of OPTIONS that it takes."""
+    parser = argparse.ArgumentParser(description=about, epilog=f"example: {example}\n\nexit codes: {codes}",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option in options:
+        parser.add_argument(option, **OPTIONS[option])
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------------- files
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block succeeds and vanishes when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary.touch(exist_ok=False)  # with the rights that the user's umask gives a file
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp's 0600 would make an output that a team cannot share
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, advice: str, optional: bool = False) -> dict[str, Any]:
+    """A JSON object; an `optional` one that is not there is {}, a broken one is the user's error with an `advice`."""
+    if optional and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{path.parent}: no readable {path.name}; {advice}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object; {advice}")
+    return content
 
 
 def sha256_of(path: Path) -> str:
@@ -73,6 +169,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def damage(path: Path, sha256: str, size: int) -> str:
+    """What is wrong with a file, as the end of a sentence that begins with its name; "" for the right one."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size:,} bytes instead of {size:,}"
+    digest = sha256_of(path)
+    return "" if digest == sha256 else f"has another sha256: {digest[:12]}... instead of {sha256[:12]}..."
+
+
+# ------------------------------------------------------------------------------------------------------ tables
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Fixed columns: the first left-aligned, the others right-aligned; None prints as '-'."""
     cells = [list(header), *([("-" if cell is None else str(cell)) for cell in row] for row in rows)]

@@ -17,9 +17,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib.project import REPO, ToolError
+from lib.project import REPO, InputError, ToolError
 
 RECORD = "record.jsonl"
+
+
+def prepare(runs: Path) -> None:
+    """See that the record can be written, before hours of work are to be recorded."""
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        (runs / f"{RECORD}.lock").open("a").close()
+    except OSError as error:
+        raise InputError(f"{runs}: cannot be written ({error.strerror}); --runs DIR names another place") from None
 
 
 def append(runs: Path, event: str, **values: Any) -> dict[str, Any]:
@@ -37,7 +46,7 @@ def append(runs: Path, event: str, **values: Any) -> dict[str, Any]:
 
 
 def _write(path: Path, line: str) -> None:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(handle).st_size
         torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"

@@ -1,79 +1,66 @@
-"""Runs as folders: made by the kernel, opened only once every output is what the manifest says.
+"""A run as one object: a folder that the kernel works in, with what its manifest and its metrics say of it.
 
-    run = check_run(output)
-    run.metrics["validation"]["pool100_raw"]["mrr"]
+    folder = new_folder(RUNS, "align")            # made, and nobody else's
+    run = check_run(folder)                       # opened, once every output is what the manifest says
+    run.scores["pool100_raw"]["mrr"]
 """
 from __future__ import annotations
 
-import json
+import contextlib
+import itertools
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lib import kernel
-from lib.process import STOPPED, run_kernel
-from lib.project import InputError, ToolError, sha256_of
+from lib.process import STOPPED, locked, run_kernel
+from lib.project import InputError, ToolError, damage, read_json
 
 RESUME_STATES = "resume_*.pth"
-
-
-def read_run_json(run: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run; a missing or broken one is the user's error."""
-    try:
-        content = json.loads((run / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{run}: no readable {name}; give a finished run (tools/run_local.py makes one)") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{run / name}: not a JSON object; make the run again")
-    return content
-
-
-def damaged_files(folder: Path, expected: dict[str, dict[str, Any]]) -> list[str]:
-    """What is wrong with the files of a manifest: missing, other size or other sha256."""
-    problems = []
-    for name, facts in expected.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != facts["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}")
-        elif sha256_of(path) != facts["sha256"]:
-            problems.append(f"{name} has another sha256 than the manifest says")
-    return problems
-
-
-def newest_run(runs: Path, weights: str) -> Path:
-    """The run below `runs` whose weights are the newest."""
-    found = sorted(runs.glob(f"[!.]*/{weights}"), key=lambda path: path.stat().st_mtime)  # not those half fetched
-    if not found:
-        raise InputError(f"{runs}: no run with {weights}; make one with python tools/run_local.py")
-    return found[-1].parent
-
-
-def payload_of(run: Path) -> list[str]:
-    """The files of a run that a kernel can use: its verified weights, or the state of an unfinished run."""
-    if (run / kernel.RESUME_RUN).is_file():
-        return [kernel.RESUME_RUN, *sorted(path.name for path in run.glob(RESUME_STATES))]
-    manifest = read_run_json(run, kernel.MANIFEST)
-    outputs = manifest.get("outputs", {})
-    if not manifest.get("complete") or kernel.FINAL_MODEL not in outputs:
-        raise InputError(f"{run}: not a complete run with weights; give another one with --run")
-    names = [name for name in (kernel.FINAL_MODEL, kernel.VALIDATED_MODEL, kernel.METRICS) if name in outputs]
-    problems = damaged_files(run, {name: outputs[name] for name in names})
-    if problems:
-        raise InputError(f"{run}: {problems[0]}; the run is damaged: make or fetch it again")
-    return names
+ADVICE = "give a finished run (python tools/run_local.py makes one)"
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run whose outputs are what its manifest says."""
+class Run:
+    """A folder with a manifest. Its `metrics` are {} where nothing was trained (mode=predict)."""
 
     folder: Path
     manifest: dict[str, Any]
-    metrics: dict[str, Any]  # {} where nothing was trained (mode=predict)
+    metrics: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder."""
+        return self.folder.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its end, be it that of its time budget; else it can go on, and has what it had."""
+        return bool(self.manifest.get("complete"))
+
+    @property
+    def outputs(self) -> dict[str, dict[str, Any]]:
+        """sha256 and bytes of every output by its name."""
+        return self.manifest.get("outputs") or {}
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of what predicted."""
+        return str(self.manifest.get("recipe", "unknown"))
+
+    @property
+    def weights(self) -> str | None:
+        """sha256 of the weights that predicted the submission: its own, or those that it was given."""
+        made = self.outputs.get(kernel.FINAL_MODEL) or self.manifest.get("inputs", {}).get(kernel.FINAL_MODEL)
+        return made["sha256"] if made else None
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """The tables of the validation by their names, pool100_raw and so on; {} where nothing was validated."""
+        return self.metrics.get("validation") or {}
 
     @property
     def total_seconds(self) -> float:
@@ -85,13 +72,32 @@ class FinishedRun:
         """Seconds of the training steps alone, without the validations in between."""
         return max(self.metrics["seconds"]["train"] - self.metrics["validate_seconds"], 0.01)
 
+    @property
+    def ended(self) -> datetime:
+        """When its manifest was written (UTC)."""
+        return datetime.fromtimestamp((self.folder / kernel.MANIFEST).stat().st_mtime, UTC)
 
-def new_folder(runs: Path, name: str) -> Path:
-    """`runs`/<UTC time>-<name>, which sorts by time."""
-    return runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+
+# ------------------------------------------------------------------------------------------------ opened, verified
+def read_run_json(run: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run; a missing or broken one is the user's error."""
+    return read_json(run / name, ADVICE)
 
 
-def check_run(folder: Path) -> FinishedRun:
+def open_run(folder: Path) -> Run:
+    """The run in `folder` as it says it is, finished or not."""
+    manifest = read_run_json(folder, kernel.MANIFEST)
+    trained = kernel.METRICS in (manifest.get("outputs") or {})
+    return Run(folder, manifest, read_run_json(folder, kernel.METRICS) if trained else {})
+
+
+def damaged_files(folder: Path, expected: dict[str, dict[str, Any]]) -> list[str]:
+    """What is wrong with the files of a manifest: missing, other size or other sha256."""
+    found = {name: damage(folder / name, facts["sha256"], facts["bytes"]) for name, facts in expected.items()}
+    return [f"{name} {problem}" for name, problem in found.items() if problem]
+
+
+def check_run(folder: Path) -> Run:
     """The run in `folder`, once every output is what the manifest says."""
     manifest = read_run_json(folder, kernel.MANIFEST)
     outputs = manifest.get("outputs") or {}
@@ -100,11 +106,90 @@ def check_run(folder: Path) -> FinishedRun:
         problems.append(f"{kernel.MANIFEST} names no {kernel.SUBMISSION}")
     if problems:
         raise ToolError(f"{folder}: {problems[0]}; run it again with another --output")
-    metrics = read_run_json(folder, kernel.METRICS) if kernel.METRICS in outputs else {}
-    return FinishedRun(folder, manifest, metrics)
+    return open_run(folder)
 
 
-def run_logged(data: Path, output: Path, arguments: list[str]) -> FinishedRun:
+def payload_of(folder: Path) -> list[str]:
+    """The files of a run that a kernel can use: verified weights, or what an unfinished run goes on from."""
+    unfinished = (folder / kernel.RESUME_RUN).is_file()
+    run = Run(folder, {}, {}) if unfinished and not (folder / kernel.MANIFEST).exists() else open_run(folder)
+    if unfinished and not run.complete:
+        return [kernel.RESUME_RUN, *sorted(path.name for path in folder.glob(RESUME_STATES))]
+    if not run.complete or kernel.FINAL_MODEL not in run.outputs:
+        raise InputError(f"{folder}: not a complete run with weights; give another one with --run")
+    names = [name for name in (kernel.FINAL_MODEL, kernel.VALIDATED_MODEL, kernel.METRICS) if name in run.outputs]
+    if problems := damaged_files(folder, {name: run.outputs[name] for name in names}):
+        raise InputError(f"{folder}: {problems[0]}; the run is damaged: make or fetch it again")
+    return names
+
+
+# ------------------------------------------------------------------------------------------------------ looked for
+def visible(paths: Iterable[Path], runs: Path) -> list[Path]:
+    """Those that lie in no dot folder: it holds what is only half fetched."""
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(runs).parts)]
+
+
+def newest_run(runs: Path, *weights: str) -> Path:
+    """The run below `runs` whose weights, under any of these names, are the newest."""
+    found = visible([path for name in weights for path in runs.glob(f"*/{name}")], runs)
+    if not found:
+        raise InputError(f"{runs}: no run with {' or '.join(weights)}; make one with python tools/run_local.py")
+    return max(found, key=lambda path: (path.stat().st_mtime, path.parent.name)).parent
+
+
+def find_runs(runs: Path) -> list[Run]:
+    """Every readable run below `runs`, the members of sweeps and benchmarks included, by time; the newest is last."""
+    found = []
+    for path in visible([*runs.glob(f"*/{kernel.MANIFEST}"), *runs.glob(f"*/*/{kernel.MANIFEST}")], runs):
+        try:
+            found.append(open_run(path.parent))
+        except InputError as error:
+            print(error, file=sys.stderr)
+    return sorted(found, key=lambda run: run.ended)
+
+
+# ------------------------------------------------------------------------------------------------------------ made
+def new_folder(runs: Path, name: str) -> Path:
+    """A new folder `runs`/<UTC time>-<name>, which sorts by time; two of one second get two folders."""
+    begin = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    for number in itertools.count(1):
+        folder = runs / (begin if number == 1 else f"{begin}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be made ({error.strerror}); --runs DIR names another place") from None
+        return folder
+    raise AssertionError("counting ended")
+
+
+def named_folder(folder: Path, again: bool) -> Path:
+    """The folder that the user named for a run: a finished one in it is refused, or (`again`) kept aside."""
+    if not (folder / kernel.MANIFEST).exists() or not open_run(folder).complete:
+        return folder
+    if not again:
+        raise InputError(f"{folder}: holds a finished run; name another --output, or --again keeps that one aside "
+                         "and runs anew")
+    with locked(folder):
+        aside = next(path for number in itertools.count(1)
+                     if not (path := folder.with_name(f"{folder.name}.{number}")).exists())
+        folder.rename(aside)
+    print(f"the finished run is kept as {aside}", file=sys.stderr)
+    return folder
+
+
+@contextlib.contextmanager
+def left_if_used(folder: Path) -> Iterator[Path]:
+    """A folder that nothing was written into is taken away again."""
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only ever an empty one
+
+
+def run_logged(data: Path, output: Path, arguments: list[str]) -> Run:
     """One run of several: its log goes to run.log in its folder; a failure names the run and the reason."""
     output.mkdir(parents=True, exist_ok=True)
     path, last = output / "run.log", ""

@@ -16,7 +16,7 @@ from lib import kernel
 from lib.data import FILES
 from lib.process import as_arguments
 from lib.project import REPO
-from lib.runs import FinishedRun, run_logged
+from lib.runs import Run, run_logged
 from lib.sample import layout
 
 FULL_SIZE = REPO / "build" / "full-size"
@@ -43,7 +43,7 @@ class Measured:
     peak_bytes: int  # resident; on a GPU the device's own peak
 
 
-def read_curve(run: FinishedRun) -> list[tuple[float, dict[str, float]]]:
+def read_curve(run: Run) -> list[tuple[float, dict[str, float]]]:
     """Validation scores over training time; a closed form has only the final ones."""
     with (run.folder / kernel.TRAINING_LOG).open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["phase"] == "validate"]
@@ -54,7 +54,7 @@ def read_curve(run: FinishedRun) -> list[tuple[float, dict[str, float]]]:
     return [*curve, (train, final_scores(run))]
 
 
-def final_scores(run: FinishedRun) -> dict[str, float]:
+def final_scores(run: Run) -> dict[str, float]:
     """MRR of the run's own validation."""
     return {name: run.metrics["validation"][name]["mrr"] for name in SCORES}
 
@@ -74,7 +74,7 @@ def solve_flops(captions: int, gallery: int, d_text: int, d_image: int) -> float
     return over_captions + 2 * gallery * d_text * d_image + systems
 
 
-def count_work(run: FinishedRun, data: Path) -> tuple[int, float]:
+def count_work(run: Run, data: Path) -> tuple[int, float]:
     """(captions, FLOP) of the validated training, from the members' weights and the epochs they really took."""
     bundle = kernel.load_torch(run.folder / kernel.VALIDATED_MODEL)
     with np.load(kernel.find_file(data, FILES[0])) as npz:

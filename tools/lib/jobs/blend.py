@@ -17,7 +17,7 @@ from lib import kernel
 from lib.data import FILES
 from lib.jobs.fleet import Row
 from lib.project import InputError, sha256_of
-from lib.runs import FinishedRun, check_run
+from lib.runs import Run, check_run
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def open_exam(data: Path, runs: dict[str, FinishedRun]) -> tuple[Exam, dict[str, Any]]:
+def open_exam(data: Path, runs: dict[str, Run]) -> tuple[Exam, dict[str, Any]]:
     """The exam that all runs can sit, and the facts of the data; runs of other data or another split are refused."""
     paths = [kernel.find_file(data, name) for name in FILES]
     facts = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths}
@@ -72,7 +72,7 @@ def open_exam(data: Path, runs: dict[str, FinishedRun]) -> tuple[Exam, dict[str,
     return Exam(text, train.images[images], test.caption_ids, test.text, bundle), facts
 
 
-def answers(run: FinishedRun, exam: Exam) -> tuple[np.ndarray, np.ndarray]:
+def answers(run: Run, exam: Exam) -> tuple[np.ndarray, np.ndarray]:
     """Unit predictions of a run: (views, images, d) of its validated weights, (tests, d) of its final ones."""
     validated = unit(kernel.predict(kernel.load_weights(run.folder / kernel.VALIDATED_MODEL), exam.text))
     final = unit(kernel.predict(kernel.load_weights(run.folder / kernel.FINAL_MODEL), exam.test_text))
@@ -151,7 +151,7 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
                            "inputs": inputs, "knobs": {}, "members": {n: run.folder.name for n, run in runs.items()}})
 
 
-def member_facts(row: Row, run: FinishedRun | None, weights: dict[str, float]) -> dict[str, Any]:
+def member_facts(row: Row, run: Run | None, weights: dict[str, float]) -> dict[str, Any]:
     """A row of the result: its own scores and its weight; a failed run has none."""
     facts: dict[str, Any] = {"name": row.name, "overrides": row.overrides, "run": None}
     if run is not None:

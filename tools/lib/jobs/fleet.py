@@ -23,7 +23,7 @@ from lib.kaggle_api.client import KaggleClient, connect, split_ref
 from lib.kaggle_api.http import KaggleError, Refused
 from lib.process import as_arguments
 from lib.project import KERNEL, REPO, InputError, ToolError
-from lib.runs import FinishedRun, check_run, run_logged
+from lib.runs import Run, check_run, run_logged
 
 BUILD = REPO / "build" / "sweep"
 COLUMNS = ("recipe", "seed", "knobs")
@@ -246,7 +246,7 @@ def sweep_local(rows: list[Row], data: Path, output: Path, retries: int) -> dict
     return done
 
 
-def run_here(row: Row, data: Path, folder: Path) -> FinishedRun:
+def run_here(row: Row, data: Path, folder: Path) -> Run:
     """A run that was finished before, else a new one; the kernel itself goes on with an unfinished one."""
     if (folder / kernel.MANIFEST).exists() and not (folder / kernel.RESUME_RUN).exists():
         return check_run(folder)
@@ -254,7 +254,7 @@ def run_here(row: Row, data: Path, folder: Path) -> FinishedRun:
     return run_logged(data, folder, as_arguments(row.overrides))
 
 
-def keep(run: FinishedRun, runs: Path) -> None:
+def keep(run: Run, runs: Path) -> None:
     """The sweep in the local record, once for each submission that it made."""
     facts = {"event": "sweep", "run": run.folder.name, "sha256": run.manifest["outputs"][kernel.SUBMISSION]["sha256"]}
     if not record.find(runs, **facts):

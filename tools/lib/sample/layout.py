@@ -6,9 +6,9 @@ competition, the test has captions and no pictures.
 from __future__ import annotations
 
 import csv
+import secrets
 import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -104,13 +104,12 @@ def whole_folder(dest: Path) -> Iterator[Path]:
     if dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
         raise InputError(f"{dest}: exists already; remove it or name another folder")
     try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
+        temporary = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}.part")
+        temporary.mkdir(parents=True)  # with the rights that the user's umask gives a folder
     except OSError as error:
         raise InputError(f"{dest}: cannot be made ({error.strerror}); name another folder") from error
     try:
         yield temporary
-        temporary.chmod(0o755)
         temporary.replace(dest)
     except OSError as error:
         raise ToolError(f"{dest}: cannot be written ({error.strerror}); free some space or name another one") from error

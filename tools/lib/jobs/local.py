@@ -1,0 +1,84 @@
+"""A run of the kernel on this machine: what is asked of it, what it reads, what is kept of it."""
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lib import kernel, record
+from lib.data import FILES
+from lib.project import InputError, format_table
+from lib.runs import Run, damaged_files, open_run
+
+PREDICT = {"mode": "predict"}
+
+
+def asked_for(recipe: str | None, mode: str | None, settings: list[str], weights: Path | None) -> dict[str, Any]:
+    """The knobs that were set: a wrong one is told before any data is drawn or read."""
+    given = dict(map(kernel.parse_setting, settings))
+    given |= {key: value for key, value in (("recipe", recipe), ("mode", mode)) if value}
+    if weights is not None:
+        if given.get("recipe") or given.get("mode", "predict") != "predict":
+            raise InputError("--weights predicts with the run's own recipe: leave --recipe and --mode away")
+        given |= PREDICT
+    kernel.resolve_knobs(given)
+    return given
+
+
+def weights_of(folder: Path) -> Path:
+    """The verified weights of a run, which may be one that was stopped."""
+    run = open_run(folder)
+    listed = run.outputs.get(kernel.FINAL_MODEL)
+    if not listed:
+        raise InputError(f"{folder}: the run has no {kernel.FINAL_MODEL}; name another one with --weights")
+    if problems := damaged_files(folder, {kernel.FINAL_MODEL: listed}):
+        raise InputError(f"{folder}: {problems[0]}; make or fetch the run again")
+    return folder / kernel.FINAL_MODEL
+
+
+def name_of(knobs: dict[str, Any], data: Path, weights: Path | None) -> str:
+    """The run's name: the recipe, for a prediction that of the weights."""
+    if knobs.get("mode") != "predict":
+        return kernel.resolve_knobs(knobs).recipe
+    bundle = kernel.load_weights(weights or kernel.find_file(data, kernel.FINAL_MODEL))
+    return f"{bundle['knobs']['recipe']}-predict"
+
+
+@contextmanager
+def input_of(data: Path, weights: Path | None) -> Iterator[Path]:
+    """What the kernel reads: the data, or for `weights` a folder with these and the test captions and nothing else."""
+    if weights is None:
+        yield data
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (kernel.find_file(data, FILES[1]), weights):
+            (Path(folder) / path.name).symlink_to(path.resolve())
+        yield Path(folder)
+
+
+def keep(run: Run, runs: Path, knobs: dict[str, Any], data: Path, weights: Path | None) -> None:
+    """The run in the local record."""
+    of = weights.parent.name if weights else None
+    record.append(runs, "local_run", run=run.name, recipe=run.recipe, set=knobs, data=str(data), weights=of,
+                  complete=run.complete, seconds=run.total_seconds,
+                  validation={name: row["mrr"] for name, row in run.scores.items()}, **record.git_state())
+
+
+def catalogue() -> str:
+    """The recipes and the knobs of the kernel, with the reasons that it gives."""
+    recipes = [[name, len(many := one if isinstance(one, list) else [one]),
+                " | ".join(" ".join(f"{k}={v}" for k, v in each.items()) or "as the defaults" for each in many)]
+               for name, one in kernel.RECIPES.items()]
+    knobs = [[field.name, field.default if field.default != "" else '""', field.metadata.get("why", "")]
+             for field in dataclasses.fields(kernel.Knobs)]
+    return "\n\n".join([left(["recipe", "candidates", "what they change"], recipes),
+                        left(["knob", "default", "why"], knobs)])
+
+
+def left(header: list[str], rows: list[list[Any]]) -> str:
+    """A table whose last column is text."""
+    lines = format_table(header[:-1], [row[:-1] for row in rows]).splitlines()
+    return "\n".join(f"{line}  {text[-1]}".rstrip() for line, text in zip(lines, [header, *rows], strict=True))
