@@ -1,37 +1,44 @@
-"""Map caption embeddings to image embeddings so that each caption finds its photo: data -> model -> submission.
+"""Map caption vectors to photo vectors so that each caption finds its photo: data -> networks -> submission.
 
     python kernel/pipeline.py --input data --output out    the default recipe, locally; --recipe and --set change it
     python kernel/pipeline.py                              on Kaggle: /kaggle/input -> /kaggle/working
     python kernel/pipeline.py --mode predict ...           no training: weights found below --input
 
-Measured on 2 CPU cores with bf16 units, on a real stand-in of 6,090 photos (600 held out, MRR in pools of 100, mean of
-three seeds and splits): ensemble .772 raw and .772 cosine in 113 s of training, align .766 and .769 in 34 s,
-closed_form .700 and .688 in under a second; the original system .337 and .553 in 163 s (one seed). Reproduce:
-`python tools/benchmark.py --seeds 1 2 3 --data DIR`; README.md has more, and what did not work.
+From its first seconds on a run has a checked submission of known quality (the closed form's), and replaces it only by
+one that validation says is better. RESULT_LINE
 """
+
 from __future__ import annotations
 
+import time
+
+STARTED = time.monotonic()  # before the imports below, which take seconds of the time budget
+
+# ruff: noqa: E402
 import argparse
 import contextlib
 import csv
 import ctypes
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
 import os
 import platform
+import random
+import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,79 +51,118 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
-
-STARTED = time.monotonic()
 
 # ------------------------------------------------------------------------------------------------ knobs
 # A packaged copy carries its own values here; command line beats OVERRIDES beats recipe beats default.
 OVERRIDES: dict = {}
 
 
+def knob(default: Any, why: str, low: float = 0, high: float = 1e6, choices: tuple = (), free: bool = False) -> Any:
+    """A field of Knobs: its default, the reason for it, its bounds or choices; `free`: may differ on resume."""
+    return field(default=default, metadata={"why": why, "low": low, "high": high, "choices": choices, "free": free})
+
+
 @dataclass(frozen=True)
 class Knobs:
-    """Everything that may be set, with why it has its value. `--set KEY=VALUE` changes one."""
+    """Everything that may be set, with why it has its value. `--set KEY=VALUE` changes one, for every candidate."""
 
-    recipe: str = "ensemble"  # a named set of knobs below; the quality of each is in the README's table
-    mode: str = "train"  # train, or predict with weights found below the input root
-    seed: int = 0  # initial weights, order, mixing and dropout all follow from it
-    split_seed: int = 0  # the validation images follow from this one, so that runs of several seeds can be compared
-    device: str = "auto"  # auto, cpu or cuda
-    dtype: str = "auto"  # auto, float32, bfloat16 or float16
-    # network
-    network: str = "align"  # align, mlp (the baseline's) or linear (the closed form)
-    hidden: int = 4096  # wide and shallow
-    activation: str = "silu"  # silu, square (of relu) or gate: as good alone, and members that differ help each other
-    dropout: float = 0.6  # on the hidden layer; 5 captions a photo are few
-    input_dropout: float = 0.3  # on the text vector: the regulariser that gained most
-    # objective
-    raw_weight: float = 0.5  # share of the loss on raw-length images (the board's score), rest on unit length (cosine)
-    temperature: float = 0.02  # start of the learnt softmax temperature; tuned public solutions end at .01-.02
-    logit_block: int = 512  # rows of gallery logits held at once: bounds memory for any batch
-    # training
-    epochs: int = 12  # ends at a rate of zero, so none is picked on validation; 6 do for 5,000 photos, more need more
-    batch: int = 1024  # small enough for many steps, large enough to keep a GPU busy
-    min_steps: int = 150  # small data gets a smaller batch, so that it gets as many updates
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    schedule: str = "cosine"  # cosine with a short warm-up, or constant (the baseline)
-    members: int = 1  # networks whose unit predictions are averaged
-    variants: str = ""  # how members differ on purpose: "raw_weight=1; network=linear", taken in turn
-    repulsion: float = 0.2  # between the predictions of a pool, whose images are known to differ
-    ridge: float = 0.1  # closed form: penalty, in units of the mean variance of a text dimension
-    whiten: float = 0.3  # closed form: residual whitening's floor, in units of the mean residual variance
-    # evaluation and running
-    val_fraction: float = 0.1  # images held out; rounded to whole pools of 100
-    refit: bool = True  # after validation train once more on all images, then predict
-    eval_every: int = 4  # epochs between validation rows
-    infer_batch: int = 256
-    checkpoint_every: int = 5  # epochs between the named checkpoints
-    checkpoint_seconds: float = 60.0  # at most so much work is lost when the machine dies
-    max_minutes: float = 715.0  # Kaggle ends a session at 12 h; epochs and members are planned to fit
-    submit_on_stop: bool = "KAGGLE_KERNEL_RUN_TYPE" in os.environ  # a stopped run still submits its best state
-    warm_start: bool = False  # start from a run's weights found below the input root
-    processes: int = 0  # member trainers at once; 0: one a usable GPU
+    # the run
+    recipe: str = knob("ensemble", "a list of candidates, below; the README's table has the quality of each")
+    mode: str = knob("train", "or predict, with weights found below the input root", choices=("train", "predict"))
+    seed: int = knob(0, "initial weights, order and dropout all follow from it")
+    split_seed: int = knob(0, "the validation images follow from it, so that runs of several seeds can be compared")
+    device: str = knob("auto", "what a probe shows to work", choices=("auto", "cpu", "cuda"), free=True)
+    dtype: str = knob(
+        "auto", "what is native or fastest", choices=("auto", "float32", "bfloat16", "float16"), free=True
+    )
+    workers: int = knob(0, "networks trained at once; 0: one a usable card", free=True)
+    max_minutes: float = knob(715.0, "Kaggle ends a session at 12 h; all that is planned fits into it", 1e-3, free=True)
+    val_fraction: float = knob(0.1, "images held out, in whole pools of 100 where there are enough", 1e-3, 0.9)
+    refit: bool = knob(True, "chosen networks are trained once more on all images before they predict")
+    repulsion: float = knob(
+        0.2, "between a pool's predictions, whose images differ; validation chooses it or 0", 0, 0.9
+    )
+    eval_every: int = knob(4, "epochs between validation rows", 1, free=True)
+    checkpoint_every: int = knob(5, "epochs between the named checkpoints", 1, free=True)
+    checkpoint_seconds: float = knob(60.0, "at most so much work is lost when the machine dies", free=True)
+    infer_batch: int = knob(256, "captions predicted at once", 1)
+    consecutive_captions: bool = knob(False, "where captions/label is missing: equal runs of captions an image")
+    # a candidate: what it sees
+    network: str = knob("align", "mlp is the original's, linear the closed form", choices=("align", "mlp", "linear"))
+    sees: str = knob("vector", "the caption's vector, its words, or both", choices=("vector", "words", "both"))
+    word_buckets: int = knob(2**15, "rows of the table that words and pairs of words are hashed into", 2)
+    word_width: int = knob(512, "width of a caption's bag of words", 1)
+    word_dropout: float = knob(0.3, "share of the words left out at a step", 0, 0.99)
+    # its network
+    hidden: int = knob(2048, "wide and shallow", 1)
+    activation: str = knob("silu", "square is relu's, gate multiplies", choices=("silu", "square", "gate"))
+    skip: bool = knob(True, "a linear map beside the hidden layer")
+    dropout: float = knob(0.6, "on the hidden layer: five captions a photo are few", 0, 0.99)
+    input_dropout: float = knob(0.3, "on the input: the regulariser that gained most", 0, 0.99)
+    # its objective
+    loss: str = knob(
+        "softmax", "over all training images; triplet: hardest in the batch", choices=("softmax", "triplet", "cosine")
+    )
+    raw_weight: float = knob(0.5, "share of the captions scored on raw-length images, the board's way", 0, 1)
+    temperature: float = knob(0.02, "start of the learnt one; tuned public solutions end at .01-.02", 1e-3)
+    margin: float = knob(0.2, "of the triplet loss", 0, 10)
+    logit_block: int = knob(512, "rows of gallery logits held at once: bounds memory for any batch", 1)
+    # its training
+    epochs: int = knob(0, "ends at a rate of zero, so none is picked on validation; 0: by the number of photos")
+    batch: int = knob(1024, "small enough for many steps, large enough to keep a card busy", 1)
+    min_steps: int = knob(150, "small data gets a smaller batch, so that it gets as many updates")
+    lr: float = knob(1e-3, "of AdamW", 1e-9)
+    weight_decay: float = knob(1e-2, "of AdamW")
+    schedule: str = knob("cosine", "with a short warm-up; constant is the original's", choices=("cosine", "constant"))
+    ridge: float = knob(0.1, "closed form: penalty, in units of the mean variance of a text dimension", 1e-9)
+    whiten: float = knob(0.3, "closed form: floor, in units of the mean residual variance", 1e-9)
 
 
-RECIPES: dict[str, dict[str, Any]] = {
+FIELDS = {one.name: one for one in dataclasses.fields(Knobs)}
+CLOSED_FORM: dict[str, Any] = {"network": "linear"}  # ridge, then residual whitening: seconds
+JOINT: dict[str, Any] = {}  # softmax over all images, raw and unit length at once
+JOINED: dict[str, Any] = {"sees": "both"}  # the same on vector and words
+WORDS: dict[str, Any] = {"sees": "words"}
+TRIPLET: dict[str, Any] = (  # hardest image of the batch, on raw dot products
+    {"loss": "triplet", "skip": False, "dropout": 0.7, "input_dropout": 0.1, "lr": 2e-3, "batch": 2000}
+)
+RECIPES: dict[str, list[dict[str, Any]]] = {
     # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
-    "baseline": {"network": "mlp", "hidden": 4096, "dropout": 0.2, "schedule": "constant", "epochs": 20, "batch": 64,
-                 "lr": 1e-3, "weight_decay": 0.0, "repulsion": 0.0, "min_steps": 0, "eval_every": 5},
-    # Ridge, then residual whitening: seconds, no network.
-    "closed_form": {"network": "linear"},
-    # One network on both objectives at once.
-    "align": {},
-    # Networks that differ on purpose.
-    "ensemble": {"members": 5, "variants": "; hidden=2048; hidden=2048 activation=square; "
-                                           "hidden=2048 activation=gate; network=linear"},
+    "baseline": [
+        {"network": "mlp", "loss": "cosine", "hidden": 4096, "dropout": 0.2, "schedule": "constant", "epochs": 20}
+        | {"batch": 64, "lr": 1e-3, "weight_decay": 0.0, "repulsion": 0.0, "min_steps": 0, "eval_every": 5}
+    ],
+    "closed_form": [CLOSED_FORM],
+    "align": [CLOSED_FORM, JOINT],
+    # Networks that differ in what they see and what they minimise: kinds count, not numbers.
+    "ensemble": [CLOSED_FORM, JOINED, TRIPLET, JOINT, WORDS],
+    # The same, then draws around the best so far for as long as there is time.
+    "search": [CLOSED_FORM, JOINED, TRIPLET, JOINT, WORDS],
+}
+# What a draw of `search` may change, two at a time.
+DRAWS: dict[str, tuple] = {
+    "sees": ("vector", "both"),
+    "loss": ("softmax", "triplet"),
+    "epochs": (0.5, 2.0),  # times the base's
+    "hidden": (1024, 2048, 4096),
+    "activation": ("silu", "square", "gate"),
+    "dropout": (0.5, 0.6, 0.7),
+    "input_dropout": (0.1, 0.2, 0.3, 0.4),
+    "raw_weight": (0.25, 0.5, 0.75, 1.0),
+    "batch": (512, 1024, 2048),
+    "lr": (5e-4, 1e-3, 2e-3),
 }
 
 SUBMISSION, METRICS, MANIFEST = "pipeline_submission.csv", "metrics.json", "manifest.json"
 FINAL_MODEL, VALIDATED_MODEL = "pipeline_final_model.pth", "pipeline_validated_model.pth"
 TRAINING_LOG, CURVES, CHECKPOINT = "training_log.csv", "training_curves.png", "pipeline_model_checkpoint_epoch_{}.pth"
-RESUME_RUN = "resume_run.json"
+RESUME_RUN, RESUME_STATE = "resume_run.json", "resume_{}_{}.pth"
 BUDGET = "time budget"  # the reason to stop that was asked for: such a run is complete
 POOL, TOP, VIEWS = 100, 99, 5  # the official evaluation: pools of 100, of which the first 99 ranks count
+PREDICTING = ("mode", "device", "infer_batch", "repulsion")  # the knobs that predicting honours
+GRAMS = 48  # words and pairs of words kept of a caption; the longest real ones have some 60
 
 
 class UserError(Exception):
@@ -126,9 +172,19 @@ class UserError(Exception):
 
 
 class TrainingFailed(UserError):
-    """The input is right, but training cannot go on; one line that says why."""
+    """The input is right, but training or writing cannot go on; one line that says why."""
 
     exit_code = 1
+
+
+class WriteFailed(UserError):
+    """The disk is full, or went away."""
+
+    exit_code = 1
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end; states are saved."""
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -140,190 +196,59 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def typed(key: str, value: Any) -> Any:
-    """`value` in the type of knob `key`; an unknown knob or a mistyped value is an error that helps."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Knobs)}
-    if key not in defaults:
-        near = difflib.get_close_matches(key, defaults, n=3, cutoff=0.5) or sorted(defaults)
+    """`value` in the type and within the bounds of knob `key`; anything else is an error that helps."""
+    if key not in FIELDS:
+        near = difflib.get_close_matches(key, FIELDS, n=3, cutoff=0.5) or sorted(FIELDS)
         raise UserError(f"unknown knob '{key}'; did you mean {', '.join(near)}?")
-    kind = type(defaults[key])
-    text = str(value).strip()
-    with contextlib.suppress(ValueError, KeyError):
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        number = kind(text)
-        if kind is not float or math.isfinite(number):
-            return number
-    raise UserError(f"knob '{key}' takes {kind.__name__} (default {defaults[key]}), not '{text}'")
+    kind, text, rules = type(FIELDS[key].default), str(value).strip(), FIELDS[key].metadata
+    try:
+        value = {"true": True, "1": True, "false": False, "0": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        value = math.nan
+    if value != value or value in (math.inf, -math.inf):
+        raise UserError(f"knob '{key}' takes {kind.__name__} (default {FIELDS[key].default}), not '{text}'")
+    if rules["choices"] and value not in rules["choices"]:
+        raise UserError(f"knob '{key}' is one of {', '.join(rules['choices'])}, not '{text}'")
+    if kind in (int, float) and not rules["low"] <= value <= rules["high"]:
+        raise UserError(f"knob '{key}' lies in {rules['low']:g}..{rules['high']:g}, not {text}")
+    return value
+
+
+def resolve_given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the user set, typed: `arguments` (command line) over OVERRIDES; the recipe's name is checked."""
+    given = {key: typed(key, value) for key, value in {**OVERRIDES, **arguments}.items()}
+    if given.get("recipe", Knobs.recipe) not in RECIPES:
+        raise UserError(f"unknown recipe '{given['recipe']}'; there are {', '.join(RECIPES)}")
+    return given
+
+
+def resolve_candidates(arguments: dict[str, Any]) -> list[Knobs]:
+    """Knobs of a recipe's candidates; what was set beats the candidate, which beats the default."""
+    given = resolve_given(arguments)
+    candidates = [
+        dataclasses.replace(Knobs(), **{**one, **given}) for one in RECIPES[given.get("recipe", Knobs.recipe)]
+    ]
+    return list(dict.fromkeys(candidates))  # settings can make two of them the same
 
 
 def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
-    """Knobs by precedence: `arguments` (command line), OVERRIDES, recipe, default."""
-    given = {key: typed(key, value) for key, value in {**OVERRIDES, **arguments}.items()}
-    recipe = given.get("recipe", Knobs.recipe)
-    if recipe not in RECIPES:
-        raise UserError(f"unknown recipe '{recipe}'; there are {', '.join(RECIPES)}")
-    return check_knobs(dataclasses.replace(Knobs(), **{**RECIPES[recipe], **given}))
+    """The run's knobs: the defaults, what all candidates of the recipe share, and what was set."""
+    given = resolve_given(arguments)
+    first, *others = RECIPES[given.get("recipe", Knobs.recipe)]
+    shared = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
+    return dataclasses.replace(Knobs(), **{**shared, **given})
 
 
-CHOICES = {"mode": ("train", "predict"), "device": ("auto", "cpu", "cuda"), "schedule": ("cosine", "constant"),
-           "dtype": ("auto", "float32", "bfloat16", "float16"), "network": ("align", "mlp", "linear"),
-           "activation": ("silu", "square", "gate")}
-AT_LEAST_ONE = ("hidden", "epochs", "batch", "logit_block", "members", "eval_every", "infer_batch", "checkpoint_every")
-POSITIVE = ("lr", "ridge", "whiten", "temperature", "max_minutes", "val_fraction")
-HIGHEST = {"dropout": 0.99, "input_dropout": 0.99, "raw_weight": 1, "repulsion": 0.9, "val_fraction": 0.9}  # else 1e6
+def default_epochs(images: int) -> int:
+    """Epochs for a number of training photos: more photos are learnt for longer before they are learnt by heart."""
+    return max(1, round(12 * max(1.0, images / 6000) ** 0.5))
 
 
-def check_knobs(knobs: Knobs) -> Knobs:
-    """Words that are in no vocabulary and numbers that are out of range are errors."""
-    for key, value in dataclasses.asdict(knobs).items():
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"knob '{key}' is one of {', '.join(CHOICES[key])}, not '{value}'")
-        low, high = 1 if key in AT_LEAST_ONE else 1e-9 if key in POSITIVE else 0, HIGHEST.get(key, 1_000_000)
-        if key not in CHOICES and isinstance(value, int | float) and not low <= value <= high:
-            raise UserError(f"knob '{key}' lies in {low:g}..{high:g}, not {value}")
-    return knobs
-
-
-def member_knobs(knobs: Knobs, member: int) -> Knobs:
-    """Knobs of one member: the k-th variant in turn, and a seed of its own."""
-    variants = knobs.variants.split(";")
-    settings = [part for part in variants[member % len(variants)].split() if part]
-    return check_knobs(dataclasses.replace(knobs, **dict(parse_setting(setting) for setting in settings)))
-
-
-# ------------------------------------------------------------------------------------------ environment
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-def log(text: str) -> None:
-    """One plain line at once: Kaggle's log and `run_local.py` read line by line."""
-    print(text, flush=True)
-
-
-def choose_device(knobs: Knobs) -> torch.device:
-    """The device that really works: a P100 says 'available' and then fails on the first product."""
-    reason = "asked for" if knobs.device == "cpu" else "torch sees no CUDA device"
-    if knobs.device != "cpu" and torch.cuda.is_available():
-        try:
-            (torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum().item()
-            log(f"device: cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name()}, a probe product passed)")
-            return torch.device("cuda", 0)
-        except RuntimeError as error:
-            reason = f"CUDA probe failed: {first_line(error)}; torch is built for {torch.cuda.get_arch_list()}"
-    if knobs.device == "cuda":
-        raise UserError(f"device=cuda was asked for, but {reason}; use --set device=cpu")
-    log(f"device: cpu ({reason})")
-    keep_memory()
-    torch.set_flush_denormal(True)  # probabilities near zero are many, and slow when they are denormal
-    return torch.device("cpu")
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def choose_dtype(device: torch.device, knobs: Knobs) -> torch.dtype:
-    """bf16 only where it is native, fp16 on older GPUs (T4), on a CPU what a short timing shows."""
-    if knobs.dtype != "auto":
-        dtype, reason = DTYPES[knobs.dtype], "asked for"
-    elif device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)  # is_bf16_supported() counts emulation in
-        dtype = torch.bfloat16 if capability >= (8, 0) else torch.float16
-        reason = f"CUDA capability {capability[0]}.{capability[1]}; bf16 units begin at 8.0"
-    else:
-        gain = matmul_seconds(torch.float32) / matmul_seconds(torch.bfloat16)
-        dtype = torch.bfloat16 if gain > 1.5 else torch.float32
-        reason = f"bf16 products run at {gain:.1f} times the speed of float32 here"
-    log(f"dtype: {str(dtype).removeprefix('torch.')} ({reason})")
-    return dtype
-
-
-def matmul_seconds(dtype: torch.dtype, size: int = 768, rounds: int = 5) -> float:
-    """Best seconds of a square CPU product in `dtype`."""
-    matrix, times = torch.ones(size, size, dtype=dtype), []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def keep_memory() -> None:
-    """Have glibc keep what tensors free: fresh pages for every big tensor cost more than the arithmetic on them."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt, and may not need it
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no maps of their own
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: no return of the heap's top
-
-
-class Stop:
-    """Why training should end early: a signal, or the time budget. Asked after every step."""
-
-    def __init__(self, max_minutes: float) -> None:
-        budget = 60 * max_minutes
-        self.deadline = STARTED + budget - min(60.0, 5 + 0.02 * budget)  # the rest predicts and writes
-        self.signal = self.parent = 0  # a helper's parent: it does not outlive it
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self.note)
-
-    def note(self, number: int, frame: object) -> None:
-        """First signal: end the step, checkpoint, stop. The second one does not wait."""
-        if self.signal == number:  # a helper hears of Ctrl-C twice: from the terminal, then SIGTERM from its parent
-            os._exit(128 + number)
-        self.signal = number
-        log(f"{signal.Signals(number).name}: ending this step, then a checkpoint (once more: leave at once)")
-
-    @property
-    def reason(self) -> str:
-        if self.signal:
-            return signal.Signals(self.signal).name
-        if self.parent and os.getppid() != self.parent:
-            return "parent ended"
-        return BUDGET if time.monotonic() > self.deadline else ""
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block succeeds: nobody ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another --output") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_torch(path: Path, content: dict) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
-
-
-def load_torch(path: Path) -> dict:
-    """A dictionary of tensors and plain values; never code (weights_only)."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch checks no checksum: a flipped bit would be a silent weight
-            if name := archive.testzip():
-                raise ValueError(f"wrong checksum of {name}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive can fail anywhere in zip, pickle or tensor code
-        raise UserError(f"{path}: not a readable weights file ({first_line(error)}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no weights of this script; fetch it again")
-    return content
-
-
-def write_json(path: Path, content: dict) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def file_facts(path: Path) -> dict[str, Any]:
-    """sha256 and size of a file, for the manifest."""
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+def describe(knobs: Knobs, beside: Knobs | None = None) -> str:
+    """A candidate's knobs that differ from the run's (default: from the defaults), as `key=value`."""
+    base, named = beside or Knobs(), dataclasses.asdict(knobs)
+    changed = [f"{key}={value}" for key, value in named.items() if value != getattr(base, key)]
+    return " ".join(changed) or "as the defaults"
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -372,14 +297,16 @@ def find_file(root: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, what: str, advice: str = "download the file again") -> Iterator[None]:
     """Damaged bytes can fail anywhere in zip, zlib, header or text decoding: one line whatever it is."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: {what} cannot be read ({first_line(error)}); download the file again") from error
+        if "allow_pickle" in str(error):
+            advice = "it holds Python objects: save text as array.astype('U') and vectors as float32"
+        raise UserError(f"{path}: {what} cannot be read ({first_line(error)}); {advice}") from error
 
 
 class Npz:
@@ -406,8 +333,17 @@ class Npz:
             raise self.fail(key, f"is {array.dtype} of shape {array.shape}, expected kind '{kind}' of {wanted}")
         return array
 
+    def number(self, key: str) -> int:
+        """A whole number, stored as a scalar or as an array of one."""
+        with reading(self.path, key):
+            scalar = key in self.keys and self.arrays[key].ndim == 0
+        return int(self.read(key, *([] if scalar else [1]), kind="iu").item())
+
     def ids(self) -> np.ndarray:
-        ids = self.read("captions/ids", None, kind="iu").astype(np.int64)
+        ids = self.read("captions/ids", None, kind="iu")
+        if ids.dtype == np.uint64 and len(ids) and ids.max() > np.iinfo(np.int64).max:
+            raise self.fail("captions/ids", f"row {ids.argmax()}: id {ids.max()} is beyond 64-bit integers")
+        ids = ids.astype(np.int64)
         first = np.unique(ids, return_index=True)[1]
         if len(first) < len(ids):
             row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
@@ -420,52 +356,92 @@ class Npz:
             return array.tolist()
 
     def vectors(self, key: str, rows: int) -> np.ndarray:
-        """Embeddings (rows, d) as float32, every value finite."""
-        array = self.read(key, rows, None, kind="f").astype(np.float32, copy=False)
+        """Embeddings (rows, d) as float32: finite, and small enough for products in float32."""
+        array = self.read(key, rows, None, kind="f")
         if not array.size:
             raise self.fail(key, f"is empty: {array.shape}")
+        constant = 0
         for start in range(0, rows, 4096):  # in blocks: a mask of the whole would cost a quarter of the data again
-            bad = ~np.isfinite(array[start:start + 4096]).all(axis=1)
+            block = array[start : start + 4096]
+            bad = ~np.isfinite(block).all(axis=1)
             if bad.any():
                 raise self.fail(key, f"row {start + int(bad.argmax())} holds NaN or infinity")
+            large = np.abs(block).max(axis=1)
+            if large.max() > 1e9:
+                raise self.fail(
+                    key, f"row {start + int(large.argmax())} holds {large.max():.3g}: no embedding is so long"
+                )
+            constant += int((block == block[:, :1]).all(axis=1).sum())
+        array = array.astype(np.float32, copy=False)
+        twins = rows - len({hash(row.tobytes()) for row in array})
+        if constant or twins > rows // 100:
+            log(
+                f"warning: {self.path}: {key}: of {rows} vectors {constant} are zero or constant, {twins} repeat another"
+            )
         return array
 
     def label(self, captions: int, images: int) -> np.ndarray:
         """Image of each caption from the one-hot matrix, read as a stream: 3.1 GB that are never held."""
-        key, image_of = "captions/label", np.empty(captions, np.int64)
+        key, image_of, named = "captions/label", np.full(captions, -1), np.zeros(captions, np.int64)
         with reading(self.path, key), self.arrays.zip.open(f"{key}.npy") as stream:
-            np.lib.format.read_magic(stream)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-            if shape != (captions, images) or fortran or dtype != np.bool_:
+            version = np.lib.format.read_magic(stream)
+            old = version == (1, 0)
+            header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = header(stream)
+            if shape != (captions, images) or dtype not in (np.bool_, np.uint8):
                 raise self.fail(key, f"is {dtype} of shape {shape}, expected bool of ({captions}, {images})")
-            rows = max(1, (1 << 20) // images)  # blocks that stay in the processor's cache
-            for start in range(0, captions, rows):
-                count = min(rows, captions - start)
-                block = np.frombuffer(stream.read(count * images).ljust(count * images, b"\0"), np.uint8)
-                block = block.reshape(count, images)
-                image_of[start:start + count] = block.argmax(axis=1)
-                if np.count_nonzero(block) != count or not block.max(axis=1).all():
-                    named = np.count_nonzero(block, axis=1)
-                    bad = int((named != 1).argmax())
-                    raise self.fail(key, f"row {start + bad} names {named[bad]} images, expected 1")
+            width, lines = (captions, images) if fortran else (images, captions)
+            block_lines = max(1, (1 << 20) // width)  # blocks that stay in the processor's cache
+            for start in range(0, lines, block_lines):
+                size = min(block_lines, lines - start) * width
+                block = np.frombuffer(stream.read(size).ljust(size, b"\0"), np.bool_ if dtype == np.bool_ else np.uint8)
+                places = np.flatnonzero(block)
+                if dtype == np.uint8 and (block[places] != 1).any():
+                    raise self.fail(key, f"holds {block.max()}, expected 0 or 1")
+                line, place = start + places // width, places % width
+                rows, columns = (place, line) if fortran else (line, place)
+                image_of[rows] = columns
+                named += np.bincount(rows, minlength=captions)
+        if (named != 1).any():
+            bad = int((named != 1).argmax())
+            raise self.fail(key, f"row {bad} names {named[bad]} images, expected 1")
         return image_of
 
 
-def read_train(path: Path) -> TrainSet:
-    """train.npz, checked: shapes agree, one image a caption, finite, ids unique."""
+def read_train(path: Path, consecutive: bool = False) -> TrainSet:
+    """train.npz, checked: shapes agree, one image a caption, finite, ids unique.
+
+    `consecutive`: where captions/label is missing, equal runs of captions belong to the images in order.
+    """
     npz = Npz(path)
     ids = npz.ids()
     names = npz.words("images/names", None)
     captions = npz.words("captions/text", len(ids))
     if "captions/label" in npz.keys:
         image_of = npz.label(len(ids), len(names))
+    elif not consecutive:
+        raise npz.fail("captions/label", "this key is missing; --set consecutive_captions=true takes equal runs")
+    elif not names or len(ids) % len(names):
+        raise npz.fail("captions/label", f"is missing, and {len(ids)} captions do not divide by {len(names)} images")
     else:
-        if not names or len(ids) % len(names):
-            raise UserError(f"{path}: captions/label is missing, and {len(ids)} captions do not divide by {len(names)}")
         image_of = np.arange(len(ids)) // (len(ids) // len(names))
         log(f"{path}: no captions/label; taking {len(ids) // len(names)} consecutive captions an image")
     text = npz.vectors("captions/embeddings", len(ids))
-    return TrainSet(ids, captions, text, image_of, names, npz.vectors("images/embeddings", len(names)))
+    return with_captions(
+        path, TrainSet(ids, captions, text, image_of, names, npz.vectors("images/embeddings", len(names)))
+    )
+
+
+def with_captions(path: Path, train: TrainSet) -> TrainSet:
+    """The set without images that no caption names: there is nothing to learn from them."""
+    count = np.bincount(train.image_of, minlength=len(train.images))
+    if count.all():
+        return train
+    named = ", ".join(train.image_names[i] for i in np.flatnonzero(count == 0)[:5])
+    log(f"warning: {path}: {(count == 0).sum()} images without a caption are left out: {named}")
+    image_of = (np.cumsum(count > 0) - 1)[train.image_of]
+    names = [name for name, captions in zip(train.image_names, count, strict=True) if captions]
+    return dataclasses.replace(train, image_of=image_of, image_names=names, images=train.images[count > 0])
 
 
 def read_test(path: Path) -> TestSet:
@@ -474,13 +450,13 @@ def read_test(path: Path) -> TestSet:
     ids = npz.ids()
     if not len(ids):
         raise UserError(f"{path}: captions/ids: no rows, so there is nothing to predict")
-    width = int(npz.read("metadata/embedding_dim_image", 1, kind="iu")[0])
+    width = npz.number("metadata/embedding_dim_image")
     return TestSet(ids, npz.words("captions/text", len(ids)), npz.vectors("captions/embeddings", len(ids)), width)
 
 
 def split_images(n_images: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(train, validation) image indices, disjoint; validation in whole pools of 100 where there are enough."""
-    count = max(2, round(n_images * fraction)) if fraction else 0
+    count = max(2, round(n_images * fraction))
     count = count // POOL * POOL or count
     if n_images - count < 2:
         raise UserError(f"{n_images} images are too few to hold out {count}; lower --set val_fraction")
@@ -498,41 +474,105 @@ def caption_views(image_of: np.ndarray, images: np.ndarray, n_views: int = VIEWS
     return np.stack([order[first[images] + view % counts[images]] for view in range(n_views)])
 
 
-# ------------------------------------------------------------------------------------------------ model
+def tokens(caption: str) -> list[str]:
+    return re.findall(r"\w+", caption.lower())
+
+
+def word_ids(captions: list[str], buckets: int) -> np.ndarray:
+    """(n, GRAMS) int32: words and pairs of words hashed into 1..buckets-1, 0 where there are none.
+
+    Hashing needs no vocabulary, so that weights carry no words of the captions they were trained on.
+    """
+    ids = np.zeros((len(captions), GRAMS), np.int32)
+    for row, caption in enumerate(captions):
+        words = tokens(caption)
+        grams = [*words, *(f"{one} {two}" for one, two in zip(words, words[1:], strict=False))][:GRAMS]
+        ids[row, : len(grams)] = [1 + zlib.crc32(gram.encode()) % (buckets - 1) for gram in grams]
+    return ids
+
+
+def habits(captions: list[str]) -> dict[str, float]:
+    """What tells whether texts were cut or mangled: share with a comma, share that opens with a quote, mean words."""
+    return {
+        "commas": float(np.mean(["," in caption for caption in captions])),
+        "quotes": float(np.mean([caption.lstrip()[:1] in ('"', "'") for caption in captions])),
+        "words": float(np.mean([len(tokens(caption)) for caption in captions])),
+    }
+
+
+def cut_as_the_test(train: list[str], test: list[str], seed: int) -> list[str]:
+    """Training texts cut at their first comma as often as the test's are (its captions.txt is cut at every one)."""
+    ours, theirs = habits(train), habits(test)
+    share = 1 - theirs["commas"] / ours["commas"] if ours["commas"] > 0.02 else 0.0
+    for name, row in (("training", ours), ("test", theirs)):
+        log(
+            f"{name} texts: {row['commas']:.1%} with a comma, {row['quotes']:.1%} open with a quote, {row['words']:.1f} words"
+        )
+    if share < 0.5:
+        return train
+    log(f"the test's texts are cut at a comma: so are the words of {share:.0%} of training and validation")
+    cut = np.random.default_rng(seed).random(len(train)) < share
+    return [caption.split(",")[0] if short else caption for caption, short in zip(train, cut, strict=True)]
+
+
+# -------------------------------------------------------------------------------------- networks, losses
 class Dropout(nn.Module):
     """nn.Dropout in steps of 1/256, eight elements a random number: drawing one each outlasts the products on a CPU."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, random: torch.Generator | None) -> None:
         super().__init__()
-        self.cut = round(256 * share)
+        self.cut, self.random = round(256 * share), random
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or not self.cut:
             return values
-        words = torch.randint(-2**63, 2**63 - 1, (values.numel() // 8 + 1,), device=values.device)
-        keep = words.view(torch.uint8)[:values.numel()].view(values.shape) >= self.cut
+        size = (values.numel() // 8 + 1,)
+        words = torch.randint(-(2**63), 2**63 - 1, size, generator=self.random, device=values.device)
+        keep = words.view(torch.uint8)[: values.numel()].view(values.shape) >= self.cut
         return values * keep.to(values.dtype).mul_(256 / (256 - self.cut))
+
+
+class WordBag(nn.Module):
+    """Hashed words (b, GRAMS) -> sum of their learnt vectors over the root of their number, normalised (b, width)."""
+
+    def __init__(self, knobs: Knobs, random: torch.Generator | None) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(knobs.word_buckets, knobs.word_width, mode="sum", padding_idx=0)
+        self.norm, self.share, self.random = nn.LayerNorm(knobs.word_width), knobs.word_dropout, random
+
+    def forward(self, words: Tensor) -> Tensor:
+        if self.training:  # whole words go
+            words = words * (torch.rand(words.shape, generator=self.random, device=words.device) >= self.share)
+        count = (words > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        return self.norm(self.table(words) / count.sqrt())
 
 
 class AlignNet(nn.Module):
     """LayerNorm, dropout, one wide hidden layer (LayerNorm, activation, dropout), linear skip.
 
-    Text (b, d_text) -> predictions (b, d_image).
+    Text (b, d_text) and hashed words (b, GRAMS), as far as it sees them -> predictions (b, d_image).
     """
 
-    def __init__(self, d_text: int, d_image: int, knobs: Knobs) -> None:
+    def __init__(self, d_text: int, d_image: int, knobs: Knobs, random: torch.Generator | None = None) -> None:
         super().__init__()
-        self.activation = knobs.activation
-        self.expand = nn.Linear(d_text, knobs.hidden * (2 if self.activation == "gate" else 1), bias=False)
+        self.sees, self.activation = knobs.sees, knobs.activation
+        self.register_buffer("centre", torch.zeros(d_text))  # mean training caption
+        self.words = WordBag(knobs, random) if knobs.sees != "vector" else None
+        width = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
+        self.expand = nn.Linear(width, knobs.hidden * (2 if self.activation == "gate" else 1), bias=False)
         self.norm_hidden, self.project = nn.LayerNorm(knobs.hidden), nn.Linear(knobs.hidden, d_image)
-        self.skip = nn.Linear(d_text, d_image, bias=False)
-        self.input_dropout, self.dropout = Dropout(knobs.input_dropout), Dropout(knobs.dropout)
+        self.skip = nn.Linear(width, d_image, bias=False) if knobs.skip else None
+        self.input_dropout, self.dropout = Dropout(knobs.input_dropout, random), Dropout(knobs.dropout, random)
         # 1/temperature in log space, one for each image geometry: (raw, unit)
-        self.log_scale = nn.Parameter(torch.full((2,), -math.log(knobs.temperature)))
+        self.logit_scale = nn.Parameter(torch.full((2,), -math.log(knobs.temperature)))
 
-    def forward(self, text: Tensor) -> Tensor:
-        text = self.input_dropout(F.layer_norm(text, text.shape[1:]))
-        return self.project(self.dropout(self.activate(self.expand(text)))) + self.skip(text)
+    def forward(self, text: Tensor, words: Tensor) -> Tensor:
+        parts = [] if self.sees == "words" else [F.layer_norm(text - self.centre, text.shape[1:])]
+        if self.words is not None:
+            parts.append(self.words(words))
+        seen = self.input_dropout(torch.cat(parts, dim=1))
+        prediction = self.project(self.dropout(self.activate(self.expand(seen))))
+        return prediction if self.skip is None else prediction + self.skip(seen)
 
     def activate(self, hidden: Tensor) -> Tensor:
         if self.activation == "gate":
@@ -542,14 +582,50 @@ class AlignNet(nn.Module):
         return F.silu(hidden) if self.activation == "silu" else F.relu(hidden).square()
 
 
-def mlp(d_text: int, d_image: int, knobs: Knobs) -> nn.Module:
-    """The original two-layer network."""
-    return nn.Sequential(nn.Linear(d_text, knobs.hidden), nn.ReLU(), nn.Dropout(knobs.dropout),
-                         nn.Linear(knobs.hidden, d_image))
+class OriginalNet(nn.Module):
+    """The original two-layer network; text (b, d_text) -> predictions (b, d_image)."""
+
+    def __init__(self, d_text: int, d_image: int, knobs: Knobs, random: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.expand, self.project = nn.Linear(d_text, knobs.hidden), nn.Linear(knobs.hidden, d_image)
+        self.dropout = Dropout(knobs.dropout, random)
+
+    def forward(self, text: Tensor, words: Tensor) -> Tensor:
+        return self.project(self.dropout(F.relu(self.expand(text))))
 
 
-NETWORKS: dict[str, Callable[[int, int, Knobs], nn.Module]] = {
-    "align": AlignNet, "mlp": mlp, "linear": lambda d_text, d_image, knobs: nn.Linear(d_text, d_image)}
+class LinearMap(nn.Linear):
+    """The closed form's; text (b, d_text) -> predictions (b, d_image)."""
+
+    def __init__(self, d_text: int, d_image: int, knobs: Knobs, random: torch.Generator | None = None) -> None:
+        super().__init__(d_text, d_image)
+
+    def forward(self, text: Tensor, words: Tensor) -> Tensor:
+        return super().forward(text)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"align": AlignNet, "mlp": OriginalNet, "linear": LinearMap}
+
+
+def build_network(dims: tuple[int, int], knobs: Knobs, centre: Tensor, random: torch.Generator) -> nn.Module:
+    """A network on the generator's device with initial weights, torch's own distributions, drawn from `random`."""
+    with torch.device("meta"):  # torch would draw from the global generator, which other threads share
+        network = NETWORKS[knobs.network](*dims, knobs, random)
+    network.to_empty(device=random.device)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            for weights in module.parameters(recurse=False):
+                nn.init.uniform_(weights, -bound, bound, generator=random)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.EmbeddingBag):
+            nn.init.normal_(module.weight, std=0.05, generator=random)
+            module.weight.data[0] = 0  # the padding
+    if isinstance(network, AlignNet):
+        network.centre.copy_(centre)
+        nn.init.constant_(network.logit_scale, -math.log(knobs.temperature))
+    return network
 
 
 def fit_closed_form(text: Tensor, images: Tensor, image_of: Tensor, knobs: Knobs) -> dict[str, Tensor]:
@@ -560,15 +636,21 @@ def fit_closed_form(text: Tensor, images: Tensor, image_of: Tensor, knobs: Knobs
     """
     n, mean_text, y = len(text), text.mean(0), (images - images.mean(0)).double()
     count = torch.bincount(image_of, minlength=len(y)).unsqueeze(1)
-    pooled = torch.zeros(len(y), text.shape[1], device=text.device).index_add_(0, image_of, text) - count * mean_text
-    covariance = ((text.T @ text) / n - torch.outer(mean_text, mean_text)).double()
-    cross = pooled.double().T @ y / n  # (d_text, d_image); sums over captions are sums over images of their pooled ones
+    pooled = torch.zeros(len(y), text.shape[1], device=text.device)  # captions of an image, summed
+    covariance = torch.zeros(text.shape[1], text.shape[1], device=text.device)
+    for rows in torch.arange(n, device=text.device).split(8192):
+        block = text[rows] - mean_text  # before the products, whose float32 a common offset would use up
+        covariance += block.T @ block / n
+        pooled.index_add_(0, image_of[rows], block)
+    covariance, cross = covariance.double(), pooled.double().T @ y / n  # cross: (d_text, d_image)
     ridge = knobs.ridge * covariance.diagonal().mean() * torch.eye(len(covariance), device=y.device)
     weight = torch.linalg.solve(covariance + ridge, cross)
     explained = weight.T @ cross
     scatter = (y * count).T @ y / n - explained - explained.T + weight.T @ covariance @ weight  # of the residual
     floor = knobs.whiten * scatter.diagonal().mean() * torch.eye(len(scatter), device=y.device)
     query = torch.linalg.solve(scatter + floor, weight.T).float()  # (d_image, d_text)
+    if not query.isfinite().all():
+        raise TrainingFailed("closed form: no finite solution; raise --set ridge or --set whiten")
     return {"weight": query, "bias": -query @ mean_text}
 
 
@@ -585,11 +667,17 @@ class GalleryLoss(torch.autograd.Function):
         loss = queries.new_zeros(())
         for start in range(0, len(queries), block):
             rows = slice(start, start + block)
-            # half-precision logits: softmax still sums in float32 inside
-            probability = torch.softmax(queries[rows].to(gallery.dtype) @ gallery.T, dim=1)
-            loss -= probability.gather(1, label[rows].unsqueeze(1)).float().clamp_min(1e-7).log().sum()
+            own = label[rows].unsqueeze(1)
+            logits = queries[rows].to(gallery.dtype) @ gallery.T
+            probability = torch.softmax(logits, dim=1)  # sums in float32 inside
+            # The highest logit's probability is never too small for half precision: it gives log(sum(exp)).
+            log_sum = logits.amax(1, keepdim=True).float() - probability.amax(1, keepdim=True).float().log()
+            surprise = (log_sum - logits.gather(1, own).float()).clamp_min(0)
+            loss += surprise.sum()
+            # softmax - one_hot in two parts: near 1, half precision would lose what is left of the difference
+            probability.scatter_(1, own, 0)
             gradient[rows] = probability @ gallery
-        gradient -= gallery[label]
+            gradient[rows] += torch.expm1(-surprise) * gallery[label[rows]]
         ctx.save_for_backward(gradient)
         return loss
 
@@ -599,303 +687,115 @@ class GalleryLoss(torch.autograd.Function):
         return gradient * upstream, None, None, None
 
 
-# --------------------------------------------------------------------------------------------- training
-@dataclass
-class Run:
-    """What every phase and member of one run shares."""
-
-    source: Path
-    output: Path
-    knobs: Knobs
-    train: TrainSet
-    test: TestSet
-    inputs: dict[str, dict]  # sha256 and size of the files read
-    device: torch.device
-    dtype: torch.dtype
-    text: Tensor  # (n, d_text) on the device, in the computing type
-    train_images: np.ndarray
-    val_images: np.ndarray
-    stop: Stop
-    fingerprint: str  # of data and knobs: a state of anything else is refused
-    warm: dict[str, dict] = field(default_factory=dict)  # phase -> bundle to start from
-    seconds: dict[str, float] = field(default_factory=dict)
-    history: list[dict] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
-
-
 @dataclass
 class Task:
-    """The images that a phase trains on, as tensors on the device."""
+    """The images that a phase trains on, as tensors on one device."""
 
-    captions: Tensor  # (n,) indices of their captions
+    text: Tensor  # (all captions, d_text) float32
+    words: Tensor  # (all captions, GRAMS) int32; (all captions, 0) where nobody looks at words
+    captions: Tensor  # (n,) indices of the captions of these images
+    sisters: Tensor  # (m, VIEWS) indices of each image's captions
     label: Tensor  # (all captions,) row in `images`; -1 for captions of other images
     images: Tensor  # (m, d_image) float32
     galleries: tuple[Tensor, Tensor]  # centred (raw, unit) images in the computing type
 
 
-def make_task(run: Run, images: np.ndarray) -> Task:
-    position = torch.full((len(run.train.images),), -1)
-    position[torch.from_numpy(images)] = torch.arange(len(images))
-    label = position[torch.from_numpy(run.train.image_of)]
-    captions = (label >= 0).nonzero().squeeze(1)
-    vectors = torch.from_numpy(run.train.images[images])
-    # A vector taken off the whole gallery moves no rank and no gradient, and spares the logits' precision.
-    raw, unit = vectors / vectors.norm(dim=1).mean(), F.normalize(vectors, dim=1)
-    galleries = tuple((view - view.mean(0)).to(run.device, run.dtype) for view in (raw, unit))
-    return Task(captions.to(run.device), label.to(run.device), vectors.to(run.device), galleries)
+def softmax_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+    """Cross-entropy over all training images: a share of the captions against raw lengths, the rest against unit."""
+    query, scale = F.normalize(query, dim=1), network.logit_scale.clamp(max=math.log(200)).exp()
+    cut = round(knobs.raw_weight * len(label))
+    parts = ((0, slice(cut)), (1, slice(cut, None)))
+    losses = [
+        GalleryLoss.apply(query[rows] * scale[k], task.galleries[k], label[rows], block)
+        for k, rows in parts
+        if len(label[rows])
+    ]
+    return sum(losses) / len(label)
 
 
-class Trainer:
-    """One member in one phase: trains epoch by epoch, checkpoints, goes on where a killed run stopped."""
-
-    POSITION = ("epoch", "step", "finished", "lr_factor", "block", "loss_sum", "history")
-
-    def __init__(self, run: Run, task: Task, phase: str, member: int) -> None:
-        self.run, self.task, self.phase, self.member = run, task, phase, member
-        self.knobs = member_knobs(run.knobs, member)
-        self.path = run.output / f"resume_{phase}_{member}.pth"
-        seen = len(task.captions) * self.knobs.epochs
-        self.batch = max(1, min(self.knobs.batch, seen // max(1, self.knobs.min_steps)))
-        self.steps = math.ceil(len(task.captions) / self.batch)
-        self.reset()
-
-    def reset(self) -> None:
-        """Initial state: weights from the member's seed, or from a run found below the input root."""
-        self.generator(epoch=-1)
-        self.model = NETWORKS[self.knobs.network](self.run.text.shape[1], self.task.images.shape[1], self.knobs)
-        if self.phase in self.run.warm:
-            self.model.load_state_dict(self.run.warm[self.phase]["members"][self.member]["state"])
-        self.model.to(self.run.device)
-        kind = torch.optim.AdamW if self.knobs.weight_decay else torch.optim.Adam
-        self.optimizer = kind(self.model.parameters(), self.knobs.lr, weight_decay=self.knobs.weight_decay, fused=True)
-        self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
-        self.epoch, self.step, self.finished, self.history = 0, 0, False, []
-        self.lr_factor, self.block, self.saved = 1.0, self.knobs.logit_block, time.monotonic()
-        self.loss_sum = torch.zeros((), device=self.run.device)
-
-    def generator(self, epoch: int) -> torch.Generator:
-        """Every epoch draws from its own stream, so that a resumed run needs no history."""
-        words = f"{self.knobs.seed} {self.phase} {self.member} {epoch}"
-        seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
-        torch.manual_seed(seed)
-        return torch.Generator(self.run.device).manual_seed(seed)
-
-    def learning_rate(self) -> float:
-        """Short linear warm-up, then a cosine to zero; or constant."""
-        if self.knobs.schedule == "constant":
-            return self.knobs.lr * self.lr_factor
-        done, total = self.epoch * self.steps + self.step, self.knobs.epochs * self.steps
-        warm_up = (done + 1) / max(1, min(200, total // 10))
-        return self.knobs.lr * self.lr_factor * min(warm_up, 0.5 * (1 + math.cos(math.pi * done / total)))
-
-    def loss(self, text: Tensor, label: Tensor) -> Tensor:
-        """Softmax over all training images, or 1 - cosine for the baseline's network."""
-        with torch.autocast(self.run.device.type, self.run.dtype, enabled=self.run.dtype != torch.float32):
-            prediction = self.model(text)
-        if self.knobs.network == "mlp":
-            return 1 - F.cosine_similarity(prediction.float(), self.task.images[label], dim=1).mean()
-        query = F.normalize(prediction.float(), dim=1)
-        scale = self.model.log_scale.clamp(max=math.log(200)).exp()
-        cut = round(self.knobs.raw_weight * len(label))  # a share of the captions each: half the cost of both for all
-        parts = ((0, slice(cut)), (1, slice(cut, None)))
-        return sum(GalleryLoss.apply(query[rows] * scale[k], self.task.galleries[k], label[rows], self.block)
-                   for k, rows in parts if len(label[rows])) / len(label)
-
-    def update(self, captions: Tensor) -> None:
-        """One optimiser step; out of memory halves the block of logits and tries the same captions again."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        try:
-            loss = self.loss(self.run.text[captions], self.task.label[captions])
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-        except RuntimeError as error:
-            if "memory" not in str(error):
-                raise
-            if self.block <= 16:
-                raise TrainingFailed(f"{first_line(error)}; lower --set hidden or --set batch") from error
-            self.block //= 2
-            log(f"out of memory: logits in blocks of {self.block} rows from here on")
-            return self.update(captions)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.loss_sum += loss.detach()
-        self.step += 1
-        return None
-
-    def run_epoch(self) -> bool:
-        """The rest of this epoch; False when the run has to stop inside it."""
-        order = torch.randperm(len(self.task.captions), generator=self.generator(self.epoch), device=self.run.device)
-        if self.step:  # go on inside the epoch, with the dropout that comes next
-            torch.set_rng_state(self.random[0])
-            if self.run.device.type == "cuda" and self.random[1:]:
-                torch.cuda.set_rng_state(self.random[1])
-        self.model.train()
-        for captions in self.task.captions[order].split(self.batch)[self.step:]:
-            self.update(captions)
-            if self.run.stop.reason:
-                return False
-            if time.monotonic() - self.saved > self.knobs.checkpoint_seconds and math.isfinite(self.loss_sum):
-                self.save()
-        return True
-
-    def train(self) -> None:
-        """All remaining epochs, or as many as the run's time allows."""
-        if self.knobs.network == "linear" and not self.finished:
-            self.solve()
-        while not self.finished:
-            going = self.run_epoch()
-            if not math.isfinite(self.loss_sum + sum(weight.detach().sum() for weight in self.model.parameters())):
-                self.roll_back()
-            elif going:
-                self.end_epoch()
-            else:
-                return self.save()
-        return None
-
-    def solve(self) -> None:
-        """The closed form, on the device, in float32."""
-        text = torch.from_numpy(self.run.train.text).to(self.run.device)[self.task.captions]
-        try:
-            state = fit_closed_form(text, self.task.images, self.task.label[self.task.captions], self.knobs)
-        except torch.linalg.LinAlgError as error:
-            raise TrainingFailed(f"closed form: {first_line(error)}; raise --set ridge or --set whiten") from error
-        self.model.load_state_dict(state)
-        self.finished = True
-        self.save()
-
-    def end_epoch(self) -> None:
-        """Log the epoch, validate where due, checkpoint."""
-        run, row = self.run, {"phase": self.phase, "member": self.member, "epoch": self.epoch + 1,
-                              "loss": float(self.loss_sum) / self.steps}
-        self.epoch, self.step, self.finished = self.epoch + 1, 0, self.epoch + 1 == self.knobs.epochs
-        self.loss_sum.zero_()
-        if self.phase == "validate" and (self.finished or self.epoch % self.knobs.eval_every == 0):
-            with run.timed("validate"):
-                tables = validate(run, validation_predictions(run, [self.described()]))
-            row |= {name: table["mrr"] for name, table in tables.items()}
-        self.history.append(row | {"seconds": round(time.monotonic() - STARTED, 2)})
-        log_row(self.history[-1])
-        named = self.member == 0 and self.phase == ("refit" if run.knobs.refit else "validate")
-        if named and self.epoch % self.knobs.checkpoint_every == 0:
-            save_torch(run.output / CHECKPOINT.format(self.epoch), make_bundle(run, [self.described()]))
-        if self.finished or time.monotonic() - self.saved >= self.knobs.checkpoint_seconds:
-            self.save()
-
-    def described(self) -> dict[str, Any]:
-        """The member as a bundle keeps it: its knobs and the weights to predict with."""
-        return {"knobs": dataclasses.asdict(self.knobs), "finished": self.finished,
-                "state": {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}}
-
-    def save(self) -> None:
-        """Everything that the next step depends on; the state before this one is kept beside it."""
-        cuda = [torch.cuda.get_rng_state()] if self.run.device.type == "cuda" else []
-        state = {"fingerprint": self.run.fingerprint, "random": [torch.get_rng_state(), *cuda],
-                 "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "scaler": self.scaler.state_dict(),
-                 **{key: getattr(self, key) for key in self.POSITION}}
-        if self.path.exists():
-            self.path.replace(self.path.with_suffix(".previous"))
-        save_torch(self.path, state)
-        self.saved = time.monotonic()
-
-    def load(self) -> bool:
-        """Take up the newest readable state of this member; False when there is none."""
-        for path in (self.path, self.path.with_suffix(".previous")):
-            try:
-                if path.exists():
-                    self.take_up(load_torch(path))
-                    log(f"{self.phase}, member {self.member}: going on from epoch {self.epoch}, step {self.step}")
-                    return True
-            except Exception as error:  # damage can show anywhere; the state before, or a new start, is as good
-                log(f"{path.name}: not usable ({first_line(error)})")
-                self.reset()
-        return False
-
-    def take_up(self, state: dict[str, Any]) -> None:
-        if state["fingerprint"] != self.run.fingerprint:
-            raise ValueError("it is of other data or knobs")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        for key in self.POSITION:
-            setattr(self, key, state[key])
-        self.loss_sum, self.random = self.loss_sum.to(self.run.device), state["random"]
-
-    def roll_back(self) -> None:
-        """A loss that is no number: back to the last good state at half the rate, once."""
-        if self.lr_factor < 1:
-            raise TrainingFailed(f"{self.phase}, member {self.member}: the loss is no number, at half the rate as "
-                                 f"well; try --set lr={self.knobs.lr / 4:g}")
-        if not self.load():
-            self.reset()
-        self.lr_factor = 0.5
-        log(f"{self.phase}, member {self.member}: the loss is no number; back to epoch {self.epoch} at half the rate")
+def triplet_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+    """Hinge against the hardest other image of the batch, on raw dot products (VSE++, Faghri et al. 2018)."""
+    images, own = label.unique(return_inverse=True)
+    gallery = task.galleries[0][images]
+    scores = (F.normalize(query, dim=1).to(gallery.dtype) @ gallery.T).float()
+    right = scores.gather(1, own.unsqueeze(1))
+    hardest = scores.scatter(1, own.unsqueeze(1), -math.inf).amax(dim=1, keepdim=True)
+    return F.relu(knobs.margin + hardest - right).mean()
 
 
-LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine", "full_cosine", "seconds")
+def cosine_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+    """The original's: 1 - cosine to the own image."""
+    return 1 - F.cosine_similarity(query, task.images[label], dim=1).mean()
 
 
-def log_row(row: dict[str, Any]) -> None:
-    """One line of the training table; its header where a member's training begins."""
-    if row["epoch"] == 1:
-        log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
-    cells = [f"{row[column]:.4f}" if column in LOG_COLUMNS[3:7] and column in row else row.get(column, "")
-             for column in LOG_COLUMNS]
-    log("  ".join(str(cell).rjust(max(9, len(column))) for column, cell in zip(LOG_COLUMNS, cells, strict=True)))
+LOSSES: dict[str, Callable[..., Tensor]] = {"softmax": softmax_loss, "triplet": triplet_loss, "cosine": cosine_loss}
 
 
-def train_phase(run: Run, phase: str, images: np.ndarray) -> list[dict]:
-    """Train every member on `images`; further GPUs take their share in processes of their own."""
-    task = make_task(run, images)
-    gpus = torch.cuda.device_count() if run.device.type == "cuda" else 1  # a pasted script has no file to start again
-    processes = min(run.knobs.members, run.knobs.processes or gpus) if "__file__" in globals() else 1
-    helpers = [start_helper(run, phase, index, processes) for index in range(1, processes)]
-    try:
-        trained = {k: train_member(run, task, phase, k) for k in range(0, run.knobs.members, processes)}
-        while not run.stop.reason and any(helper.poll() is None for helper in helpers):
-            time.sleep(0.2)
-    finally:  # a stopped or failed run leaves no helper behind; one that is told to stop checkpoints first
-        for helper in helpers:
-            helper.terminate()
-            helper.wait()
-    for helper in helpers:
-        if helper.returncode and not run.stop.reason:
-            log(f"a helper process ended with code {helper.returncode}: its members are trained here")
-    for k in range(run.knobs.members):  # a helper's finished members are only loaded
-        trained[k] = trained.get(k) or train_member(run, task, phase, k)
-    return [trained[k] for k in sorted(trained) if trained[k]]
+# --------------------------------------------------------------------------------- predicting and scoring
+@torch.inference_mode()
+def network_predictions(network: nn.Module, text: Tensor, words: Tensor, rows: int) -> np.ndarray:
+    """Predictions (n, d_image) float32 of `network`, where it is, for text (n, d_text); `rows` at a time.
+
+    In float32 whatever the training's type: it costs a second.
+    """
+    device = next(network.parameters()).device
+    network.eval()
+    blocks = zip(text.split(rows), words.split(rows), strict=True)
+    return torch.cat([network(some.to(device), ids.to(device)).float().cpu() for some, ids in blocks]).numpy()
 
 
-def train_member(run: Run, task: Task, phase: str, member: int) -> dict[str, Any] | None:
-    """One member, resumed where a state of it exists; None when the run stops before it begins."""
-    trainer = Trainer(run, task, phase, member)
-    if not trainer.load() and run.stop.reason and member:
-        return None
-    trainer.train()
-    run.history += trainer.history
-    return trainer.described()
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., d) at length 1; zero stays zero."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12)
 
 
-def start_helper(run: Run, phase: str, index: int, processes: int) -> subprocess.Popen:
-    """This script once more, for the share of GPU `index`; its results come back as finished states."""
-    knobs = dataclasses.asdict(run.knobs) | {"dtype": str(run.dtype).removeprefix("torch.")}
-    settings = [f"--set={key}={value}" for key, value in knobs.items()]
-    command = [sys.executable, __file__, "--input", str(run.source), "--output", str(run.output), *settings,
-               "--helper", f"{phase}:{index}:{processes}"]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else range(processes)
-    return subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpus[index % len(gpus)])})
+def predict(
+    bundle: dict[str, Any], text: np.ndarray, captions: list[str], device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Predicted image vectors (n, d_image) float32 of captions and their vectors (n, d_text).
+
+    The weighted mean direction of the bundle's members at the mean length of the training images; a single mlp (the
+    baseline) keeps its own lengths.
+    """
+    d_text, d_image = bundle["dims"]
+    if text.shape[1] != d_text:
+        raise UserError(f"weights take {d_text}-d captions, the data has {text.shape[1]}-d ones; use the run's data")
+    total, ids = np.zeros((len(text), d_image), np.float32), {0: np.zeros((len(text), 0), np.int32)}
+    for member in bundle["members"]:
+        knobs = Knobs(**member["knobs"])
+        with torch.device("meta"):  # no memory and no time for initial weights, whatever a damaged file claims
+            network = NETWORKS[knobs.network](d_text, d_image, knobs)
+        network.load_state_dict(member["state"], assign=True)
+        buckets = knobs.word_buckets if knobs.sees != "vector" else 0
+        ids[buckets] = ids[buckets] if buckets in ids else word_ids(captions, buckets)
+        words = torch.from_numpy(ids[buckets])
+        output = network_predictions(network.to(device), torch.from_numpy(text), words, knobs.infer_batch)
+        if len(bundle["members"]) == 1 and knobs.network == "mlp":
+            return output
+        total += np.float32(member["weight"]) * unit(output)
+    return total * np.float32(bundle["length"])
 
 
-# ------------------------------------------------------------------------------------------- evaluation
-def true_ranks(predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL,
-               cosine: bool = False) -> np.ndarray:
+def repel(predictions: np.ndarray, strength: float, length: float) -> np.ndarray:
+    """Predictions (n, d) in the order of evaluation, each pushed off those of its pool that are most like it.
+
+    A pool's captions belong to different images, so what two predictions share tells neither's image from the
+    other's: p_i - strength * sum_j softmax_j(cos(p_i, p_j) / .1) p_j. It needs the captions of a pool alone, no image.
+    """
+    if not strength:
+        return predictions
+    pools = []
+    for start in range(0, len(predictions), POOL):
+        own = F.normalize(torch.from_numpy(predictions[start : start + POOL]), dim=1)
+        likeness = (own @ own.T / 0.1).fill_diagonal_(-math.inf)
+        pushed = own - strength * likeness.softmax(dim=1).nan_to_num() @ own
+        pools.append(F.normalize(pushed, dim=1).numpy() * np.float32(length))
+    return np.concatenate(pools)
+
+
+def true_ranks(
+    predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL, cosine: bool = False
+) -> np.ndarray:
     """1-based rank of each query's own image (query i, gallery row i) in consecutive pools; None: the whole gallery.
 
     Scores are raw dot products, as in the official code; `cosine` gives images unit length (the length of a
@@ -903,11 +803,10 @@ def true_ranks(predictions: np.ndarray, gallery: np.ndarray, pool: int | None = 
     """
     if not np.isfinite(predictions).all():
         raise ValueError("predictions hold NaN or infinity")
-    if cosine:
-        gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True).clip(1e-12)
+    gallery = unit(gallery) if cosine else gallery
     size, ranks = pool or len(gallery), []
     for start in range(0, len(gallery), size):
-        scores = predictions[start:start + size] @ gallery[start:start + size].T
+        scores = predictions[start : start + size] @ gallery[start : start + size].T
         ranks.append((scores >= scores.diagonal()[:, None]).sum(axis=1))
     return np.concatenate(ranks)
 
@@ -917,155 +816,812 @@ def reciprocal_ranks(ranks: np.ndarray, pool: int | None) -> np.ndarray:
     return np.where(ranks <= (TOP if pool else np.inf), 1 / ranks, 0.0)
 
 
-def retrieval_metrics(predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL,
-                      cosine: bool = False) -> dict[str, float]:
-    """The official numbers for predictions (q, d) against gallery (q, d): MRR, Recall@k, NDCG, mean L2 distance."""
-    ranks = true_ranks(predictions, gallery, pool, cosine)
+def rank_metrics(ranks: np.ndarray, pool: int | None) -> dict[str, float]:
+    """MRR with its standard error over images, Recall@k and NDCG of ranks (views, images)."""
     gains = reciprocal_ranks(ranks, pool)
-    return {"mrr": float(gains.mean()), "mrr_se": float(gains.std(ddof=1) / math.sqrt(len(gains))),
-            **{f"recall@{k}": float((ranks <= k).mean()) for k in (1, 3, 5, 10, 50)},
-            "ndcg": float(np.where(gains > 0, 1 / np.log2(ranks + 1), 0).mean()),
-            "l2": float(np.linalg.norm(predictions - gallery, axis=1).mean())}
+    return {
+        "mrr": float(gains.mean()),
+        "mrr_se": float(gains.mean(axis=0).std(ddof=1) / math.sqrt(gains.shape[1])),
+        **{f"recall@{k}": float((ranks <= k).mean()) for k in (1, 3, 5, 10, 50)},
+        "ndcg": float(np.where(gains > 0, 1 / np.log2(ranks + 1), 0).mean()),
+    }
+
+
+def retrieval_metrics(
+    predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL, cosine: bool = False
+) -> dict[str, float]:
+    """The official numbers for predictions (q, d) against gallery (q, d): MRR, Recall@k, NDCG, mean L2 distance."""
+    numbers = rank_metrics(true_ranks(predictions, gallery, pool, cosine)[None], pool)
+    return numbers | {"l2": float(np.linalg.norm(predictions - gallery, axis=1).mean())}
 
 
 def evaluate(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, dict[str, float]]:
-    """Metrics of predictions (views, m, d) against m images: means over views, standard errors over images."""
+    """The three tables for predictions (views, m, d) against m images: pools raw and cosine, whole gallery cosine."""
+    distance = float(np.mean([np.linalg.norm(view - gallery, axis=1).mean() for view in predictions]))
     tables = {}
-    for name, how in (("pool100_raw", (POOL, False)), ("pool100_cosine", (POOL, True)), ("full_cosine", (None, True))):
-        views = [retrieval_metrics(view, gallery, *how) for view in predictions]
-        gains = np.mean([reciprocal_ranks(true_ranks(view, gallery, *how), how[0]) for view in predictions], axis=0)
-        tables[name] = {key: float(np.mean([view[key] for view in views])) for key in views[0]}
-        tables[name]["mrr_se"] = float(gains.std(ddof=1) / math.sqrt(len(gains)))  # captions of one image go together
+    for name, pool, cosine in (
+        ("pool100_raw", POOL, False),
+        ("pool100_cosine", POOL, True),
+        ("full_cosine", None, True),
+    ):
+        ranks = np.stack([true_ranks(view, gallery, pool, cosine) for view in predictions])
+        tables[name] = rank_metrics(ranks, pool) | {"l2": distance}
     return tables
 
 
-def validation_predictions(run: Run, members: list[dict]) -> np.ndarray:
-    """Predictions (views, m, d) of `members` for the captions of the run's m validation images."""
-    views = caption_views(run.train.image_of, run.val_images)
-    return predict(make_bundle(run, members), run.train.text[views.ravel()], run.device).reshape(*views.shape, -1)
+@dataclass
+class Blend:
+    """How members are averaged, and validation's honest word on it."""
+
+    weights: np.ndarray  # (k,), sum 1
+    repulsion: float
+    predictions: np.ndarray  # (views, m, d): each image's by what was chosen on the other half of the images
+    chosen: bool  # weights were chosen; else they are equal
 
 
-def validate(run: Run, predictions: np.ndarray) -> dict[str, dict[str, float]]:
-    """Metrics of predictions (views, m, d) as they would be submitted, against the run's validation images."""
-    bundle = make_bundle(run, [])
-    return evaluate(np.stack([repel(bundle, view) for view in predictions]), run.train.images[run.val_images])
+def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float, equal: list[bool]) -> Blend:
+    """Weights and repulsion (0 or `repulsion`) by pool-100 raw MRR, for predictions (views, m, d) of each member.
+
+    Weights come from greedy forward selection with replacement (Caruana et al. 2004), unless that gains less than its
+    standard error over equal weights of the members marked in `equal`. What is chosen on one half of the pools is
+    measured on the other, both ways: the figure owes nothing to the choice.
+    """
+    units, length = np.stack([unit(one) for one in members]), float(np.linalg.norm(images, axis=1).mean())
+    leads = np.stack([pool_leads(one, images) for one in units])
+    pool = np.arange(len(images)) // POOL
+    half = pool % 2 if pool[-1] else np.arange(len(images)) % 2  # a single pool is halved by its queries
+    fitted = [greedy_weights(leads[:, :, half == side]) for side in (0, 1)]
+    same = np.array(equal, np.float32) / max(1, sum(equal))
+    crossed = np.where(half == 1, *(mean_gains(np.tensordot(one, leads, 1)) for one in fitted))
+    gain = crossed - mean_gains(np.tensordot(same, leads, 1))
+    chosen = gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)) or not same.any()
+    *fitted, weights = [*fitted, greedy_weights(leads)] if chosen else [same] * 3
+    picked = []
+    for one, queries in zip((*fitted, weights), (half == 0, half == 1, half >= 0), strict=True):
+        mean = np.tensordot(one, units, 1) * np.float32(length)
+        options = {s: np.stack([repel(view, s, length) for view in mean]) for s in {0.0, repulsion}}
+        best = max(sorted(options), key=lambda s: mean_gains(pool_leads(options[s], images))[queries].mean())
+        picked.append((best, options[best]))
+    honest = np.where((half == 1)[:, None], picked[0][1], picked[1][1])
+    return Blend(weights, picked[2][0], honest, chosen)
 
 
-def report(run: Run, members: list[dict]) -> dict[str, dict[str, float]]:
-    """Print the validation table, members beside their mean, and the original's line on seen images."""
-    predictions = validation_predictions(run, members)
-    result = validate(run, predictions)
-    log(f"\nvalidation on {len(run.val_images)} unseen images, {VIEWS} captions each, pools of {POOL}")
-    log(f"{'':15}{'MRR':>7}{'+-':>8}" + "".join(f"{key:>11}" for key in list(result["pool100_raw"])[2:]))
-    for name, row in result.items():
-        log(f"{name:15}{row['mrr']:7.4f}{row['mrr_se']:8.4f}" + "".join(f"{v:11.4f}" for v in list(row.values())[2:]))
-    if run.knobs.repulsion:
-        plain = evaluate(predictions, run.train.images[run.val_images])
-        log(f"the same without repulsion: raw {plain['pool100_raw']['mrr']:.4f}, "
-            f"cosine {plain['pool100_cosine']['mrr']:.4f} (--set repulsion=0)")
-    if len(members) > 1:
-        report_members(run, members)
-    seen = run.train_images[:1000]
-    text = run.train.text[caption_views(run.train.image_of, seen, 1)[0]]
-    row = retrieval_metrics(predict(make_bundle(run, members), text, run.device), run.train.images[seen])
-    log(f"evaluation on a training subset ({len(seen)} seen images, no measure of quality): MRR {row['mrr']:.4f}\n")
-    return result
+def pool_leads(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(views, m, pool): by how much each image of a query's pool scores above its own, raw; linear in predictions."""
+    size = min(POOL, len(images))
+    leads = np.empty((*predictions.shape[:2], size), np.float32)
+    for start in range(0, len(images), size):
+        rows = slice(start, start + size)
+        scores = predictions[:, rows] @ images[rows].T
+        leads[:, rows] = scores - np.diagonal(scores, axis1=1, axis2=2)[:, :, None]
+    return leads
 
 
-def report_members(run: Run, members: list[dict]) -> None:
-    """Each member's own score and its mean cosine to the others: diversity counts for more than the number."""
-    each = [validation_predictions(run, [member]) for member in members]
-    units = np.stack([one[0] / np.linalg.norm(one[0], axis=1, keepdims=True) for one in each])
-    cosines = np.einsum("aid,bid->ab", units, units) / units.shape[1]
-    for k, member in enumerate(members):
-        own = validate(run, each[k])
-        others = (cosines[k].sum() - cosines[k, k]) / (len(members) - 1)
-        log(f"member {k}: raw {own['pool100_raw']['mrr']:.4f}  cosine {own['pool100_cosine']['mrr']:.4f}  "
-            f"mean cosine to the others {others:.3f}  ({', '.join(differences(run.knobs, member['knobs']))})")
+def mean_gains(leads: np.ndarray) -> np.ndarray:
+    """Reciprocal rank (m,) of each image, the mean over its views, from leads (views, m, pool)."""
+    return reciprocal_ranks((leads >= 0).sum(axis=-1), POOL).mean(axis=0)
 
 
-def differences(knobs: Knobs, changed: dict[str, Any]) -> list[str]:
-    """How a member differs from its recipe."""
-    return [f"{k}={v}" for k, v in changed.items() if v != getattr(knobs, k)] or ["as the recipe"]
+def greedy_weights(leads: np.ndarray, rounds: int = 10) -> np.ndarray:
+    """Weights (k,) float32 by adding, round for round, the member whose addition helps most, as long as it helps."""
+    votes, total, best = np.zeros(len(leads), np.float32), np.zeros_like(leads[0]), -1.0
+    for _ in range(rounds):
+        gains = [mean_gains(total + one).mean() for one in leads]
+        if max(gains) <= best:
+            break
+        winner, best = int(np.argmax(gains)), max(gains)
+        votes[winner] += 1
+        total = total + leads[winner]
+    return votes / votes.sum()
 
 
-# ------------------------------------------------------------------------------------------- submission
-def make_bundle(run: Run, members: list[dict]) -> dict[str, Any]:
+# ----------------------------------------------------------------------------------- training one network
+@dataclass
+class Trained:
+    """A candidate in one phase: its weights on the CPU and how they came to be."""
+
+    weights: dict[str, Tensor]
+    epochs: float  # really trained; fewer than planned where time was short
+    seconds: float
+    watched: float  # of these seconds, what validating and named checkpoints took
+    history: list[dict[str, Any]]  # rows of the training log
+
+
+class StateFile:
+    """The one file that a network's training can go on from, replaced as a whole."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path, self.fingerprint = path, fingerprint  # a state of other data or knobs is not taken up
+
+    def read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        try:
+            state = load_torch(self.path)
+            if state.pop("fingerprint") != self.fingerprint:
+                raise ValueError("it is of other data or knobs")
+        except Exception as error:  # damage can show anywhere; a new start is as good
+            log(f"{self.path.name}: not usable ({first_line(error)}); this network starts anew")
+            return None
+        return state
+
+    def write(self, state: dict[str, Any]) -> None:
+        save_torch(self.path, {"fingerprint": self.fingerprint, **state})
+
+
+def make_task(train: TrainSet, images: np.ndarray, words: np.ndarray, device: torch.device, dtype: torch.dtype) -> Task:
+    """The task of matching the captions of `images` (indices) to them; words (all captions, GRAMS) or (.., 0)."""
+    position = torch.full((len(train.images),), -1)
+    position[torch.from_numpy(images)] = torch.arange(len(images))
+    label = position[torch.from_numpy(train.image_of)]
+    captions = (label >= 0).nonzero().squeeze(1)
+    vectors = torch.from_numpy(train.images[images])
+    # A vector taken off the whole gallery moves no rank and no gradient, and spares the logits' precision.
+    views = (vectors / vectors.norm(dim=1).mean(), F.normalize(vectors, dim=1))
+    raw, unit_length = ((view - view.mean(0)).to(device, dtype) for view in views)
+    sisters = torch.from_numpy(caption_views(train.image_of, images).T.copy())
+    tensors = [torch.from_numpy(train.text), torch.from_numpy(words), captions, sisters, label, vectors]
+    return Task(*(tensor.to(device) for tensor in tensors), galleries=(raw, unit_length))
+
+
+def seed_of(*words: object) -> int:
+    """A seed of its own for whatever the words name."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, words)).encode()).digest()[:7], "big")
+
+
+def batch_size(knobs: Knobs, captions: int) -> int:
+    """Captions a step: small data gets smaller batches, so that it gets as many updates."""
+    return max(1, min(knobs.batch, captions * knobs.epochs // max(1, knobs.min_steps)))
+
+
+def epoch_batches(task: Task, knobs: Knobs, size: int, random: torch.Generator) -> list[Tensor]:
+    """An epoch's captions in random order, `size` at a time; for triplets whole images, so that sisters meet."""
+    device = task.captions.device
+    if knobs.loss == "triplet":
+        order = torch.randperm(len(task.sisters), generator=random, device=device)
+        return [task.sisters[images].flatten() for images in order.split(max(2, size // VIEWS))]
+    order = torch.randperm(len(task.captions), generator=random, device=device)
+    return list(task.captions[order].split(size))
+
+
+def learning_rate(knobs: Knobs, step: int, progress: float) -> float:
+    """A warm-up over 200 steps or a tenth of the training, then a cosine to zero; or constant."""
+    if knobs.schedule == "constant":
+        return knobs.lr
+    warm_up = max((step + 1) / 200, 10 * progress)
+    return knobs.lr * min(warm_up, 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; an illegal access, say, is no reason to try again."""
+    words = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+class Diverged(Exception):
+    """The loss or a weight is no number."""
+
+
+@dataclass
+class Position:
+    """Where a training stands; saved beside its weights."""
+
+    lr: float
+    epoch_start: Tensor  # the generator's state when the epoch's order was drawn
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    seconds: float = 0.0
+    watched: float = 0.0
+    loss_sum: float = 0.0  # of the epoch's steps
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Learner:
+    """A network and all that its next step depends on."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    random: torch.Generator  # of initial weights, order and dropout
+
+    def state(self, at: Position) -> dict[str, Any]:
+        parts = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
+        return {"at": vars(at), "random": self.random.get_state(), **parts}
+
+    def take_up(self, state: dict[str, Any]) -> Position:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] and self.scaler.is_enabled():  # the state may come from a card of another number type
+            self.scaler.load_state_dict(state["scaler"])
+        self.random.set_state(state["random"])
+        return Position(**state["at"])
+
+
+def new_learner(name: str, knobs: Knobs, task: Task, dtype: torch.dtype) -> Learner:
+    random = torch.Generator(task.text.device).manual_seed(seed_of(knobs.seed, name))
+    dims = (task.text.shape[1], task.images.shape[1])
+    network = build_network(dims, knobs, task.text[task.captions].mean(0), random)
+    kind = torch.optim.AdamW if knobs.weight_decay else torch.optim.Adam
+    optimizer = kind(network.parameters(), knobs.lr, weight_decay=knobs.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(random.device.type, enabled=dtype == torch.float16)
+    return Learner(network, optimizer, scaler, random)
+
+
+def take_step(learner: Learner, task: Task, captions: Tensor, knobs: Knobs, dtype: torch.dtype, block: int) -> Tensor:
+    """One step of the optimiser on a batch of captions; its loss, a tensor on the device."""
+    with torch.autocast(task.text.device.type, dtype, enabled=dtype != torch.float32):
+        query = learner.network(task.text[captions], task.words[captions])
+    loss = LOSSES[knobs.loss](learner.network, query.float(), task, task.label[captions], knobs, block)
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.scaler.scale(loss).backward()
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    return loss.detach()
+
+
+def careful_step(
+    learner: Learner, task: Task, captions: Tensor, knobs: Knobs, dtype: torch.dtype, block: int
+) -> tuple[Tensor, int]:
+    """`take_step`, once more with half the block of logits where memory runs out; the loss and the block that fits."""
+    failure = ""
+    try:
+        return take_step(learner, task, captions, knobs, dtype, block), block
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        failure = first_line(error)
+    # Behind the handler, whose exception keeps the failed attempt's tensors alive.
+    if block <= 16:
+        raise TrainingFailed(f"{failure}; lower --set hidden or --set batch")
+    log(f"out of memory: logits in blocks of {block // 2} rows from here on")
+    learner.scaler = torch.amp.GradScaler(
+        task.text.device.type, learner.scaler.get_scale(), enabled=learner.scaler.is_enabled()
+    )
+    return careful_step(learner, task, captions, knobs, dtype, block // 2)
+
+
+def train_network(
+    name: str,
+    knobs: Knobs,
+    task: Task,
+    dtype: torch.dtype,
+    allotted: float,
+    states: StateFile,
+    stop: Stop,
+    watch: Callable[[int, bool, nn.Module], dict[str, Any]],
+) -> Trained:
+    """Train one network to the end of its schedule: its epochs or `allotted` seconds from now, whichever ends first.
+
+    The rate follows the larger share of the two, so that it ends at zero on any machine. `name` seeds weights, order
+    and dropout; `watch(epoch, last, network)` gives what the epoch's row of the log has beside its loss. Raises
+    Interrupted after a signal, its state saved; Diverged; TrainingFailed.
+    """
+    learner = new_learner(name, knobs, task, dtype)
+    at = Position(knobs.lr, learner.random.get_state())
+    if state := states.read():
+        at = learner.take_up(state)
+        knobs = dataclasses.replace(knobs, lr=at.lr)  # it may have been halved
+        log(f"{name}: going on from epoch {at.epoch}, step {at.step}")
+
+    size, block, ends = batch_size(knobs, len(task.captions)), knobs.logit_block, at.seconds + allotted
+    loss_sum = torch.tensor(at.loss_sum, device=task.text.device)
+    wrong = torch.zeros_like(loss_sum)  # losses that are no number
+    clock = saved = time.monotonic()
+    going = at.epoch < knobs.epochs
+    while going:
+        here = learner.random.get_state()  # in a resumed epoch: behind its order and the dropout so far
+        learner.random.set_state(at.epoch_start)
+        batches = epoch_batches(task, knobs, size, learner.random)
+        if at.step:
+            learner.random.set_state(here)
+        learner.network.train()
+        for captions in batches[at.step :]:
+            progress = max((at.epoch + at.step / len(batches)) / knobs.epochs, at.seconds / ends)
+            for group in learner.optimizer.param_groups:
+                group["lr"] = learning_rate(knobs, at.epoch * len(batches) + at.step, progress)
+            loss, block = careful_step(learner, task, captions, knobs, dtype, block)
+            loss_sum += loss.nan_to_num(0, 0, 0)
+            wrong += ~loss.isfinite()
+            at.step += 1
+            at.seconds, clock = at.seconds + time.monotonic() - clock, time.monotonic()
+            if stop.reason or at.seconds >= ends:
+                break
+            if clock - saved >= knobs.checkpoint_seconds:
+                at.loss_sum, saved = float(loss_sum), clock
+                states.write(learner.state(at))
+        if stop.signal:
+            at.loss_sum = float(loss_sum)
+            states.write(learner.state(at))
+            raise Interrupted
+
+        # The end of an epoch, or of the schedule.
+        in_numbers = all(weights.isfinite().all() for weights in learner.network.parameters())
+        if not in_numbers or (wrong and not learner.scaler.is_enabled()):  # a scaler leaves such a step out
+            raise Diverged
+        full = at.step == len(batches)
+        going = full and at.epoch + 1 < knobs.epochs and at.seconds < ends and not stop.reason
+        row = {"epoch": at.epoch + 1, "loss": float(loss_sum) / at.step}
+        at.history.append(row | watch(at.epoch + 1, not going, learner.network))
+        log_row(at.history[-1])
+        at.epoch, at.step = (at.epoch + 1, 0) if full else (at.epoch, at.step)
+        at.epoch_start = learner.random.get_state()
+        loss_sum.zero_()
+        watched, clock = time.monotonic() - clock, time.monotonic()
+        at.seconds, at.watched = at.seconds + watched, at.watched + watched
+    refuse_skipped(name, learner, at.epoch * len(batches) + at.step)
+    weights = {key: value.detach().cpu().clone() for key, value in learner.network.state_dict().items()}
+    return Trained(weights, at.epoch + at.step / len(batches), at.seconds, at.watched, at.history)
+
+
+def refuse_skipped(name: str, learner: Learner, steps: int) -> None:
+    """Say how many steps float16 left out for gradients beyond its range; none taken is a failure."""
+    state = next(iter(learner.optimizer.state.values()), {})
+    skipped = steps - int(state.get("step", 0))
+    if skipped == steps:
+        raise TrainingFailed(f"{name}: none of {steps} steps had finite gradients; try --set dtype=float32")
+    if skipped:
+        log(f"{name}: {skipped} of {steps} steps were left out: gradients beyond float16")
+
+
+def train_again_if_diverged(name: str, knobs: Knobs, states: StateFile, **others: Any) -> Trained:
+    """`train_network`; where the loss is no number, once more from the start at half the rate."""
+    for lr in (knobs.lr, knobs.lr / 2):
+        try:
+            return train_network(name, dataclasses.replace(knobs, lr=lr), states=states, **others)
+        except Diverged:
+            log(f"{name}: the loss is no number at lr={lr:g}")
+            states.path.unlink(missing_ok=True)
+    raise TrainingFailed(f"{name}: the loss is no number, at half the rate as well; try --set lr={knobs.lr / 4:g}")
+
+
+# ------------------------------------------------------------------------- the run: candidates and choice
+@dataclass
+class Problem:
+    """The data of a run, and which of it is held out."""
+
+    train: TrainSet
+    test: TestSet
+    words: np.ndarray  # (all captions, GRAMS) int32, or (.., 0) where no candidate looks at words
+    train_images: np.ndarray
+    val_images: np.ndarray
+    views: np.ndarray  # (VIEWS, m) captions of the validation images
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        return self.train.text.shape[1], self.train.images.shape[1]
+
+    def images_of(self, phase: str) -> np.ndarray:
+        return self.train_images if phase == "validate" else np.arange(len(self.train.images))
+
+    @property
+    def val_vectors(self) -> np.ndarray:
+        return self.train.images[self.val_images]
+
+    @property
+    def refit_ratio(self) -> float:
+        """How much longer a training on all images takes."""
+        return len(self.train.images) / len(self.train_images)
+
+
+@dataclass
+class Candidate:
+    """A network that was trained without the validation images, what it says of them, and what predicts for it."""
+
+    number: int
+    knobs: Knobs
+    validated: Trained
+    predictions: np.ndarray  # (views, m, d) for the validation captions
+    figures: dict[str, float]  # of these alone: MRR by table
+    drawn: bool = False  # by the search
+    refitted: Trained | None = None
+
+
+def make_problem(train: TrainSet, test: TestSet, knobs: Knobs, candidates: list[Knobs]) -> Problem:
+    train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.split_seed)
+    words = np.zeros((len(train.captions), 0), np.int32)
+    if any(one.sees != "vector" for one in candidates):
+        words = word_ids(cut_as_the_test(train.captions, test.captions, knobs.split_seed), candidates[0].word_buckets)
+    return Problem(train, test, words, train_images, val_images, caption_views(train.image_of, val_images))
+
+
+def training_flop(knobs: Knobs, problem: Problem) -> float:
+    """FLOP of a whole training without the validation images; the measure of how long it takes beside others."""
+    captions = VIEWS * len(problem.train_images)
+    d_text, d_image = problem.dims
+    width = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
+    weights = knobs.hidden * (width * (2 if knobs.activation == "gate" else 1) + d_image) + knobs.skip * width * d_image
+    table = 0 if knobs.sees == "vector" else knobs.word_buckets * knobs.word_width
+    gallery = len(problem.train_images) * d_image if knobs.loss == "softmax" else 0
+    # An optimiser's step takes a weight's time in memory: as long as some thousand operations on it.
+    step = 1000 * (weights + table) / batch_size(knobs, captions)
+    return float(captions * knobs.epochs * (6 * weights + 4 * gallery + step))
+
+
+class Budget:
+    """What is left of the time, in what things were measured to cost."""
+
+    def __init__(self, stop: Stop, workers: int, rate: float) -> None:
+        self.stop, self.workers, self.rate = stop, workers, rate  # rate: FLOP/s of a worker in the last training
+        self.validate = 0.5  # seconds, as the last one took
+
+    def left(self) -> float:
+        """Seconds of all workers until only the last submission and the records are left to write."""
+        return self.workers * (self.stop.deadline - self.stop.closing - time.monotonic())
+
+    def seconds(self, knobs: Knobs, problem: Problem, refit: bool) -> float:
+        """A candidate's training, validation, its part in a submission, and its refit."""
+        if knobs.network == "linear":
+            return 0.0
+        training = training_flop(knobs, problem) / self.rate
+        return training * (1 + refit * problem.refit_ratio) + self.validate + self.stop.closing
+
+    def note(self, candidate: Candidate, problem: Problem) -> None:
+        """Learn from a training how fast they are here."""
+        trained = candidate.validated
+        if candidate.knobs.network != "linear" and trained.seconds > trained.watched:
+            flop = training_flop(candidate.knobs, problem) * trained.epochs / candidate.knobs.epochs
+            self.rate = flop / (trained.seconds - trained.watched)
+
+
+MIN_SHARE = 0.3  # of its epochs; a network that would get less makes room for those before it
+
+
+def allot(budget: Budget, waiting: list[Knobs], owed: float, problem: Problem, refit: bool) -> tuple[int, float]:
+    """(how many of the waiting candidates there is time for, the share of its plan that each can have).
+
+    `owed`: seconds for the refits of what is trained already. Fewer epochs come before fewer candidates.
+    """
+    for count in range(len(waiting), 0, -1):
+        planned = sum(budget.seconds(one, problem, refit) for one in waiting[:count])
+        share = (budget.left() - owed) / max(planned, 1e-9)
+        if share >= MIN_SHARE or (count == 1 and share >= MIN_SHARE / 6):
+            return count, share
+    return 0, 0.0
+
+
+def draw_candidate(base: Knobs, given: dict[str, Any], draw: random.Random) -> Knobs:
+    """`base` with two of its knobs drawn anew; what the user set stays."""
+    changes: dict[str, Any] = {}
+    for key in draw.sample([key for key in DRAWS if key not in given], 2):
+        value = draw.choice(DRAWS[key])
+        changes[key] = max(1, round(value * base.epochs)) if key == "epochs" else value
+    return dataclasses.replace(base, **changes)
+
+
+@dataclass
+class Job:
+    """One candidate to train: which, with what knobs, in how many seconds at most."""
+
+    number: int
+    knobs: Knobs
+    allotted: float = math.inf
+    drawn: bool = False  # by the search
+    named: bool = False  # keeps the named checkpoints
+    done: bool = False  # by the run that this one goes on from
+
+
+def side_by_side(
+    next_job: Callable[[], Job | None], work: Callable[[Job, torch.device], Any], devices: list[torch.device]
+) -> Iterator[tuple[Job, Future]]:
+    """Do the jobs that `next_job` gives, one a device at a time, a thread each; yields each as it ends."""
+    free, running = list(devices), {}
+    with ThreadPoolExecutor(len(devices)) as pool:
+        while True:
+            while free and (job := next_job()):
+                device = free.pop(0)
+                running[pool.submit(work, job, device)] = job, device
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job, device = running.pop(future)
+                free.append(device)
+                yield job, future
+
+
+def train_candidate(
+    phase: str, job: Job, device: torch.device, problem: Problem, machine: Machine, folder: Folder, stop: Stop
+) -> Trained:
+    """A candidate on the images of `phase` ("validate" or "refit"): taken up where it is finished, else trained."""
+    states = folder.state(phase, job.number)
+    if (state := states.read()) and "trained" in state:
+        return Trained(**state["trained"])
+    try:
+        task = make_task(problem.train, problem.images_of(phase), problem.words, device, machine.dtype)
+        if job.knobs.network == "linear":
+            return fit_candidate(task, job.knobs)
+        watch = functools.partial(watch_training, phase, job, problem, folder)
+        trained = train_again_if_diverged(
+            f"{phase} {job.number}", job.knobs, states, task=task, dtype=machine.dtype,
+            allotted=job.allotted, stop=stop, watch=watch,
+        )  # fmt: skip
+    except (torch.linalg.LinAlgError, RuntimeError) as error:
+        raise TrainingFailed(f"candidate {job.number}, {phase}: {first_line(error)}") from error
+    states.write({"trained": vars(trained)})
+    return trained
+
+
+def fit_candidate(task: Task, knobs: Knobs) -> Trained:
+    """The closed form on a task."""
+    start, captions = time.monotonic(), task.captions
+    weights = fit_closed_form(task.text[captions], task.images, task.label[captions], knobs)
+    return Trained({key: value.cpu() for key, value in weights.items()}, 0.0, time.monotonic() - start, 0.0, [])
+
+
+def watch_training(
+    phase: str, job: Job, problem: Problem, folder: Folder, epoch: int, last: bool, network: nn.Module
+) -> dict[str, Any]:
+    """At an epoch's end: validation where it is due, the named checkpoint; the rest of the row of the log."""
+    row: dict[str, Any] = {"phase": phase, "member": job.number}
+    if phase == "validate" and (last or epoch % job.knobs.eval_every == 0):
+        row |= figures_of(evaluate(predictions_of(network, problem, job.knobs.infer_batch), problem.val_vectors))
+    if job.named and epoch % job.knobs.checkpoint_every == 0:
+        weights = {key: value.cpu() for key, value in network.state_dict().items()}
+        bundle = make_bundle(problem, job.knobs, [member_of(job.knobs, weights, 1.0)], 0.0)
+        save_torch(folder.path / CHECKPOINT.format(epoch), bundle)
+    return row | {"seconds": round(time.monotonic() - STARTED, 2)}
+
+
+def predictions_of(network: nn.Module, problem: Problem, rows: int) -> np.ndarray:
+    """(views, m, d) for the validation captions."""
+    captions = problem.views.ravel()
+    text, words = torch.from_numpy(problem.train.text[captions]), torch.from_numpy(problem.words[captions])
+    return network_predictions(network, text, words, rows).reshape(*problem.views.shape, -1)
+
+
+def figures_of(tables: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {name: table["mrr"] for name, table in tables.items()}
+
+
+def candidate_of(job: Job, trained: Trained, problem: Problem, device: torch.device) -> Candidate:
+    """A trained candidate with its predictions for the validation captions."""
+    network = network_of(job.knobs, trained.weights, problem.dims).to(device)
+    predictions = predictions_of(network, problem, job.knobs.infer_batch)
+    figures = figures_of(evaluate(predictions, problem.val_vectors))
+    return Candidate(job.number, job.knobs, trained, predictions, figures, job.drawn)
+
+
+@dataclass
+class Outcome:
+    """The best blend so far: its members, heaviest first, and validation's honest word on it."""
+
+    members: list[Candidate]
+    weights: list[float]
+    repulsion: float
+    chosen: bool  # weights were chosen; else they are equal
+    tables: dict[str, dict[str, float]]
+
+    @property
+    def mrr(self) -> float:
+        return self.tables["pool100_raw"]["mrr"]
+
+
+def outcome_of(members: list[Candidate], problem: Problem, repulsion: float) -> Outcome:
+    """The blend of all that is trained so far."""
+    networks = [one for one in members if one.knobs.network != "linear" and not one.drawn]
+    equal = [one in networks or not networks for one in members]
+    blend = choose_blend([one.predictions for one in members], problem.val_vectors, repulsion, equal)
+    predictions = blend.predictions
+    if len(members) == 1 and members[0].knobs.network == "mlp":  # the baseline's predictions keep their lengths
+        predictions = members[0].predictions
+    order = [int(k) for k in np.argsort(-blend.weights, kind="stable") if blend.weights[k] > 0]
+    weights = [float(blend.weights[k]) for k in order]
+    tables = evaluate(predictions, problem.val_vectors)
+    return Outcome([members[k] for k in order], weights, blend.repulsion, blend.chosen, tables)
+
+
+class Schedule:
+    """Which candidate is trained next, and in how much time."""
+
+    def __init__(self, jobs: list[Job], knobs: Knobs, given: dict[str, Any], problem: Problem, budget: Budget) -> None:
+        self.jobs, self.waiting = jobs, list(jobs)
+        self.running: list[Job] = []
+        self.left_out: list[str] = []
+        self.knobs, self.given, self.problem, self.budget = knobs, given, problem, budget
+
+    def owed(self, best: Outcome | None) -> float:
+        """Seconds that running trainings and the refits of the best blend's members will take."""
+        refits = [one.validated.seconds * self.problem.refit_ratio for one in best.members] if best else []
+        running = [self.budget.seconds(job.knobs, self.problem, self.knobs.refit) for job in self.running]
+        return sum(running) + self.knobs.refit * sum(refits)
+
+    def next_job(self, best: Outcome | None) -> Job | None:
+        job = self.next_waiting(best) or self.next_draw(best)
+        self.running += [job] if job else []
+        return job
+
+    def next_waiting(self, best: Outcome | None) -> Job | None:
+        """The next of the recipe's; those that there is no time for are left out, the last ones first."""
+        if self.waiting and (self.waiting[0].done or self.waiting[0].knobs.network == "linear"):
+            return self.waiting.pop(0)
+        count, share = allot(
+            self.budget, [job.knobs for job in self.waiting], self.owed(best), self.problem, self.knobs.refit
+        )
+        for job in self.waiting[count:]:
+            self.left_out.append(f"candidate {job.number} ({describe(job.knobs, self.knobs)}): no time left")
+            log(f"time budget: {self.left_out[-1]}")
+        del self.waiting[count:]
+        if not self.waiting:
+            return None
+        job = self.waiting.pop(0)
+        job.allotted = share * training_flop(job.knobs, self.problem) / self.budget.rate
+        if share < 1:
+            log(f"time budget: candidate {job.number} gets {job.allotted:.0f} s, some {share:.0%} of its epochs")
+        return job
+
+    def next_draw(self, best: Outcome | None) -> Job | None:
+        """For `search`: a candidate around a member of the best blend, while there is time for it and its refit."""
+        if self.knobs.recipe != "search" or best is None:
+            return None
+        number, tried = len(self.jobs), {job.knobs for job in self.jobs}
+        draw = random.Random(seed_of(self.knobs.seed, "draw", number))
+        bases = [one.knobs for one in best.members if one.knobs.network == "align"] or [self.knobs]
+        for _ in range(20):  # what was tried before, or takes too long, is drawn anew
+            knobs = draw_candidate(draw.choice(bases), self.given, draw)
+            seconds = self.budget.seconds(knobs, self.problem, self.knobs.refit)
+            if knobs not in tried and seconds <= self.budget.left() - self.owed(best):
+                self.jobs.append(Job(number, knobs, drawn=True))
+                log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
+                return self.jobs[-1]
+        return None
+
+
+def train_and_submit(
+    problem: Problem, knobs: Knobs, machine: Machine, folder: Folder, records: Records, schedule: Schedule, stop: Stop
+) -> None:
+    """Train the candidates with the best blend always submitted, then its members once more on all images."""
+    work = functools.partial(train_candidate, problem=problem, machine=machine, folder=folder, stop=stop)
+    with records.timed("train"):
+        best = validate_candidates(work, problem, knobs, machine, folder, records, schedule)
+    log_report(best, records, problem)
+    if knobs.refit and not stop.reason:
+        with records.timed("refit"):
+            refit_members(best, work, problem, machine, folder, records, schedule.budget)
+    records.stopped, records.complete = stop.reason, not records.failures
+    publish(best, problem, knobs, machine, folder, records)
+
+
+def validate_candidates(
+    work: Callable[..., Trained],
+    problem: Problem,
+    knobs: Knobs,
+    machine: Machine,
+    folder: Folder,
+    records: Records,
+    schedule: Schedule,
+) -> Outcome:
+    """Train what the schedule gives; whenever validation says that a blend is better, it becomes the submission."""
+    best: Outcome | None = None
+    jobs = side_by_side(lambda: schedule.next_job(best), functools.partial(work, "validate"), machine.devices)
+    for job, future in jobs:
+        schedule.running.remove(job)
+        try:
+            candidate = candidate_of(job, future.result(), problem, machine.devices[0])
+        except TrainingFailed as error:
+            records.fail(error)
+            continue
+        records.candidates.append(candidate)
+        folder.write_index(machine, schedule.jobs)
+        if any(one.done for one in schedule.waiting):
+            continue  # the next one is there already
+        schedule.budget.note(candidate, problem)
+        start = time.monotonic()
+        outcome = outcome_of(records.candidates, problem, knobs.repulsion)
+        schedule.budget.validate = time.monotonic() - start
+        if best and outcome.mrr <= best.mrr:
+            log(f"candidate {job.number}: a blend with it has {outcome.mrr:.4f}, the best so far {best.mrr:.4f}")
+            continue
+        best = outcome
+        if knobs.refit:  # of the closed form alone: it takes a second
+            for member in [one for one in best.members if one.knobs.network == "linear" and not one.refitted]:
+                member.refitted = work("refit", Job(member.number, member.knobs), machine.devices[0])
+        publish(best, problem, knobs, machine, folder, records)
+        schedule.budget.stop.closing = 1.5 * records.publish_seconds + 1
+    if best is None:
+        raise TrainingFailed("; ".join(records.failures) or "no candidate fits the time; raise --set max_minutes")
+    return best
+
+
+def refit_members(
+    best: Outcome,
+    work: Callable[..., Trained],
+    problem: Problem,
+    machine: Machine,
+    folder: Folder,
+    records: Records,
+    budget: Budget,
+) -> None:
+    """Train the blend's networks once more on all images, heaviest first, as far as the time goes."""
+    pending = [one for one in best.members if one.refitted is None]
+    seconds = {
+        one.number: 0.0 if folder.is_done("refit", one.number) else one.validated.seconds * problem.refit_ratio
+        for one in pending
+    }
+    while pending and 0.9 * sum(seconds[one.number] for one in pending) > budget.left():
+        out = pending.pop()
+        records.left_out.append(
+            f"refit of candidate {out.number}: no time left, it predicts with its validated weights"
+        )
+        log(f"time budget: {records.left_out[-1]}")
+    share = budget.left() / max(1e-9, sum(seconds[one.number] for one in pending))
+    jobs = [
+        Job(one.number, dataclasses.replace(one.knobs, epochs=max(1, round(one.validated.epochs)))) for one in pending
+    ]
+    for job in jobs:
+        job.allotted, job.named = share * seconds[job.number], job.number == min(one.number for one in pending)
+    coming = iter(jobs)
+    for job, future in side_by_side(lambda: next(coming, None), functools.partial(work, "refit"), machine.devices):
+        try:
+            next(one for one in pending if one.number == job.number).refitted = future.result()
+        except TrainingFailed as error:
+            records.fail(error)
+
+
+# ------------------------------------------------------------------------------ weights and submission
+def member_of(knobs: Knobs, weights: dict[str, Tensor], weight: float, refitted: bool = False) -> dict[str, Any]:
+    return {"knobs": dataclasses.asdict(knobs), "state": weights, "weight": weight, "refitted": refitted}
+
+
+def make_bundle(problem: Problem, knobs: Knobs, members: list[dict[str, Any]], repulsion: float) -> dict[str, Any]:
     """What is needed, with this script, to predict: knobs, dimensions and the weights of every member."""
-    return {"knobs": dataclasses.asdict(run.knobs), "dims": [run.train.text.shape[1], run.train.images.shape[1]],
-            "length": float(np.linalg.norm(run.train.images, axis=1).mean()), "members": members,
-            "val_images": [run.train.image_names[i] for i in run.val_images]}
+    return {
+        "knobs": dataclasses.asdict(knobs),
+        "dims": list(problem.dims),
+        "length": float(np.linalg.norm(problem.train.images, axis=1).mean()),
+        "repulsion": repulsion,
+        "val_images": [problem.train.image_names[i] for i in problem.val_images],
+        "members": members,
+    }
+
+
+def network_of(knobs: Knobs, weights: dict[str, Tensor], dims: tuple[int, int]) -> nn.Module:
+    """A network with these weights."""
+    with torch.device("meta"):  # no memory and no time for initial weights, whatever a damaged file claims
+        network = NETWORKS[knobs.network](*dims, knobs)
+    network.load_state_dict(weights, assign=True)
+    return network
+
+
+def load_torch(path: Path) -> dict[str, Any]:
+    """A dictionary of tensors and plain values; never code (weights_only)."""
+    with reading(path, "the weights file", "fetch it again"):
+        with zipfile.ZipFile(path) as archive:  # torch checks no checksum: a flipped bit would be a silent weight
+            if name := archive.testzip():
+                raise ValueError(f"wrong checksum of {name}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no dictionary")
+    return content
 
 
 def load_weights(path: Path) -> dict[str, Any]:
     """A bundle written by `make_bundle`, checked as far as to predict with it."""
     bundle = load_torch(path)
-    try:
-        text = np.zeros((1, bundle["dims"][0]), np.float32)
+    with reading(path, "the weights of this script", "fetch them again"):  # any mixture of wrong keys, types and shapes
         bundle["knobs"]["recipe"], bundle["knobs"]["split_seed"], list(bundle["val_images"])
-        repel(bundle, predict(bundle, text))
-    except Exception as error:  # any mixture of wrong keys, types and shapes
-        raise UserError(f"{path}: holds no weights of this script ({first_line(error)}); fetch it again") from error
+        repel(
+            predict(bundle, np.zeros((1, bundle["dims"][0]), np.float32), [""]), bundle["repulsion"], bundle["length"]
+        )
     return bundle
 
 
-@torch.inference_mode()
-def predict(bundle: dict[str, Any], text: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
-    """Predicted image vectors (n, d_image) float32 of text vectors (n, d_text): mean direction of the members.
-
-    In float32 whatever the training's type: it costs a second. The baseline's own lengths are kept; a direction
-    gets the mean length of the training images.
-    """
-    d_text, d_image = bundle["dims"]
-    if text.shape[1] != d_text:
-        raise UserError(f"weights take {d_text}-d captions, the data has {text.shape[1]}-d ones; use the run's data")
-    total = np.zeros((len(text), d_image), np.float32)
-    for member in bundle["members"]:
-        knobs = Knobs(**member["knobs"])
-        with torch.device("meta"):  # no memory and no time for initial weights, whatever a damaged file claims
-            model = NETWORKS[knobs.network](d_text, d_image, knobs)
-        model.load_state_dict(member["state"], assign=True)
-        model.eval().to(device)
-        blocks = torch.from_numpy(text).split(knobs.infer_batch)
-        output = torch.cat([model(block.to(device)).cpu() for block in blocks])
-        if len(bundle["members"]) == 1 and knobs.network == "mlp":
-            return output.numpy()
-        total += F.normalize(output, dim=1).numpy()
-    return total * np.float32(bundle["length"] / len(bundle["members"]))
-
-
-def repel(bundle: dict[str, Any], predictions: np.ndarray) -> np.ndarray:
-    """Predictions (n, d) in the order of evaluation, each pushed off those of its pool that are most like it.
-
-    A pool's captions belong to different images, so what two predictions share tells neither's image from the
-    other's: p_i - strength * sum_j softmax_j(cos(p_i, p_j) / .1) p_j. It needs the captions of a pool alone, no image.
-    """
-    strength, pools = bundle["knobs"]["repulsion"], []
-    if not strength:
-        return predictions
-    for start in range(0, len(predictions), POOL):
-        unit = F.normalize(torch.from_numpy(predictions[start:start + POOL]), dim=1)
-        likeness = (unit @ unit.T / 0.1).fill_diagonal_(-math.inf)
-        pushed = unit - strength * likeness.softmax(dim=1).nan_to_num() @ unit
-        pools.append(F.normalize(pushed, dim=1).numpy() * np.float32(bundle["length"]))
-    return np.concatenate(pools)
-
-
 def write_submission(path: Path, ids: np.ndarray, predictions: np.ndarray) -> None:
-    """The competition's csv; six significant digits keep every rank at half the size."""
+    """The competition's csv, read back and checked before it takes its place; six digits keep every rank."""
     if not np.isfinite(predictions).all():
         raise UserError(f"{path}: not written: predictions hold NaN or infinity; get the weights again")
-    with atomic(path) as temporary, temporary.open("w") as file:
-        file.write("id,embedding\n")
-        pattern = ", ".join(["%.6g"] * predictions.shape[1])
-        for number, row in zip(ids, predictions.tolist(), strict=True):
-            file.write(f'{number},"[{pattern % tuple(row)}]"\n')
+    with atomic(path) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("id,embedding\n")
+            pattern = ", ".join(["%.6g"] * predictions.shape[1])
+            for number, row in zip(ids, predictions.tolist(), strict=True):
+                file.write(f'{number},"[{pattern % tuple(row)}]"\n')
+        check_submission(temporary, ids, predictions.shape[1])
 
 
 def check_submission(path: Path, ids: np.ndarray, dim: int) -> None:
     """Re-read a submission; raises UserError on a wrong header, id, dimension or value."""
     try:
-        with Path(path).open(newline="") as file:
+        with Path(path).open(newline="", encoding="utf-8") as file:
             csv.field_size_limit(1 << 24)
             check_rows(path, csv.reader(file), ids, dim)
     except (OSError, ValueError, OverflowError, csv.Error, RecursionError) as error:
@@ -1081,8 +1637,9 @@ def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: in
         if count > len(ids):
             raise UserError(f"{path}: more than {len(ids)} rows")
         if len(cells) != 2 or cells[0] != str(ids[count - 1]):
-            raise UserError(f"{path}: row {count}: expected id {ids[count - 1]} and one quoted list, "
-                            f"found '{','.join(cells)[:40]}'")
+            raise UserError(
+                f"{path}: row {count}: expected id {ids[count - 1]} and one quoted list, found '{','.join(cells)[:40]}'"
+            )
         values = json.loads(cells[1])
         if not isinstance(values, list) or len(values) != dim:
             raise UserError(f"{path}: row {count} (id {cells[0]}): expected a list of {dim} numbers")
@@ -1096,43 +1653,411 @@ def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: in
         raise UserError(f"{path}: all predictions are equal")
 
 
-def submit(path: Path, test: TestSet, bundle: dict[str, Any], device: torch.device) -> None:
-    """Predict the test captions, write the csv, read it back."""
-    write_submission(path, test.caption_ids, repel(bundle, predict(bundle, test.text, device)))
-    check_submission(path, test.caption_ids, bundle["dims"][1])
-    log(f"submission: {path} ({path.stat().st_size / 1e6:.1f} MB, {len(test.caption_ids)} rows, read back and checked)")
+# --------------------------------------------------------------------------- the output folder, records
+@dataclass
+class Records:
+    """What a run knows of itself, for metrics.json and the manifest."""
+
+    knobs: Knobs
+    inputs: dict[str, dict[str, Any]]  # sha256 and size of the files read
+    seconds: dict[str, float]
+    candidates: list[Candidate] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    stopped: str = ""
+    complete: bool = False
+    publish_seconds: float = 1.0  # of the last publication
+    part: str = "load"  # what the clock is running for
+    since: float = STARTED
+
+    def charge(self, part: str) -> None:
+        """Charge the time so far to the part that was running; `part` runs from here on."""
+        now = time.monotonic()
+        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.since
+        self.part, self.since = part, now
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        before = self.part
+        self.charge(part)
+        yield
+        self.charge(before)
+
+    def fail(self, error: Exception) -> None:
+        self.failures.append(first_line(error))
+        log(f"failed: {self.failures[-1]}")
 
 
-# ------------------------------------------------------------------------------------------------- main
-# Knobs that change how a run is carried out, not what it computes: a resumed run may have others. The rows of a
-# product are none of them: another shape is another order of sums.
-CARRIED_OUT = ("mode", "device", "dtype", "max_minutes", "submit_on_stop", "checkpoint_seconds", "processes",
-               "eval_every", "checkpoint_every", "warm_start")
+@dataclass
+class Folder:
+    """The output folder, with the states that an interrupted run goes on from."""
+
+    path: Path
+    fingerprint: str  # of data and knobs: a state of anything else is refused
+
+    def state(self, phase: str, number: int) -> StateFile:
+        return StateFile(self.path / RESUME_STATE.format(phase, number), self.fingerprint)
+
+    def is_done(self, phase: str, number: int) -> bool:
+        return "trained" in (self.state(phase, number).read() or {})
+
+    def write_index(self, machine: Machine, jobs: list[Job]) -> None:
+        """What a run that goes on from here needs to know before it reads a state."""
+        drawn = [dataclasses.asdict(job.knobs) for job in jobs if job.drawn]
+        content = {"fingerprint": self.fingerprint, "device": machine.devices[0].type, "drawn": drawn}
+        write_json(self.path / RESUME_RUN, content | {"dtype": str(machine.dtype).removeprefix("torch.")})
+
+    def read_index(self, source: Path) -> dict[str, Any]:
+        """The index of an unfinished run here or below the input root, whose states are then copied here; or {}."""
+        path = self.path / RESUME_RUN
+        for half in self.path.glob(".*.part"):  # of a killed run
+            half.unlink(missing_ok=True)
+        if not path.exists() and any(source.rglob(RESUME_RUN)):
+            earlier = find_file(source, RESUME_RUN).parent
+            for state in [*earlier.glob("resume_*_*"), earlier / RESUME_RUN]:  # the index last: it makes them count
+                shutil.copyfile(state, self.path / state.name)
+        if not path.exists():
+            return {}
+        with reading(path, "the state of an unfinished run", "delete resume_* there to start anew"):
+            index = json.loads(path.read_text(encoding="utf-8"))
+            index["drawn"] = [Knobs(**one) for one in index["drawn"]]
+            index["fingerprint"], DTYPES[index["dtype"]], index["device"]
+        if index["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"{self.path}: holds an unfinished run of other data or knobs; choose another --output, "
+                "or delete resume_* there to start anew"
+            )
+        return index
+
+    def clear(self) -> None:
+        """Take away what an earlier run left, the manifest first: old and new files never lie side by side."""
+        names = (MANIFEST, SUBMISSION, METRICS, FINAL_MODEL, VALIDATED_MODEL, TRAINING_LOG, CURVES)
+        for old in [*map(self.path.joinpath, names), *self.path.glob(CHECKPOINT.format("*"))]:
+            old.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """A complete run has nothing to go on from."""
+        for state in [self.path / RESUME_RUN, *self.path.glob("resume_*")]:
+            state.unlink(missing_ok=True)
 
 
-def prepare(source: Path, output: Path, knobs: Knobs) -> Run:
-    """Read and check the inputs, make the output folder, choose device and number type."""
-    paths = [find_file(source, name) for name in ("train.npz", "test.clean.npz")]
-    train, test = read_train(paths[0]), read_test(paths[1])
-    for key, ours, theirs in (("captions/embeddings", train.text.shape[1], test.text.shape[1]),
-                              ("metadata/embedding_dim_image", train.images.shape[1], test.image_dim)):
-        if ours != theirs:
-            raise UserError(f"{paths[1]}: {key}: {theirs} dimensions, but {paths[0]} has {ours}")
-    train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.split_seed)
-    make_folder(output)
-    inputs = {path.name: file_facts(path) for path in paths}
-    log(f"data: {len(train.text)} captions x {train.text.shape[1]}, {len(train.images)} images x "
-        f"{train.images.shape[1]}, {len(test.text)} test captions; read in {time.monotonic() - STARTED:.1f} s")
-    compared = {key: value for key, value in dataclasses.asdict(knobs).items() if key not in CARRIED_OUT}
-    fingerprint = hashlib.sha256(json.dumps([inputs, compared]).encode()).hexdigest()
+def publish(best: Outcome, problem: Problem, knobs: Knobs, machine: Machine, folder: Folder, records: Records) -> None:
+    """Replace the submission and all that tells of it, together; the manifest, which vouches for the rest, is last."""
+    start = time.monotonic()
+    with records.timed("predict"), together(folder.path) as parts:
+        members = list(zip(best.members, best.weights, strict=True))
+        validated = [member_of(one.knobs, one.validated.weights, weight) for one, weight in members]
+        save_torch(parts.new(VALIDATED_MODEL), make_bundle(problem, knobs, validated, best.repulsion))
+        final = [
+            member_of(one.knobs, (one.refitted or one.validated).weights, weight, one.refitted is not None)
+            for one, weight in members
+        ]
+        bundle = make_bundle(problem, knobs, final, best.repulsion)
+        save_torch(parts.new(FINAL_MODEL), bundle)
+        submission = predicted(bundle, problem.test, machine.devices[0])
+        write_submission(parts.new(SUBMISSION), problem.test.caption_ids, submission)
+        history = [row for one in records.candidates for row in one.validated.history]
+        history += [row for one in best.members if one.refitted for row in one.refitted.history]
+        table = pd.DataFrame(history, columns=list(LOG_COLUMNS))
+        table.to_csv(parts.new(TRAINING_LOG), index=False)
+        if records.complete:
+            draw_curves(parts.new(CURVES), table, best.tables)
+
+        records.charge("predict")
+        seconds = {part: round(value, 2) for part, value in records.seconds.items()}
+        facts = {
+            "recipe": knobs.recipe,
+            "device": machine.name,
+            "dtype": str(machine.dtype).removeprefix("torch."),
+            "seconds": seconds | {"total": round(time.monotonic() - STARTED, 2)},
+        }
+        write_json(parts.new(METRICS), facts | numbers_of(best, problem, knobs, records))
+        facts |= {"stopped": records.stopped, "inputs": records.inputs, "predicted_by": blend_of(best, knobs)}
+        facts |= {"knobs": dataclasses.asdict(knobs), "repulsion": best.repulsion}
+        write_manifest(parts, folder.path, records.complete, facts)
+    records.publish_seconds = time.monotonic() - start
+    log(
+        f"submission: {folder.path / SUBMISSION} ({len(problem.test.caption_ids)} rows, read back and checked), "
+        f"validation {best.mrr:.4f} raw, by {len(best.members)} candidate(s)"
+    )
+
+
+def predicted(bundle: dict[str, Any], test: TestSet, device: torch.device) -> np.ndarray:
+    """What is submitted for the test captions."""
+    return repel(predict(bundle, test.text, test.captions, device), bundle["repulsion"], bundle["length"])
+
+
+def write_manifest(parts: Parts, folder: Path, complete: bool, facts: dict[str, Any]) -> None:
+    """sha256 and size of every output beside what made it."""
+    outputs = parts | {path.name: path for path in folder.glob(CHECKPOINT.format("*"))}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    listed = {name: file_facts(path) for name, path in sorted(outputs.items())}
+    write_json(parts.new(MANIFEST), {"complete": complete, "versions": versions, **facts, "outputs": listed})
+
+
+def blend_of(best: Outcome, knobs: Knobs) -> list[dict[str, Any]]:
+    """Exactly what predicts."""
+    return [
+        {
+            "candidate": one.number,
+            "knobs": describe(one.knobs, knobs),
+            "weight": weight,
+            "refitted": one.refitted is not None,
+        }
+        for one, weight in zip(best.members, best.weights, strict=True)
+    ]
+
+
+def numbers_of(best: Outcome, problem: Problem, knobs: Knobs, records: Records) -> dict[str, Any]:
+    """What metrics.json has beside recipe, device and seconds."""
+    blend = {one["candidate"]: one for one in blend_of(best, knobs)}
+    members = [
+        {"candidate": one.number, "knobs": describe(one.knobs, knobs), "weight": 0.0, "refitted": False}
+        | blend.get(one.number, {})
+        | {"epochs": round(one.validated.epochs, 2), "seconds": round(one.validated.seconds, 2), **one.figures}
+        for one in records.candidates
+    ]
+    return {
+        "validate_seconds": round(sum(one.validated.watched for one in records.candidates), 2),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        "pool": min(POOL, len(problem.val_images)),
+        "repulsion": best.repulsion,
+        "weights": "chosen" if best.chosen else "equal",
+        "members": members,
+        "left_out": records.left_out,
+        "failures": records.failures,
+        "validation": best.tables,
+    }
+
+
+LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine", "full_cosine", "seconds")
+
+
+def log_row(row: dict[str, Any]) -> None:
+    """One line of the training table; its header where a network's training begins."""
+    if row["epoch"] == 1:
+        log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
+    cells = [
+        f"{row[column]:.4f}" if column in LOG_COLUMNS[3:7] and column in row else row.get(column, "")
+        for column in LOG_COLUMNS
+    ]
+    log("  ".join(str(cell).rjust(max(9, len(column))) for column, cell in zip(LOG_COLUMNS, cells, strict=True)))
+
+
+def log_report(best: Outcome, records: Records, problem: Problem) -> None:
+    """The validation table, and every candidate beside the blend."""
+    pool, weights = (
+        min(POOL, len(problem.val_images)),
+        {one.number: weight for one, weight in zip(best.members, best.weights, strict=True)},
+    )
+    log(f"\nvalidation on {len(problem.val_images)} unseen images, {VIEWS} captions each, pools of {pool}")
+    log(f"{'':15}{'MRR':>7}{'+-':>8}" + "".join(f"{key:>11}" for key in list(best.tables["pool100_raw"])[2:]))
+    for name, row in best.tables.items():
+        label = name.replace("100", str(pool))
+        log(f"{label:15}{row['mrr']:7.4f}{row['mrr_se']:8.4f}" + "".join(f"{v:11.4f}" for v in list(row.values())[2:]))
+    log(f"\n{'candidate':>9}{'weight':>8}{'raw':>8}{'cosine':>8}{'full':>8}{'epochs':>8}{'seconds':>9}  what it is")
+    for one in records.candidates:
+        figures = "".join(f"{value:8.4f}" for value in one.figures.values())
+        trained = f"{one.validated.epochs:8.1f}{one.validated.seconds:9.1f}"
+        log(f"{one.number:9}{weights.get(one.number, 0):8.2f}{figures}{trained}  {describe(one.knobs)}")
+    kind = "chosen by cross-validation" if best.chosen else "equal: choosing gains less than its error"
+    log(f"weights {kind}; repulsion {best.repulsion:g} of 0 and {records.knobs.repulsion:g}\n")
+
+
+def draw_curves(path: Path, table: pd.DataFrame, tables: dict[str, dict[str, float]]) -> None:
+    """Loss and validation MRR by epoch, one line a network and phase; the blend's MRR across."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for (phase, member), rows in table.groupby(["phase", "member"]):
+        tested, colour = rows.dropna(subset="pool100_raw"), f"C{member % 10}"
+        style = "-" if phase == "validate" else ":"
+        left.plot(rows["epoch"], rows["loss"], style, color=colour, label=f"candidate {member}, {phase}")
+        if len(tested):
+            right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=f"candidate {member}, raw")
+            right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
+    right.axhline(tables["pool100_raw"]["mrr"], color="black", label="the blend, raw")
+    left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
+    right.set(xlabel="epoch", ylabel="MRR in pools", title="Validation on unseen images (dashed: cosine)")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.lines:
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, format="png", dpi=120)
+    plt.close(figure)
+
+
+# -------------------------------------------------------------------------- machine, signals and files
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def log(text: str) -> None:
+    """One plain line at once: Kaggle's log and `run_local.py` read line by line."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # who read the log is gone; the run goes on
+        sys.stdout = Path(os.devnull).open("w")
+
+
+@dataclass
+class Machine:
+    """What networks are trained on."""
+
+    devices: list[torch.device]  # one worker each
+    dtype: torch.dtype
+    flops_guess: float  # of training, FLOP/s of one worker, until one was timed
+
+    @property
+    def name(self) -> str:
+        first = self.devices[0]
+        return torch.cuda.get_device_name(first) if first.type == "cuda" else "cpu"
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_machine(knobs: Knobs, index: dict[str, Any]) -> Machine:
+    """Device, number type and workers; a run that goes on from `index` keeps a CPU's type, whose timing may differ."""
     device = choose_device(knobs)
-    dtype = choose_dtype(device, knobs)
-    text = torch.from_numpy(train.text).to(device, dtype)
-    run = Run(source, output, knobs, train, test, inputs, device, dtype, text, train_images, val_images,
-              Stop(knobs.max_minutes), fingerprint, seconds={"load": time.monotonic() - STARTED})
-    if knobs.warm_start:
-        run.warm = {"validate": warm_bundle(run, VALIDATED_MODEL), "refit": warm_bundle(run, FINAL_MODEL)}
-    return run
+    kept = device.type == "cpu" and index.get("device") == "cpu" and knobs.dtype == "auto"
+    dtype = choose_dtype(device, index["dtype"] if kept else knobs.dtype)
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    devices = [
+        torch.device("cuda", k % count) if device.type == "cuda" else device for k in range(knobs.workers or count)
+    ]
+    return Machine(devices, dtype, 0.3 * product_rate(dtype, device))
+
+
+def choose_device(knobs: Knobs) -> torch.device:
+    """The device that really works: a P100 says 'available' and then fails on the first product."""
+    reason = "asked for" if knobs.device == "cpu" else "torch sees no CUDA device"
+    if knobs.device != "cpu" and torch.cuda.is_available():
+        try:
+            (torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum().item()
+            log(f"device: cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name()}, a probe product passed)")
+            return torch.device("cuda", 0)
+        except RuntimeError as error:
+            reason = f"CUDA probe failed: {first_line(error)}; torch is built for {torch.cuda.get_arch_list()}"
+    if knobs.device == "cuda":
+        raise UserError(f"device=cuda was asked for, but {reason}; use --set device=cpu")
+    log(f"device: cpu ({reason})")
+    keep_memory()
+    torch.set_flush_denormal(True)  # probabilities near zero are many, and slow when they are denormal
+    return torch.device("cpu")
+
+
+def choose_dtype(device: torch.device, asked: str) -> torch.dtype:
+    """bf16 only where it is native, fp16 on older GPUs (T4), on a CPU what a short timing shows."""
+    if asked != "auto":
+        dtype, reason = DTYPES[asked], "asked for, or of the run that this one goes on from"
+    elif device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)  # is_bf16_supported() counts emulation in
+        dtype = torch.bfloat16 if capability >= (8, 0) else torch.float16
+        reason = f"CUDA capability {capability[0]}.{capability[1]}; bf16 units begin at 8.0"
+    else:
+        gain = product_rate(torch.bfloat16, device) / product_rate(torch.float32, device)
+        dtype = torch.bfloat16 if gain > 1.5 else torch.float32
+        reason = f"bf16 products run at {gain:.1f} times the speed of float32 here"
+    log(f"dtype: {str(dtype).removeprefix('torch.')} ({reason})")
+    return dtype
+
+
+def product_rate(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> float:
+    """FLOP/s of the best of some square products in `dtype`."""
+    size = 768 if device.type == "cpu" else 4096
+    matrix, times = torch.ones(size, size, dtype=dtype, device=device), []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what tensors free: fresh pages for every big tensor cost more than the arithmetic on them."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt, and may not need it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no maps of their own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: no return of the heap's top
+
+
+class Stop:
+    """Why training should end early: a signal, or the time budget. Asked after every step."""
+
+    def __init__(self, max_minutes: float) -> None:
+        self.deadline = STARTED + 60 * max_minutes
+        self.closing = 2.0  # seconds that the last submission and the records take
+        self.signal = 0
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    signal.signal(number, self.note)
+
+    def note(self, number: int, frame: object) -> None:
+        """First signal: end the step, save its state, stop. The second one does not wait."""
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        log(f"{signal.Signals(number).name}: ending this step, then saving its state (once more: leave at once)")
+
+    @property
+    def reason(self) -> str:
+        if self.signal:
+            return signal.Signals(self.signal).name
+        return BUDGET if time.monotonic() > self.deadline - self.closing else ""
+
+
+class Parts(dict[str, Path]):
+    """Temporary paths of a folder's files by their names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def new(self, name: str) -> Path:
+        self[name] = self.folder / f".{name}.{os.getpid()}.{threading.get_ident()}.part"
+        return self[name]
+
+
+@contextlib.contextmanager
+def together(folder: Path) -> Iterator[Parts]:
+    """Files that take their places together when the block succeeds, in the order they were asked for."""
+    parts = Parts(folder)
+    try:
+        yield parts
+        for name, part in parts.items():
+            part.replace(folder / name)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        reason = error.strerror if isinstance(error, OSError) else "as if the disk were full"
+        raise WriteFailed(
+            f"{folder}: cannot be written to ({reason}); free some space or choose another --output"
+        ) from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block succeeds: nobody ever sees half a file."""
+    with together(path.parent) as parts:
+        yield parts.new(path.name)
+
+
+def save_torch(path: Path, content: dict[str, Any]) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """sha256 and size of a file, for the manifest."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 
 
 def make_folder(output: Path) -> None:
@@ -1141,182 +2066,100 @@ def make_folder(output: Path) -> None:
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        raise UserError(f"{output}: cannot be written to ({error}); choose another --output") from error
+        raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from error
 
 
-def warm_bundle(run: Run, name: str) -> dict[str, Any]:
-    """Weights to start a phase from; had they seen the validation images, the figure would be a lie."""
-    path = find_file(run.source, name)
-    bundle = load_weights(path)
-    if name == VALIDATED_MODEL and bundle["val_images"] != [run.train.image_names[i] for i in run.val_images]:
-        raise UserError(f"{path}: was validated on other images; --set split_seed={bundle['knobs']['split_seed']}")
-    theirs = [(one["knobs"]["network"], one["knobs"]["hidden"]) for one in bundle["members"]]
-    ours = [(knobs.network, knobs.hidden) for k in range(run.knobs.members) for knobs in [member_knobs(run.knobs, k)]]
-    if (theirs, bundle["dims"]) != (ours, [run.train.text.shape[1], run.train.images.shape[1]]):
-        raise UserError(f"{path}: has other members or dimensions; take its recipe, {bundle['knobs']['recipe']}")
-    return bundle
+# ----------------------------------------------------------------------------------------- command line
+def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
+    """Read, train, submit; the exit code."""
+    knobs, candidates = resolve_knobs(given), resolve_candidates(given)
+    stop = Stop(knobs.max_minutes)
+    paths = [find_file(source, name) for name in ("train.npz", "test.clean.npz")]
+    train, test = read_train(paths[0], knobs.consecutive_captions), read_test(paths[1])
+    for key, ours, theirs in (
+        ("captions/embeddings", train.text.shape[1], test.text.shape[1]),
+        ("metadata/embedding_dim_image", train.images.shape[1], test.image_dim),
+    ):
+        if ours != theirs:
+            raise UserError(f"{paths[1]}: {key}: {theirs} dimensions, but {paths[0]} has {ours}")
+    epochs = default_epochs(len(train.images))
+    candidates = [one if one.epochs else dataclasses.replace(one, epochs=epochs) for one in candidates]
+    problem = make_problem(train, test, knobs, candidates)
+    make_folder(output)
+    inputs = {path.name: file_facts(path) for path in paths}
+    log(
+        f"data: {len(train.text)} captions x {train.text.shape[1]}, {len(train.images)} images x "
+        f"{train.images.shape[1]}, {len(test.text)} test captions; read in {time.monotonic() - STARTED:.1f} s"
+    )
+    compared = [
+        {k: v for k, v in dataclasses.asdict(one).items() if not FIELDS[k].metadata["free"]} for one in candidates
+    ]
+    folder = Folder(output, hashlib.sha256(json.dumps([inputs, compared]).encode()).hexdigest())
+    index = folder.read_index(source)
+    machine = choose_machine(knobs, index)
+    jobs = [
+        Job(number, one, drawn=number >= len(candidates))
+        for number, one in enumerate([*candidates, *index.get("drawn", [])])
+    ]
+    for job in jobs:
+        job.done = bool(index) and folder.is_done("validate", job.number)
+        job.named = not knobs.refit and job.knobs.network != "linear" and not any(one.named for one in jobs)
+    if not index:
+        folder.clear()
+        folder.forget()
+    folder.write_index(machine, jobs)
+    records = Records(knobs, inputs, {"train": 0.0, "refit": 0.0})
+    schedule = Schedule(jobs, knobs, given, problem, Budget(stop, len(machine.devices), machine.flops_guess))
+    log(f"recipe: {knobs.recipe}, {len(jobs)} candidate(s), {epochs} epochs by the number of photos, seed {knobs.seed}")
+    try:
+        train_and_submit(problem, knobs, machine, folder, records, schedule, stop)
+    except Interrupted:
+        return interrupted(folder, stop)
+    if records.failures:
+        raise TrainingFailed(f"{'; '.join(records.failures)}; the submission is of the other candidates")
+    folder.forget()
+    log(f"done in {time.monotonic() - STARTED:.1f} s; outputs in {output}")
+    return 0
 
 
-def take_up_or_plan(run: Run) -> None:
-    """Go on with an interrupted run found in the output folder or below the input root, or plan a new one."""
-    path = run.output / RESUME_RUN
-    for half in run.output.glob(".*.part"):  # of a killed run
-        half.unlink(missing_ok=True)
-    if not path.exists() and any(run.source.rglob(RESUME_RUN)):
-        earlier = find_file(run.source, RESUME_RUN).parent
-        for state in [*earlier.glob("resume_*_*"), earlier / RESUME_RUN]:  # the index last: it makes the others count
-            shutil.copyfile(state, run.output / state.name)
-    if path.exists():
-        try:
-            state = json.loads(path.read_text())
-            same, planned = state["fingerprint"] == run.fingerprint, {k: int(state[k]) for k in ("epochs", "members")}
-            device, dtype = state["device"], DTYPES[state["dtype"]]
-        except Exception as error:
-            raise UserError(f"{path}: damaged ({first_line(error)}); delete resume_* there to start anew") from error
-        if not same:
-            raise UserError(f"{run.output}: holds an unfinished run of other data or knobs; choose another --output, "
-                            "or delete resume_* there to start anew")
-        run.knobs = check_knobs(dataclasses.replace(run.knobs, **planned))
-        if (device, run.knobs.dtype) == (run.device.type, "auto"):  # a new timing might choose another one
-            run.dtype, run.text = dtype, torch.from_numpy(run.train.text).to(run.device, dtype)
-        return
-    for stale in [run.output / MANIFEST, *run.output.glob("resume_*"), *run.output.glob(CHECKPOINT.format("*"))]:
-        stale.unlink(missing_ok=True)
-    run.knobs = plan(run)
-    write_json(path, {"fingerprint": run.fingerprint, "epochs": run.knobs.epochs, "members": run.knobs.members,
-                      "device": run.device.type, "dtype": str(run.dtype).removeprefix("torch.")})
+def interrupted(folder: Folder, stop: Stop) -> int:
+    """The exit code of a stopped run. Kaggle mounts no output of a failed one, so there a valid submission counts."""
+    manifest = folder.path / MANIFEST
+    log(f"stopped by {stop.reason}; the same command goes on from here")
+    if manifest.exists():
+        write_json(manifest, json.loads(manifest.read_text(encoding="utf-8")) | {"stopped": stop.reason})
+        if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+            return 0
+    return 128 + stop.signal
 
 
-def plan(run: Run) -> Knobs:
-    """Epochs and members that fit the time budget, from a few timed steps of every member."""
-    knobs, task, cost = run.knobs, make_task(run, run.train_images), 0.0
-    for member in range(knobs.members):
-        trainer = Trainer(run, task, "plan", member)
-        if trainer.knobs.network != "linear":
-            cost += trainer.steps * trainer.knobs.epochs * step_seconds(trainer)
-    if knobs.refit:
-        cost *= 1 + len(run.train.images) / len(run.train_images)
-    share = (run.stop.deadline - time.monotonic()) / max(cost, 1e-9)
-    if share >= 1:
-        return knobs
-    members = max(1, math.ceil(knobs.members * min(1, 2 * share)))  # fewer epochs first, from half on fewer members
-    epochs = max(1, int(knobs.epochs * min(1, share * knobs.members / members)))
-    log(f"time budget: all of it would train for {cost / 60:.1f} min; {members} member(s) of {epochs} epochs fit")
-    return dataclasses.replace(knobs, members=members, epochs=epochs)
-
-
-def step_seconds(trainer: Trainer, steps: int = 3) -> float:
-    """Seconds of one training step; the first one pays for start-up and is not counted."""
-    captions = trainer.task.captions[:trainer.batch]
-    trainer.update(captions)
-    start = float(trainer.loss_sum) * 0 + time.monotonic()  # reading the loss waits for the device
-    for _ in range(steps):
-        trainer.update(captions)
-    return (float(trainer.loss_sum) * 0 + time.monotonic() - start) / steps
-
-
-def train_and_submit(run: Run) -> int:
-    """Validate on held-out images, refit on all, predict, write everything down; the exit code."""
-    take_up_or_plan(run)
-    log(f"recipe: {run.knobs.recipe}, {run.knobs.members} member(s), {run.knobs.epochs} epochs, seed {run.knobs.seed}")
-    with run.timed("train"):
-        members = train_phase(run, "validate", run.train_images)
-    validation = report(run, members)
-    save_torch(run.output / VALIDATED_MODEL, make_bundle(run, members))
-    with run.timed("refit"):
-        if run.knobs.refit and not run.stop.reason:
-            refitted = train_phase(run, "refit", np.arange(len(run.train.images)))
-            if all(member["finished"] for member in refitted) and len(refitted) == len(members):
-                members = refitted
-    if run.stop.signal and not run.knobs.submit_on_stop:
-        log(f"stopped by {run.stop.reason}; the same command goes on from here")
-        return 128 + run.stop.signal
-    bundle = make_bundle(run, members)
-    save_torch(run.output / FINAL_MODEL, bundle)
-    with run.timed("predict"):
-        submit(run.output / SUBMISSION, run.test, bundle, run.device)
-    write_records(run, validation)
-    return 128 + run.stop.signal if run.stop.signal else 0
-
-
-def write_records(run: Run, validation: dict[str, dict]) -> None:
-    """metrics.json, the training log and its picture, and last the manifest that vouches for all of them."""
-    run.seconds["total"] = time.monotonic() - STARTED
-    validating = round(run.seconds.pop("validate", 0.0), 2)  # a part of training's seconds
-    seconds = {part: round(value, 2) for part, value in run.seconds.items()}
-    machine = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    facts = {"recipe": run.knobs.recipe, "device": machine, "dtype": str(run.dtype).removeprefix("torch."),
-             "seconds": seconds}
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    device = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else 0
-    write_json(run.output / METRICS,
-               facts | {"validate_seconds": validating, "peak_rss_bytes": rss, "peak_device_bytes": device,
-                        "validation": validation})
-    with atomic(run.output / TRAINING_LOG) as temporary:
-        history_of(run).to_csv(temporary, index=False)
-    draw_curves(run)
-    knobs = dataclasses.asdict(run.knobs)
-    finish(run.output, facts | {"stopped": run.stop.reason, "inputs": run.inputs, "knobs": knobs})
-    if not run.stop.reason:  # nothing is left to resume
-        for state in run.output.glob("resume_*"):
-            state.unlink()
-    log(f"done in {run.seconds['total']:.1f} s; outputs in {run.output}")
-
-
-def history_of(run: Run) -> pd.DataFrame:
-    """The training table of all members and phases."""
-    return pd.DataFrame(run.history, columns=list(LOG_COLUMNS))
-
-
-def finish(output: Path, facts: dict[str, Any]) -> None:
-    """The manifest: sha256 and size of every output beside what made it."""
-    names = [SUBMISSION, FINAL_MODEL, VALIDATED_MODEL, METRICS, TRAINING_LOG, CURVES]
-    outputs = [path for path in [*map(output.joinpath, names), *output.glob(CHECKPOINT.format("*"))] if path.exists()]
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    write_json(output / MANIFEST, {"complete": facts.get("stopped", "") in ("", BUDGET), "versions": versions, **facts,
-                                   "outputs": {path.name: file_facts(path) for path in sorted(outputs)}})
-
-
-def draw_curves(run: Run) -> None:
-    """Loss and validation MRR by epoch, one line a member and phase."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for (phase, member), rows in history_of(run).groupby(["phase", "member"]):
-        tested, colour = rows.dropna(subset="pool100_raw"), f"C{member}"
-        left.plot(rows["epoch"], rows["loss"], "-" if phase == "validate" else ":", color=colour,
-                  label=f"member {member}, {phase}")
-        for name, style in (("raw", "o-"), ("cosine", "s--")) if len(tested) else ():
-            right.plot(tested["epoch"], tested[f"pool100_{name}"], style, color=colour,
-                       label=f"member {member}, {name}")
-    left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
-    right.set(xlabel="epoch", ylabel=f"MRR in pools of {POOL}", title="Validation on unseen images")
-    for axes in [axes for axes in (left, right) if axes.lines]:
-        axes.legend(fontsize=8)
-    with atomic(run.output / CURVES) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
-
-
-def predict_only(source: Path, output: Path, knobs: Knobs) -> int:
+def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     """The submission from weights found below the input root; no training data is needed."""
+    for key in given:
+        if key not in PREDICTING:
+            raise UserError(f"knob '{key}' changes nothing in mode predict; it honours {', '.join(PREDICTING)}")
+    knobs = Knobs(**given)
     weights, test_path = find_file(source, FINAL_MODEL), find_file(source, "test.clean.npz")
     bundle, test = load_weights(weights), read_test(test_path)
     if bundle["dims"][1] != test.image_dim:
         raise UserError(f"{weights}: predicts {bundle['dims'][1]} dimensions, but {test_path} wants {test.image_dim}")
+    bundle["repulsion"] = given.get("repulsion", bundle["repulsion"])
+    for member in bundle["members"] if "infer_batch" in given else []:
+        member["knobs"]["infer_batch"] = knobs.infer_batch
     make_folder(output)
-    submit(output / SUBMISSION, test, bundle, choose_device(knobs))
-    finish(output, {"recipe": bundle["knobs"]["recipe"], "knobs": dataclasses.asdict(knobs),
-                    "inputs": {path.name: file_facts(path) for path in (weights, test_path)},
-                    "seconds": {"total": round(time.monotonic() - STARTED, 2)}})
-    return 0
-
-
-def help_train(run: Run, phase: str, index: int, processes: int) -> int:
-    """A helper process: its share of the members, whose states are its result."""
-    run.stop.parent = os.getppid()
-    run.fingerprint = json.loads((run.output / RESUME_RUN).read_text())["fingerprint"]  # of knobs before planning
-    task = make_task(run, run.train_images if phase == "validate" else np.arange(len(run.train.images)))
-    for member in range(index, run.knobs.members, processes):
-        train_member(run, task, phase, member)
+    folder, device = Folder(output, ""), choose_device(knobs)
+    folder.clear()
+    with together(output) as parts:
+        write_submission(parts.new(SUBMISSION), test.caption_ids, predicted(bundle, test, device))
+        facts = {
+            "recipe": bundle["knobs"]["recipe"],
+            "knobs": bundle["knobs"] | given,
+            "repulsion": bundle["repulsion"],
+            "inputs": {path.name: file_facts(path) for path in (weights, test_path)},
+            "seconds": {"total": round(time.monotonic() - STARTED, 2)},
+        }
+        write_manifest(parts, output, True, facts)
+    log(f"submission: {output / SUBMISSION} ({len(test.caption_ids)} rows, read back and checked)")
     return 0
 
 
@@ -1327,19 +2170,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default {Knobs.recipe})")
     parser.add_argument("--mode", help="train (default) or predict")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one knob (repeatable)")
-    parser.add_argument("--helper", help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a path's letters may be in no character set of the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stderr.reconfigure(errors="backslashreplace")
     try:
-        named = {key: value for key in ("recipe", "mode") if (value := getattr(given, key)) is not None}
-        knobs = resolve_knobs({**named, **dict(map(parse_setting, given.set))})
-        if knobs.mode == "predict":
-            return predict_only(given.input, given.output, knobs)
-        run = prepare(given.input, given.output, knobs)
-        if given.helper:
-            phase, index, processes = given.helper.split(":")
-            return help_train(run, phase, int(index), int(processes))
-        return train_and_submit(run)
-    except KeyboardInterrupt:  # before training, which notes signals itself
+        named = {key: value for key in ("recipe", "mode") if (value := getattr(arguments, key)) is not None}
+        given = resolve_given({**named, **dict(map(parse_setting, arguments.set))})
+        work = predict_run if given.get("mode") == "predict" else train_run
+        return work(arguments.input, arguments.output, given)
+    except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (UserError, OSError) as error:
@@ -1347,5 +2187,8 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(error, "exit_code", 2)
 
 
-if __name__ == "__main__" and (code := main()):  # no SystemExit after success: a notebook would show it as a failure
-    sys.exit(code)
+if __name__ == "__main__":
+    # A notebook into which this was pasted has no file, and arguments of its own.
+    code = main(None if "__file__" in globals() else [])
+    if code:  # no SystemExit after success: a notebook would show it as a failure
+        sys.exit(code)
