@@ -23,6 +23,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -93,7 +94,7 @@ class Knobs:
     network: str = knob("align", "mlp is the original's, linear the closed form", choices=("align", "mlp", "linear"))
     sees: str = knob("vector", "the caption's vector, its words, or both", choices=("vector", "words", "both"))
     word_buckets: int = knob(2**15, "rows of the table that words and pairs of words are hashed into", 2)
-    word_width: int = knob(512, "width of a caption's bag of words", 1)
+    word_width: int = knob(256, "width of a caption's bag of words: twice as wide gains little for twice the time", 1)
     word_dropout: float = knob(0.3, "share of the words left out at a step", 0, 0.99)
     # its network
     hidden: int = knob(2048, "wide and shallow", 1)
@@ -137,9 +138,9 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "closed_form": [CLOSED_FORM],
     "align": [CLOSED_FORM, JOINT],
     # Networks that differ in what they see and what they minimise: kinds count, not numbers.
-    "ensemble": [CLOSED_FORM, JOINED, TRIPLET, JOINT, WORDS],
+    "ensemble": [CLOSED_FORM, TRIPLET, JOINT, JOINED, WORDS],
     # The same, then draws around the best so far for as long as there is time.
-    "search": [CLOSED_FORM, JOINED, TRIPLET, JOINT, WORDS],
+    "search": [CLOSED_FORM, TRIPLET, JOINT, JOINED, WORDS],
 }
 # What a draw of `search` may change, two at a time.
 DRAWS: dict[str, tuple] = {
@@ -248,7 +249,7 @@ def describe(knobs: Knobs, beside: Knobs | None = None) -> str:
     """A candidate's knobs that differ from the run's (default: from the defaults), as `key=value`."""
     base, named = beside or Knobs(), dataclasses.asdict(knobs)
     changed = [f"{key}={value}" for key, value in named.items() if value != getattr(base, key)]
-    return " ".join(changed) or "as the defaults"
+    return " ".join(changed) or "the recipe's"
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -375,9 +376,8 @@ class Npz:
         array = array.astype(np.float32, copy=False)
         twins = rows - len({hash(row.tobytes()) for row in array})
         if constant or twins > rows // 100:
-            log(
-                f"warning: {self.path}: {key}: of {rows} vectors {constant} are zero or constant, {twins} repeat another"
-            )
+            found = f"{constant} vectors of {rows} are zero or constant, {twins} repeat another"
+            log(f"warning: {self.path}: {key}: {found}")
         return array
 
     def label(self, captions: int, images: int) -> np.ndarray:
@@ -486,7 +486,7 @@ def word_ids(captions: list[str], buckets: int) -> np.ndarray:
     ids = np.zeros((len(captions), GRAMS), np.int32)
     for row, caption in enumerate(captions):
         words = tokens(caption)
-        grams = [*words, *(f"{one} {two}" for one, two in zip(words, words[1:], strict=False))][:GRAMS]
+        grams = [*words, *(f"{one} {two}" for one, two in itertools.pairwise(words))][:GRAMS]
         ids[row, : len(grams)] = [1 + zlib.crc32(gram.encode()) % (buckets - 1) for gram in grams]
     return ids
 
@@ -505,9 +505,8 @@ def cut_as_the_test(train: list[str], test: list[str], seed: int) -> list[str]:
     ours, theirs = habits(train), habits(test)
     share = 1 - theirs["commas"] / ours["commas"] if ours["commas"] > 0.02 else 0.0
     for name, row in (("training", ours), ("test", theirs)):
-        log(
-            f"{name} texts: {row['commas']:.1%} with a comma, {row['quotes']:.1%} open with a quote, {row['words']:.1f} words"
-        )
+        opens = f"{row['commas']:.1%} have a comma, {row['quotes']:.1%} open with a quote"
+        log(f"{name} texts: {opens}, {row['words']:.1f} words on average")
     if share < 0.5:
         return train
     log(f"the test's texts are cut at a comma: so are the words of {share:.0%} of training and validation")
@@ -1041,7 +1040,8 @@ class Learner:
 def new_learner(name: str, knobs: Knobs, task: Task, dtype: torch.dtype) -> Learner:
     random = torch.Generator(task.text.device).manual_seed(seed_of(knobs.seed, name))
     dims = (task.text.shape[1], task.images.shape[1])
-    network = build_network(dims, knobs, task.text[task.captions].mean(0), random)
+    centre = (task.label >= 0).float() @ task.text / len(task.captions)  # a mean without a copy of the captions
+    network = build_network(dims, knobs, centre, random)
     kind = torch.optim.AdamW if knobs.weight_decay else torch.optim.Adam
     optimizer = kind(network.parameters(), knobs.lr, weight_decay=knobs.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(random.device.type, enabled=dtype == torch.float16)
@@ -1238,46 +1238,7 @@ def training_flop(knobs: Knobs, problem: Problem) -> float:
     return float(captions * knobs.epochs * (6 * weights + 4 * gallery + step))
 
 
-class Budget:
-    """What is left of the time, in what things were measured to cost."""
-
-    def __init__(self, stop: Stop, workers: int, rate: float) -> None:
-        self.stop, self.workers, self.rate = stop, workers, rate  # rate: FLOP/s of a worker in the last training
-        self.validate = 0.5  # seconds, as the last one took
-
-    def left(self) -> float:
-        """Seconds of all workers until only the last submission and the records are left to write."""
-        return self.workers * (self.stop.deadline - self.stop.closing - time.monotonic())
-
-    def seconds(self, knobs: Knobs, problem: Problem, refit: bool) -> float:
-        """A candidate's training, validation, its part in a submission, and its refit."""
-        if knobs.network == "linear":
-            return 0.0
-        training = training_flop(knobs, problem) / self.rate
-        return training * (1 + refit * problem.refit_ratio) + self.validate + self.stop.closing
-
-    def note(self, candidate: Candidate, problem: Problem) -> None:
-        """Learn from a training how fast they are here."""
-        trained = candidate.validated
-        if candidate.knobs.network != "linear" and trained.seconds > trained.watched:
-            flop = training_flop(candidate.knobs, problem) * trained.epochs / candidate.knobs.epochs
-            self.rate = flop / (trained.seconds - trained.watched)
-
-
 MIN_SHARE = 0.3  # of its epochs; a network that would get less makes room for those before it
-
-
-def allot(budget: Budget, waiting: list[Knobs], owed: float, problem: Problem, refit: bool) -> tuple[int, float]:
-    """(how many of the waiting candidates there is time for, the share of its plan that each can have).
-
-    `owed`: seconds for the refits of what is trained already. Fewer epochs come before fewer candidates.
-    """
-    for count in range(len(waiting), 0, -1):
-        planned = sum(budget.seconds(one, problem, refit) for one in waiting[:count])
-        share = (budget.left() - owed) / max(planned, 1e-9)
-        if share >= MIN_SHARE or (count == 1 and share >= MIN_SHARE / 6):
-            return count, share
-    return 0, 0.0
 
 
 def draw_candidate(base: Knobs, given: dict[str, Any], draw: random.Random) -> Knobs:
@@ -1390,6 +1351,7 @@ class Outcome:
     repulsion: float
     chosen: bool  # weights were chosen; else they are equal
     tables: dict[str, dict[str, float]]
+    submitted: bool = False  # what predicts now has predicted the submission
 
     @property
     def mrr(self) -> float:
@@ -1411,40 +1373,56 @@ def outcome_of(members: list[Candidate], problem: Problem, repulsion: float) -> 
 
 
 class Schedule:
-    """Which candidate is trained next, and in how much time."""
+    """Which candidate is trained next and in how much time, from what things were measured to cost."""
 
-    def __init__(self, jobs: list[Job], knobs: Knobs, given: dict[str, Any], problem: Problem, budget: Budget) -> None:
-        self.jobs, self.waiting = jobs, list(jobs)
-        self.running: list[Job] = []
-        self.left_out: list[str] = []
-        self.knobs, self.given, self.problem, self.budget = knobs, given, problem, budget
+    def __init__(
+        self, jobs: list[Job], knobs: Knobs, given: dict[str, Any], problem: Problem, machine: Machine, stop: Stop
+    ) -> None:
+        self.jobs, self.knobs, self.given, self.problem, self.stop = jobs, knobs, given, problem, stop
+        self.workers, self.rate = len(machine.devices), machine.rate  # rate: FLOP/s of a worker in the last training
+        self.validating = 0.5  # seconds, as the last candidate took
+        self.waiting, self.running = list(jobs), list[Job]()
 
-    def owed(self, best: Outcome | None) -> float:
-        """Seconds that running trainings and the refits of the best blend's members will take."""
-        refits = [one.validated.seconds * self.problem.refit_ratio for one in best.members] if best else []
-        running = [self.budget.seconds(job.knobs, self.problem, self.knobs.refit) for job in self.running]
-        return sum(running) + self.knobs.refit * sum(refits)
+    def left(self) -> float:
+        """Seconds of all workers until only the last submission and the records are left to write."""
+        return self.workers * (self.stop.deadline - self.stop.closing - time.monotonic())
 
-    def next_job(self, best: Outcome | None) -> Job | None:
-        job = self.next_waiting(best) or self.next_draw(best)
+    def seconds(self, knobs: Knobs) -> float:
+        """Of a candidate: training, validation, its part in a submission, refit."""
+        training = training_flop(knobs, self.problem) / self.rate
+        return training * (1 + self.knobs.refit * self.problem.refit_ratio) + self.validating + self.stop.closing
+
+    def spare(self, best: Outcome | None) -> float:
+        """Seconds that neither running trainings nor refits of the best blend's networks will need."""
+        refits = sum(one.validated.seconds for one in best.members) * self.problem.refit_ratio if best else 0.0
+        return self.left() - sum(self.seconds(job.knobs) for job in self.running) - self.knobs.refit * refits
+
+    def note(self, candidate: Candidate) -> None:
+        """Learn from a training how fast they are here."""
+        trained, knobs = candidate.validated, candidate.knobs
+        if trained.seconds > trained.watched and knobs.network != "linear":
+            flop = training_flop(knobs, self.problem) * trained.epochs / knobs.epochs
+            self.rate = flop / (trained.seconds - trained.watched)
+
+    def next_job(self, best: Outcome | None, records: Records) -> Job | None:
+        job = self.next_waiting(best, records) or self.next_draw(best)
         self.running += [job] if job else []
         return job
 
-    def next_waiting(self, best: Outcome | None) -> Job | None:
-        """The next of the recipe's; those that there is no time for are left out, the last ones first."""
+    def next_waiting(self, best: Outcome | None, records: Records) -> Job | None:
+        """The recipe's next. Short of time, all get fewer epochs before the last ones are left out."""
         if self.waiting and (self.waiting[0].done or self.waiting[0].knobs.network == "linear"):
             return self.waiting.pop(0)
-        count, share = allot(
-            self.budget, [job.knobs for job in self.waiting], self.owed(best), self.problem, self.knobs.refit
-        )
-        for job in self.waiting[count:]:
-            self.left_out.append(f"candidate {job.number} ({describe(job.knobs, self.knobs)}): no time left")
-            log(f"time budget: {self.left_out[-1]}")
-        del self.waiting[count:]
+        while self.waiting:
+            share = self.spare(best) / sum(self.seconds(job.knobs) for job in self.waiting)
+            if share >= MIN_SHARE or (len(self.waiting) == 1 and share >= MIN_SHARE / 6):
+                break
+            out = self.waiting.pop()
+            records.leave_out(f"candidate {out.number} ({describe(out.knobs, self.knobs)}): no time for it")
         if not self.waiting:
             return None
         job = self.waiting.pop(0)
-        job.allotted = share * training_flop(job.knobs, self.problem) / self.budget.rate
+        job.allotted = share * training_flop(job.knobs, self.problem) / self.rate
         if share < 1:
             log(f"time budget: candidate {job.number} gets {job.allotted:.0f} s, some {share:.0%} of its epochs")
         return job
@@ -1458,8 +1436,7 @@ class Schedule:
         bases = [one.knobs for one in best.members if one.knobs.network == "align"] or [self.knobs]
         for _ in range(20):  # what was tried before, or takes too long, is drawn anew
             knobs = draw_candidate(draw.choice(bases), self.given, draw)
-            seconds = self.budget.seconds(knobs, self.problem, self.knobs.refit)
-            if knobs not in tried and seconds <= self.budget.left() - self.owed(best):
+            if knobs not in tried and self.seconds(knobs) <= self.spare(best):
                 self.jobs.append(Job(number, knobs, drawn=True))
                 log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
                 return self.jobs[-1]
@@ -1469,14 +1446,14 @@ class Schedule:
 def train_and_submit(
     problem: Problem, knobs: Knobs, machine: Machine, folder: Folder, records: Records, schedule: Schedule, stop: Stop
 ) -> None:
-    """Train the candidates with the best blend always submitted, then its members once more on all images."""
+    """Train the candidates with the best blend always submitted, then its networks once more on all images."""
     work = functools.partial(train_candidate, problem=problem, machine=machine, folder=folder, stop=stop)
     with records.timed("train"):
         best = validate_candidates(work, problem, knobs, machine, folder, records, schedule)
     log_report(best, records, problem)
     if knobs.refit and not stop.reason:
         with records.timed("refit"):
-            refit_members(best, work, problem, machine, folder, records, schedule.budget)
+            refit_members(best, work, machine, folder, records, schedule)
     records.stopped, records.complete = stop.reason, not records.failures
     publish(best, problem, knobs, machine, folder, records)
 
@@ -1492,31 +1469,34 @@ def validate_candidates(
 ) -> Outcome:
     """Train what the schedule gives; whenever validation says that a blend is better, it becomes the submission."""
     best: Outcome | None = None
-    jobs = side_by_side(lambda: schedule.next_job(best), functools.partial(work, "validate"), machine.devices)
-    for job, future in jobs:
+
+    def next_job() -> Job | None:
+        job = schedule.next_job(best, records)
+        folder.write_index(machine, schedule.jobs)
+        return job
+
+    for job, future in side_by_side(next_job, functools.partial(work, "validate"), machine.devices):
         schedule.running.remove(job)
+        start = time.monotonic()
         try:
-            candidate = candidate_of(job, future.result(), problem, machine.devices[0])
+            records.candidates.append(candidate_of(job, future.result(), problem, machine.devices[0]))
         except TrainingFailed as error:
             records.fail(error)
             continue
-        records.candidates.append(candidate)
-        folder.write_index(machine, schedule.jobs)
         if any(one.done for one in schedule.waiting):
             continue  # the next one is there already
-        schedule.budget.note(candidate, problem)
-        start = time.monotonic()
+        schedule.note(records.candidates[-1])
         outcome = outcome_of(records.candidates, problem, knobs.repulsion)
-        schedule.budget.validate = time.monotonic() - start
+        schedule.validating = time.monotonic() - start
         if best and outcome.mrr <= best.mrr:
             log(f"candidate {job.number}: a blend with it has {outcome.mrr:.4f}, the best so far {best.mrr:.4f}")
             continue
         best = outcome
-        if knobs.refit:  # of the closed form alone: it takes a second
-            for member in [one for one in best.members if one.knobs.network == "linear" and not one.refitted]:
+        for member in best.members:
+            if knobs.refit and member.knobs.network == "linear" and not member.refitted:  # it takes a second
                 member.refitted = work("refit", Job(member.number, member.knobs), machine.devices[0])
         publish(best, problem, knobs, machine, folder, records)
-        schedule.budget.stop.closing = 1.5 * records.publish_seconds + 1
+        schedule.stop.closing = 1.5 * records.publish_seconds + 1
     if best is None:
         raise TrainingFailed("; ".join(records.failures) or "no candidate fits the time; raise --set max_minutes")
     return best
@@ -1525,34 +1505,33 @@ def validate_candidates(
 def refit_members(
     best: Outcome,
     work: Callable[..., Trained],
-    problem: Problem,
     machine: Machine,
     folder: Folder,
     records: Records,
-    budget: Budget,
+    schedule: Schedule,
 ) -> None:
     """Train the blend's networks once more on all images, heaviest first, as far as the time goes."""
     pending = [one for one in best.members if one.refitted is None]
-    seconds = {
-        one.number: 0.0 if folder.is_done("refit", one.number) else one.validated.seconds * problem.refit_ratio
-        for one in pending
-    }
-    while pending and 0.9 * sum(seconds[one.number] for one in pending) > budget.left():
-        out = pending.pop()
-        records.left_out.append(
-            f"refit of candidate {out.number}: no time left, it predicts with its validated weights"
-        )
-        log(f"time budget: {records.left_out[-1]}")
-    share = budget.left() / max(1e-9, sum(seconds[one.number] for one in pending))
-    jobs = [
-        Job(one.number, dataclasses.replace(one.knobs, epochs=max(1, round(one.validated.epochs)))) for one in pending
-    ]
-    for job in jobs:
-        job.allotted, job.named = share * seconds[job.number], job.number == min(one.number for one in pending)
-    coming = iter(jobs)
-    for job, future in side_by_side(lambda: next(coming, None), functools.partial(work, "refit"), machine.devices):
+    ratio = schedule.problem.refit_ratio
+    seconds = [0.0 if folder.is_done("refit", one.number) else ratio * one.validated.seconds for one in pending]
+    while pending and 0.9 * sum(seconds) > schedule.left():
+        seconds.pop()
+        number = pending.pop().number
+        records.leave_out(f"refit of candidate {number}: no time for it; it predicts with its validated weights")
+    share = schedule.left() / max(1e-9, sum(seconds))
+    first = min((one.number for one in pending), default=-1)
+    members, coming = {one.number: one for one in pending}, iter(zip(pending, seconds, strict=True))
+
+    def next_job() -> Job | None:
+        if not (coming_next := next(coming, None)):
+            return None
+        one, planned = coming_next
+        knobs = dataclasses.replace(one.knobs, epochs=max(1, round(one.validated.epochs)))
+        return Job(one.number, knobs, share * planned, named=one.number == first)
+
+    for job, future in side_by_side(next_job, functools.partial(work, "refit"), machine.devices):
         try:
-            next(one for one in pending if one.number == job.number).refitted = future.result()
+            members[job.number].refitted, best.submitted = future.result(), False
         except TrainingFailed as error:
             records.fail(error)
 
@@ -1687,6 +1666,16 @@ class Records:
         self.failures.append(first_line(error))
         log(f"failed: {self.failures[-1]}")
 
+    def leave_out(self, what: str) -> None:
+        self.left_out.append(what)
+        log(f"time budget: {what}")
+
+
+def output_files(folder: Path) -> list[Path]:
+    """What a run has left in `folder` so far, less the manifest that lists it."""
+    names = (SUBMISSION, METRICS, FINAL_MODEL, VALIDATED_MODEL, TRAINING_LOG, CURVES)
+    return [*filter(Path.exists, map(folder.joinpath, names)), *folder.glob(CHECKPOINT.format("*"))]
+
 
 @dataclass
 class Folder:
@@ -1731,9 +1720,9 @@ class Folder:
 
     def clear(self) -> None:
         """Take away what an earlier run left, the manifest first: old and new files never lie side by side."""
-        names = (MANIFEST, SUBMISSION, METRICS, FINAL_MODEL, VALIDATED_MODEL, TRAINING_LOG, CURVES)
-        for old in [*map(self.path.joinpath, names), *self.path.glob(CHECKPOINT.format("*"))]:
-            old.unlink(missing_ok=True)
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        for old in output_files(self.path):
+            old.unlink()
 
     def forget(self) -> None:
         """A complete run has nothing to go on from."""
@@ -1745,41 +1734,49 @@ def publish(best: Outcome, problem: Problem, knobs: Knobs, machine: Machine, fol
     """Replace the submission and all that tells of it, together; the manifest, which vouches for the rest, is last."""
     start = time.monotonic()
     with records.timed("predict"), together(folder.path) as parts:
-        members = list(zip(best.members, best.weights, strict=True))
-        validated = [member_of(one.knobs, one.validated.weights, weight) for one, weight in members]
-        save_torch(parts.new(VALIDATED_MODEL), make_bundle(problem, knobs, validated, best.repulsion))
-        final = [
-            member_of(one.knobs, (one.refitted or one.validated).weights, weight, one.refitted is not None)
-            for one, weight in members
-        ]
-        bundle = make_bundle(problem, knobs, final, best.repulsion)
-        save_torch(parts.new(FINAL_MODEL), bundle)
-        submission = predicted(bundle, problem.test, machine.devices[0])
-        write_submission(parts.new(SUBMISSION), problem.test.caption_ids, submission)
-        history = [row for one in records.candidates for row in one.validated.history]
-        history += [row for one in best.members if one.refitted for row in one.refitted.history]
-        table = pd.DataFrame(history, columns=list(LOG_COLUMNS))
-        table.to_csv(parts.new(TRAINING_LOG), index=False)
-        if records.complete:
-            draw_curves(parts.new(CURVES), table, best.tables)
+        if not best.submitted:
+            submit(best, problem, knobs, machine.devices[0], parts)
+        write_records(best, problem, knobs, machine, folder.path, parts, records)
+    best.submitted, records.publish_seconds = True, max(records.publish_seconds, time.monotonic() - start)
+    rows = f"{len(problem.test.caption_ids)} rows, read back and checked"
+    log(f"submission: {folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
 
-        records.charge("predict")
-        seconds = {part: round(value, 2) for part, value in records.seconds.items()}
-        facts = {
-            "recipe": knobs.recipe,
-            "device": machine.name,
-            "dtype": str(machine.dtype).removeprefix("torch."),
-            "seconds": seconds | {"total": round(time.monotonic() - STARTED, 2)},
-        }
-        write_json(parts.new(METRICS), facts | numbers_of(best, problem, knobs, records))
-        facts |= {"stopped": records.stopped, "inputs": records.inputs, "predicted_by": blend_of(best, knobs)}
-        facts |= {"knobs": dataclasses.asdict(knobs), "repulsion": best.repulsion}
-        write_manifest(parts, folder.path, records.complete, facts)
-    records.publish_seconds = time.monotonic() - start
-    log(
-        f"submission: {folder.path / SUBMISSION} ({len(problem.test.caption_ids)} rows, read back and checked), "
-        f"validation {best.mrr:.4f} raw, by {len(best.members)} candidate(s)"
-    )
+
+def submit(best: Outcome, problem: Problem, knobs: Knobs, device: torch.device, parts: Parts) -> None:
+    """The weights that were validated, those that predict, and their predictions for the test captions."""
+    validated, final = [], []
+    for one, weight in zip(best.members, best.weights, strict=True):
+        validated.append(member_of(one.knobs, one.validated.weights, weight))
+        last = one.refitted or one.validated
+        final.append(member_of(one.knobs, last.weights, weight, refitted=one.refitted is not None))
+    save_torch(parts.new(VALIDATED_MODEL), make_bundle(problem, knobs, validated, best.repulsion))
+    bundle = make_bundle(problem, knobs, final, best.repulsion)
+    save_torch(parts.new(FINAL_MODEL), bundle)
+    write_submission(parts.new(SUBMISSION), problem.test.caption_ids, predicted(bundle, problem.test, device))
+
+
+def write_records(
+    best: Outcome, problem: Problem, knobs: Knobs, machine: Machine, folder: Path, parts: Parts, records: Records
+) -> None:
+    """The training log and its picture, metrics.json, the manifest."""
+    history = [row for one in records.candidates for row in one.validated.history]
+    history += [row for one in best.members if one.refitted for row in one.refitted.history]
+    table = pd.DataFrame(history, columns=list(LOG_COLUMNS))
+    table.to_csv(parts.new(TRAINING_LOG), index=False)
+    if records.complete and history:
+        draw_curves(parts.new(CURVES), table, best)
+    records.charge("predict")
+    seconds = {part: round(value, 2) for part, value in records.seconds.items()}
+    facts = {
+        "recipe": knobs.recipe,
+        "device": machine.name,
+        "dtype": str(machine.dtype).removeprefix("torch."),
+        "seconds": seconds | {"total": round(time.monotonic() - STARTED, 2)},
+    }
+    write_json(parts.new(METRICS), facts | numbers_of(best, problem, knobs, records))
+    facts |= {"stopped": records.stopped, "inputs": records.inputs, "predicted_by": blend_of(best, knobs)}
+    facts |= {"knobs": dataclasses.asdict(knobs), "repulsion": best.repulsion}
+    write_manifest(parts, folder, records.complete, facts)
 
 
 def predicted(bundle: dict[str, Any], test: TestSet, device: torch.device) -> np.ndarray:
@@ -1789,7 +1786,7 @@ def predicted(bundle: dict[str, Any], test: TestSet, device: torch.device) -> np
 
 def write_manifest(parts: Parts, folder: Path, complete: bool, facts: dict[str, Any]) -> None:
     """sha256 and size of every output beside what made it."""
-    outputs = parts | {path.name: path for path in folder.glob(CHECKPOINT.format("*"))}
+    outputs = {path.name: path for path in output_files(folder)} | parts
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     listed = {name: file_facts(path) for name, path in sorted(outputs.items())}
     write_json(parts.new(MANIFEST), {"complete": complete, "versions": versions, **facts, "outputs": listed})
@@ -1861,27 +1858,28 @@ def log_report(best: Outcome, records: Records, problem: Problem) -> None:
     for one in records.candidates:
         figures = "".join(f"{value:8.4f}" for value in one.figures.values())
         trained = f"{one.validated.epochs:8.1f}{one.validated.seconds:9.1f}"
-        log(f"{one.number:9}{weights.get(one.number, 0):8.2f}{figures}{trained}  {describe(one.knobs)}")
+        log(f"{one.number:9}{weights.get(one.number, 0):8.2f}{figures}{trained}  {describe(one.knobs, records.knobs)}")
     kind = "chosen by cross-validation" if best.chosen else "equal: choosing gains less than its error"
     log(f"weights {kind}; repulsion {best.repulsion:g} of 0 and {records.knobs.repulsion:g}\n")
 
 
-def draw_curves(path: Path, table: pd.DataFrame, tables: dict[str, dict[str, float]]) -> None:
-    """Loss and validation MRR by epoch, one line a network and phase; the blend's MRR across."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for (phase, member), rows in table.groupby(["phase", "member"]):
-        tested, colour = rows.dropna(subset="pool100_raw"), f"C{member % 10}"
-        style = "-" if phase == "validate" else ":"
-        left.plot(rows["epoch"], rows["loss"], style, color=colour, label=f"candidate {member}, {phase}")
+def draw_curves(path: Path, table: pd.DataFrame, best: Outcome) -> None:
+    """Loss and validation MRR by epoch, one line a network and phase; the blend's members are named, its MRR across."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    members = {one.number: f"C{k % 10}" for k, one in enumerate(best.members)}
+    for (phase, number), rows in table.groupby(["phase", "member"]):
+        tested, colour = rows.dropna(subset="pool100_raw"), members.get(number, "lightgrey")
+        style, name = "-" if phase == "validate" else ":", f"candidate {number}" if number in members else None
+        left.plot(rows["epoch"], rows["loss"], style, color=colour, label=name and f"{name}, {phase}")
         if len(tested):
-            right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=f"candidate {member}, raw")
+            right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=name)
             right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
-    right.axhline(tables["pool100_raw"]["mrr"], color="black", label="the blend, raw")
+    right.axhline(best.mrr, color="black", label=f"the blend: {best.mrr:.3f}")
     left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
-    right.set(xlabel="epoch", ylabel="MRR in pools", title="Validation on unseen images (dashed: cosine)")
+    right.set(xlabel="epoch", ylabel="MRR in pools", title="Validation on unseen images: raw, and cosine dashed")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.lines:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, format="png", dpi=120)
     plt.close(figure)
@@ -1897,7 +1895,7 @@ def log(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:  # who read the log is gone; the run goes on
-        sys.stdout = Path(os.devnull).open("w")
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 @dataclass
@@ -1906,7 +1904,7 @@ class Machine:
 
     devices: list[torch.device]  # one worker each
     dtype: torch.dtype
-    flops_guess: float  # of training, FLOP/s of one worker, until one was timed
+    rate: float  # of training, FLOP/s of one worker: a guess, until one was timed
 
     @property
     def name(self) -> str:
@@ -2083,7 +2081,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
         if ours != theirs:
             raise UserError(f"{paths[1]}: {key}: {theirs} dimensions, but {paths[0]} has {ours}")
     epochs = default_epochs(len(train.images))
-    candidates = [one if one.epochs else dataclasses.replace(one, epochs=epochs) for one in candidates]
+    knobs, *candidates = (dataclasses.replace(one, epochs=one.epochs or epochs) for one in (knobs, *candidates))
     problem = make_problem(train, test, knobs, candidates)
     make_folder(output)
     inputs = {path.name: file_facts(path) for path in paths}
@@ -2109,7 +2107,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
         folder.forget()
     folder.write_index(machine, jobs)
     records = Records(knobs, inputs, {"train": 0.0, "refit": 0.0})
-    schedule = Schedule(jobs, knobs, given, problem, Budget(stop, len(machine.devices), machine.flops_guess))
+    schedule = Schedule(jobs, knobs, given, problem, machine, stop)
     log(f"recipe: {knobs.recipe}, {len(jobs)} candidate(s), {epochs} epochs by the number of photos, seed {knobs.seed}")
     try:
         train_and_submit(problem, knobs, machine, folder, records, schedule, stop)
