@@ -21,8 +21,10 @@ import csv
 import ctypes
 import dataclasses
 import difflib
+import fnmatch
 import functools
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -90,7 +92,10 @@ class Knobs:
     checkpoint_seconds: float = knob(60.0, "at most so much work is lost when the machine dies", free=True)
     infer_batch: int = knob(256, "captions predicted at once", 1)
     consecutive_captions: bool = knob(False, "where captions/label is missing: equal runs of captions an image")
-    # a candidate: what it sees
+    pairs_compare: bool = knob(False, "with pairs: every candidate also without them, and the two side by side")
+    # a candidate: what it learns from
+    pairs: bool = knob(False, "join pairs*.npz found below the input root; look up whether the rules allow it")
+    pairs_weight: float = knob(1.0, "of an extra caption in the loss, beside the competition's own", 1e-3, 100)
     network: str = knob("align", "mlp is the original's, linear the closed form", choices=("align", "mlp", "linear"))
     sees: str = knob("vector", "the caption's vector, its words, or both", choices=("vector", "words", "both"))
     word_buckets: int = knob(2**15, "rows of the table that words and pairs of words are hashed into", 2)
@@ -112,6 +117,7 @@ class Knobs:
     logit_block: int = knob(512, "rows of gallery logits held at once: bounds memory for any batch", 1)
     # its training
     epochs: int = knob(0, "ends at a rate of zero, so none is picked on validation; 0: by the number of photos")
+    epoch_factor: float = knob(1.0, "times that number: cheap epochs can be more", 1e-3)
     batch: int = knob(1024, "small enough for many steps, large enough to keep a card busy", 1)
     min_steps: int = knob(150, "small data gets a smaller batch, so that it gets as many updates")
     lr: float = knob(1e-3, "of AdamW", 1e-9)
@@ -127,7 +133,15 @@ JOINT: dict[str, Any] = {}  # softmax over all images, raw and unit length at on
 JOINED: dict[str, Any] = {"sees": "both"}  # the same on vector and words
 WORDS: dict[str, Any] = {"sees": "words"}
 TRIPLET: dict[str, Any] = (  # hardest image of the batch, on raw dot products
-    {"loss": "triplet", "skip": False, "dropout": 0.7, "input_dropout": 0.1, "lr": 2e-3, "batch": 2000}
+    {
+        "loss": "triplet",
+        "skip": False,
+        "dropout": 0.7,
+        "input_dropout": 0.1,
+        "lr": 2e-3,
+        "batch": 2000,
+        "epoch_factor": 1.25,
+    }
 )
 RECIPES: dict[str, list[dict[str, Any]]] = {
     # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
@@ -146,7 +160,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
 DRAWS: dict[str, tuple] = {
     "sees": ("vector", "both"),
     "loss": ("softmax", "triplet"),
-    "epochs": (0.5, 2.0),  # times the base's
+    "epoch_factor": (0.5, 1.0, 2.0, 4.0),
     "hidden": (1024, 2048, 4096),
     "activation": ("silu", "square", "gate"),
     "dropout": (0.5, 0.6, 0.7),
@@ -201,7 +215,7 @@ def typed(key: str, value: Any) -> Any:
     if key not in FIELDS:
         near = difflib.get_close_matches(key, FIELDS, n=3, cutoff=0.5) or sorted(FIELDS)
         raise UserError(f"unknown knob '{key}'; did you mean {', '.join(near)}?")
-    kind, text, rules = type(FIELDS[key].default), str(value).strip(), FIELDS[key].metadata
+    kind, text, rules = type(getattr(Knobs, key)), str(value).strip(), FIELDS[key].metadata
     try:
         value = {"true": True, "1": True, "false": False, "0": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
@@ -240,9 +254,10 @@ def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
     return dataclasses.replace(Knobs(), **{**shared, **given})
 
 
-def default_epochs(images: int) -> int:
-    """Epochs for a number of training photos: more photos are learnt for longer before they are learnt by heart."""
-    return max(1, round(12 * max(1.0, images / 6000) ** 0.5))
+def with_epochs(knobs: Knobs, images: int) -> Knobs:
+    """Knobs with epochs by the number of training photos: more photos can be looked at for longer."""
+    planned = max(1, round(knobs.epoch_factor * 12 * (images / 6000) ** 0.5))
+    return dataclasses.replace(knobs, epochs=knobs.epochs or planned)
 
 
 def describe(knobs: Knobs, beside: Knobs | None = None) -> str:
@@ -263,6 +278,12 @@ class TrainSet:
     image_of: np.ndarray  # (n,) int64, row of `images`
     image_names: list[str]
     images: np.ndarray  # (m, d_image) float32, not normalised
+    extra: int = 0  # of the images, how many at the end come from pairs files: trained on, never validated on
+
+    @property
+    def own(self) -> int:
+        """The competition's own images: the first ones."""
+        return len(self.images) - self.extra
 
 
 @dataclass
@@ -275,8 +296,8 @@ class TestSet:
     image_dim: int
 
 
-def find_file(root: Path, name: str) -> Path:
-    """The one file called `name` anywhere below `root`: flat, nested, old and new Kaggle mounts alike."""
+def files_below(root: Path, pattern: str) -> list[Path]:
+    """Files below `root` whose names match, links followed: flat, nested, old and new Kaggle mounts alike."""
     if not root.is_dir():
         raise UserError(f"{root}: no such input folder; give one with --input")
     found: dict[Path, Path] = {}
@@ -285,16 +306,22 @@ def find_file(root: Path, name: str) -> Path:
         real = Path(folder).resolve()
         if real in seen:  # a link back up, or one mount shown twice
             folders.clear()
-        elif name in files:
-            found[(real / name).resolve()] = Path(folder) / name
+            continue
         seen.add(real)
+        found |= {(real / name).resolve(): Path(folder) / name for name in fnmatch.filter(files, pattern)}
+    return sorted(found.values())
+
+
+def find_file(root: Path, name: str) -> Path:
+    """The one file called `name` anywhere below `root`."""
+    found = files_below(root, name)
     if len(found) > 1:
-        listing = " and ".join(sorted(str(path) for path in found.values()))
+        listing = " and ".join(map(str, found))
         raise UserError(f"{root}: more than one {name}: {listing}; point --input at one of them")
     if not found:
         present = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
         raise UserError(f"{root}: no {name} below it (it holds {present}); attach or download the competition's data")
-    return next(iter(found.values()))
+    return found[0]
 
 
 @contextlib.contextmanager
@@ -474,6 +501,77 @@ def caption_views(image_of: np.ndarray, images: np.ndarray, n_views: int = VIEWS
     return np.stack([order[first[images] + view % counts[images]] for view in range(n_views)])
 
 
+SAME_CAPTION, SAME_IMAGE = 0.88, 0.98  # cosines from which a pair may show what validation or the test asks for
+
+
+def join_pairs(
+    train: TrainSet, test: TestSet, val_images: np.ndarray, files: list[Path]
+) -> tuple[TrainSet, list[dict]]:
+    """The set with the pairs of `files` (keys of train.npz, label optional) behind its own, and what became of them.
+
+    Left out are images with a caption like one of the test's or of validation's, and those of the name or nearly the
+    vector of an image that is there already.
+    """
+    asked = np.concatenate([test.text, train.text[np.isin(train.image_of, val_images)]])
+    facts = []
+    for path in files:
+        extra = read_train(path, consecutive=True)
+        for ours, theirs in ((train.text, extra.text), (train.images, extra.images)):
+            if ours.shape[1] != theirs.shape[1]:
+                raise UserError(f"{path}: {theirs.shape[1]} dimensions, but the training data has {ours.shape[1]}")
+            warn_if_foreign(path, ours, theirs)
+        known = set(train.image_names)
+        like_asked = np.zeros(len(extra.images), bool)
+        like_asked[extra.image_of[nearest_cosine(extra.text, asked) >= SAME_CAPTION]] = True
+        same_name = np.array([name in known for name in extra.image_names])
+        same_vector = nearest_cosine(extra.images, train.images) >= SAME_IMAGE
+        kept = np.flatnonzero(~(like_asked | same_name | same_vector))
+        captions = np.flatnonzero(np.isin(extra.image_of, kept))
+        counts = {
+            "images": len(extra.images),
+            "like_test_or_validation": int(like_asked.sum()),
+            "same_name": int(same_name.sum()),
+            "same_vector": int(same_vector.sum()),
+            "joined_images": len(kept),
+            "joined_captions": len(captions),
+        }
+        log(f"pairs: {path}: " + ", ".join(f"{key.replace('_', ' ')} {count}" for key, count in counts.items()))
+        facts.append({"file": path.name, **file_facts(path), **counts})
+        train = TrainSet(
+            np.concatenate([train.caption_ids, extra.caption_ids[captions]]),
+            train.captions + [extra.captions[i] for i in captions],
+            np.concatenate([train.text, extra.text[captions]]),
+            np.concatenate([train.image_of, len(train.images) + np.searchsorted(kept, extra.image_of[captions])]),
+            train.image_names + [extra.image_names[i] for i in kept],
+            np.concatenate([train.images, extra.images[kept]]),
+            train.extra + len(kept),
+        )
+    return train, facts
+
+
+def nearest_cosine(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of each vector (n, d) the highest cosine to any of `others` (m, d)."""
+    theirs, nearest = unit(others).T, np.full(len(vectors), -1.0, np.float32)
+    for start in range(0, len(vectors), 2048):
+        nearest[start : start + 2048] = (unit(vectors[start : start + 2048]) @ theirs).max(axis=1)
+    return nearest
+
+
+def warn_if_foreign(path: Path, ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Say so where extra vectors do not look like the same encoder's: by length, mean direction and spectrum."""
+    looks = []
+    for vectors in (ours, theirs):
+        some = vectors[:: max(1, len(vectors) // 2000)].astype(np.float64)
+        spread = np.linalg.svd(some - some.mean(0), compute_uv=False) ** 2
+        looks.append((np.linalg.norm(some, axis=1).mean(), some.mean(0), spread.sum() ** 2 / (spread**2).sum()))
+    (length, mean, rank), (their_length, their_mean, their_rank) = looks
+    cosine = float(unit(mean) @ unit(their_mean))
+    facts = f"{ours.shape[1]}-d: mean length {their_length:.2f} against {length:.2f}, cosine of the means {cosine:.2f}"
+    facts += f", effective rank {their_rank:.0f} against {rank:.0f}"
+    alike = 0.9 < their_length / length < 1.1 and cosine > 0.8 and 0.6 < their_rank / rank < 1.7
+    log(f"{'pairs' if alike else 'warning: these may be of another encoder'}: {path.name}: {facts}")
+
+
 def tokens(caption: str) -> list[str]:
     return re.findall(r"\w+", caption.lower())
 
@@ -552,6 +650,9 @@ class AlignNet(nn.Module):
     Text (b, d_text) and hashed words (b, GRAMS), as far as it sees them -> predictions (b, d_image).
     """
 
+    centre: Tensor
+    logit_scale: nn.Parameter
+
     def __init__(self, d_text: int, d_image: int, knobs: Knobs, random: torch.Generator | None = None) -> None:
         super().__init__()
         self.sees, self.activation = knobs.sees, knobs.activation
@@ -593,14 +694,15 @@ class OriginalNet(nn.Module):
         return self.project(self.dropout(F.relu(self.expand(text))))
 
 
-class LinearMap(nn.Linear):
+class LinearMap(nn.Module):
     """The closed form's; text (b, d_text) -> predictions (b, d_image)."""
 
     def __init__(self, d_text: int, d_image: int, knobs: Knobs, random: torch.Generator | None = None) -> None:
-        super().__init__(d_text, d_image)
+        super().__init__()
+        self.map = nn.Linear(d_text, d_image)
 
     def forward(self, text: Tensor, words: Tensor) -> Tensor:
-        return super().forward(text)
+        return self.map(text)
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"align": AlignNet, "mlp": OriginalNet, "linear": LinearMap}
@@ -627,34 +729,38 @@ def build_network(dims: tuple[int, int], knobs: Knobs, centre: Tensor, random: t
     return network
 
 
-def fit_closed_form(text: Tensor, images: Tensor, image_of: Tensor, knobs: Knobs) -> dict[str, Tensor]:
+def fit_closed_form(task: Task, knobs: Knobs) -> dict[str, Tensor]:
     """Ridge, then residual whitening: p = (S + l I)^-1 (A x + b), the best linear query for y|x ~ N(Ax, S).
 
-    text (n, d_text), images (m, d_image), image_of (n,); returns the state of nn.Linear. The mean image is taken
-    off: it is the same for the whole gallery, so it moves no rank.
+    Returns the state of LinearMap. The mean image is taken off: it is the same for the whole gallery, so it moves no
+    rank.
     """
-    n, mean_text, y = len(text), text.mean(0), (images - images.mean(0)).double()
-    count = torch.bincount(image_of, minlength=len(y)).unsqueeze(1)
-    pooled = torch.zeros(len(y), text.shape[1], device=text.device)  # captions of an image, summed
-    covariance = torch.zeros(text.shape[1], text.shape[1], device=text.device)
-    for rows in torch.arange(n, device=text.device).split(8192):
-        block = text[rows] - mean_text  # before the products, whose float32 a common offset would use up
-        covariance += block.T @ block / n
-        pooled.index_add_(0, image_of[rows], block)
+    device, label = task.text.device, task.label
+    weight = torch.where(label >= 0, task.weight[label], 0)  # (all captions,)
+    n, y = float(weight.sum()), (task.images - task.images.mean(0)).double()
+    mean_text = weight @ task.text / n
+    count = torch.zeros(len(y), device=device).index_add_(0, label[task.captions], weight[task.captions]).unsqueeze(1)
+    pooled = torch.zeros(len(y), task.text.shape[1], device=device)  # captions of an image, summed
+    covariance = torch.zeros(task.text.shape[1], task.text.shape[1], device=device)
+    for captions in task.captions.split(8192):
+        block = task.text[captions] - mean_text  # before the products, whose float32 a common offset would use up
+        weighted = block * weight[captions].unsqueeze(1)
+        covariance += block.T @ weighted / n
+        pooled.index_add_(0, label[captions], weighted)
     covariance, cross = covariance.double(), pooled.double().T @ y / n  # cross: (d_text, d_image)
-    ridge = knobs.ridge * covariance.diagonal().mean() * torch.eye(len(covariance), device=y.device)
-    weight = torch.linalg.solve(covariance + ridge, cross)
-    explained = weight.T @ cross
-    scatter = (y * count).T @ y / n - explained - explained.T + weight.T @ covariance @ weight  # of the residual
-    floor = knobs.whiten * scatter.diagonal().mean() * torch.eye(len(scatter), device=y.device)
-    query = torch.linalg.solve(scatter + floor, weight.T).float()  # (d_image, d_text)
+    ridge = knobs.ridge * covariance.diagonal().mean() * torch.eye(len(covariance), device=device)
+    map_back = torch.linalg.solve(covariance + ridge, cross)
+    explained = map_back.T @ cross
+    scatter = (y * count).T @ y / n - explained - explained.T + map_back.T @ covariance @ map_back  # of the residual
+    floor = knobs.whiten * scatter.diagonal().mean() * torch.eye(len(scatter), device=device)
+    query = torch.linalg.solve(scatter + floor, map_back.T).float()  # (d_image, d_text)
     if not query.isfinite().all():
         raise TrainingFailed("closed form: no finite solution; raise --set ridge or --set whiten")
-    return {"weight": query, "bias": -query @ mean_text}
+    return {"map.weight": query, "map.bias": -query @ mean_text}
 
 
 class GalleryLoss(torch.autograd.Function):
-    """Summed cross-entropy of scaled queries (b, d) against a whole gallery (m, d), `block` rows at a time.
+    """Cross-entropy (b,) of scaled queries (b, d) against a whole gallery (m, d), `block` rows at a time.
 
     The gallery is frozen, so the loss's gradient is known as soon as its softmax is: (softmax - one_hot) @ gallery.
     It is taken in the forward pass, so that no logits outlive their block and nothing is computed twice.
@@ -662,8 +768,7 @@ class GalleryLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, gallery: Tensor, label: Tensor, block: int) -> Tensor:
-        gradient = torch.empty_like(queries)
-        loss = queries.new_zeros(())
+        gradient, loss = torch.empty_like(queries), queries.new_empty(len(queries))
         for start in range(0, len(queries), block):
             rows = slice(start, start + block)
             own = label[rows].unsqueeze(1)
@@ -672,7 +777,7 @@ class GalleryLoss(torch.autograd.Function):
             # The highest logit's probability is never too small for half precision: it gives log(sum(exp)).
             log_sum = logits.amax(1, keepdim=True).float() - probability.amax(1, keepdim=True).float().log()
             surprise = (log_sum - logits.gather(1, own).float()).clamp_min(0)
-            loss += surprise.sum()
+            loss[rows] = surprise.squeeze(1)
             # softmax - one_hot in two parts: near 1, half precision would lose what is left of the difference
             probability.scatter_(1, own, 0)
             gradient[rows] = probability @ gallery
@@ -683,33 +788,32 @@ class GalleryLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None, None
+        return gradient * upstream.unsqueeze(1), None, None, None
 
 
 @dataclass
 class Task:
     """The images that a phase trains on, as tensors on one device."""
 
+    galleries: tuple[Tensor, Tensor]  # centred (raw, unit) images in the computing type
     text: Tensor  # (all captions, d_text) float32
     words: Tensor  # (all captions, GRAMS) int32; (all captions, 0) where nobody looks at words
     captions: Tensor  # (n,) indices of the captions of these images
     sisters: Tensor  # (m, VIEWS) indices of each image's captions
     label: Tensor  # (all captions,) row in `images`; -1 for captions of other images
     images: Tensor  # (m, d_image) float32
-    galleries: tuple[Tensor, Tensor]  # centred (raw, unit) images in the computing type
+    weight: Tensor  # (m,) of an image's captions in the loss
 
 
-def softmax_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+def softmax_loss(network: AlignNet, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
     """Cross-entropy over all training images: a share of the captions against raw lengths, the rest against unit."""
     query, scale = F.normalize(query, dim=1), network.logit_scale.clamp(max=math.log(200)).exp()
     cut = round(knobs.raw_weight * len(label))
-    parts = ((0, slice(cut)), (1, slice(cut, None)))
-    losses = [
+    halves = [
         GalleryLoss.apply(query[rows] * scale[k], task.galleries[k], label[rows], block)
-        for k, rows in parts
-        if len(label[rows])
+        for k, rows in ((0, slice(cut)), (1, slice(cut, None)))
     ]
-    return sum(losses) / len(label)
+    return torch.cat(halves)
 
 
 def triplet_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
@@ -719,14 +823,15 @@ def triplet_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, k
     scores = (F.normalize(query, dim=1).to(gallery.dtype) @ gallery.T).float()
     right = scores.gather(1, own.unsqueeze(1))
     hardest = scores.scatter(1, own.unsqueeze(1), -math.inf).amax(dim=1, keepdim=True)
-    return F.relu(knobs.margin + hardest - right).mean()
+    return F.relu(knobs.margin + hardest - right).squeeze(1)
 
 
 def cosine_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
     """The original's: 1 - cosine to the own image."""
-    return 1 - F.cosine_similarity(query, task.images[label], dim=1).mean()
+    return 1 - F.cosine_similarity(query, task.images[label], dim=1)
 
 
+# Losses (b,) of predictions (b, d_image) for captions whose images are `label` (b,).
 LOSSES: dict[str, Callable[..., Tensor]] = {"softmax": softmax_loss, "triplet": triplet_loss, "cosine": cosine_loss}
 
 
@@ -948,19 +1053,21 @@ class StateFile:
         save_torch(self.path, {"fingerprint": self.fingerprint, **state})
 
 
-def make_task(train: TrainSet, images: np.ndarray, words: np.ndarray, device: torch.device, dtype: torch.dtype) -> Task:
-    """The task of matching the captions of `images` (indices) to them; words (all captions, GRAMS) or (.., 0)."""
+def make_task(problem: Problem, phase: str, knobs: Knobs, device: torch.device, dtype: torch.dtype) -> Task:
+    """The task of matching the captions of a phase's images to them, as tensors on `device`."""
+    train, images = problem.train, problem.images_of(phase, knobs.pairs)
     position = torch.full((len(train.images),), -1)
     position[torch.from_numpy(images)] = torch.arange(len(images))
     label = position[torch.from_numpy(train.image_of)]
     captions = (label >= 0).nonzero().squeeze(1)
+    sisters = torch.from_numpy(caption_views(train.image_of, images).T.copy())
     vectors = torch.from_numpy(train.images[images])
+    weight = torch.from_numpy(np.where(images < train.own, 1, knobs.pairs_weight).astype(np.float32))
     # A vector taken off the whole gallery moves no rank and no gradient, and spares the logits' precision.
     views = (vectors / vectors.norm(dim=1).mean(), F.normalize(vectors, dim=1))
     raw, unit_length = ((view - view.mean(0)).to(device, dtype) for view in views)
-    sisters = torch.from_numpy(caption_views(train.image_of, images).T.copy())
-    tensors = [torch.from_numpy(train.text), torch.from_numpy(words), captions, sisters, label, vectors]
-    return Task(*(tensor.to(device) for tensor in tensors), galleries=(raw, unit_length))
+    tensors = (torch.from_numpy(train.text), torch.from_numpy(problem.words), captions, sisters, label, vectors, weight)
+    return Task((raw, unit_length), *(tensor.to(device) for tensor in tensors))
 
 
 def seed_of(*words: object) -> int:
@@ -1052,7 +1159,9 @@ def take_step(learner: Learner, task: Task, captions: Tensor, knobs: Knobs, dtyp
     """One step of the optimiser on a batch of captions; its loss, a tensor on the device."""
     with torch.autocast(task.text.device.type, dtype, enabled=dtype != torch.float32):
         query = learner.network(task.text[captions], task.words[captions])
-    loss = LOSSES[knobs.loss](learner.network, query.float(), task, task.label[captions], knobs, block)
+    label = task.label[captions]
+    losses = LOSSES[knobs.loss](learner.network, query.float(), task, label, knobs, block)
+    loss = (losses * task.weight[label]).sum() / task.weight[label].sum()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.scaler.scale(loss).backward()
     learner.scaler.step(learner.optimizer)
@@ -1156,8 +1265,8 @@ def train_network(
 
 def refuse_skipped(name: str, learner: Learner, steps: int) -> None:
     """Say how many steps float16 left out for gradients beyond its range; none taken is a failure."""
-    state = next(iter(learner.optimizer.state.values()), {})
-    skipped = steps - int(state.get("step", 0))
+    taken = [int(state["step"]) for state in learner.optimizer.state.values()]
+    skipped = steps - max(taken, default=0)
     if skipped == steps:
         raise TrainingFailed(f"{name}: none of {steps} steps had finite gradients; try --set dtype=float32")
     if skipped:
@@ -1191,17 +1300,18 @@ class Problem:
     def dims(self) -> tuple[int, int]:
         return self.train.text.shape[1], self.train.images.shape[1]
 
-    def images_of(self, phase: str) -> np.ndarray:
-        return self.train_images if phase == "validate" else np.arange(len(self.train.images))
-
     @property
     def val_vectors(self) -> np.ndarray:
         return self.train.images[self.val_images]
 
-    @property
-    def refit_ratio(self) -> float:
+    def images_of(self, phase: str, pairs: bool) -> np.ndarray:
+        """The images that a phase trains on: without validation's, or all, each with the extra ones or without."""
+        own = self.train_images if phase == "validate" else np.arange(self.train.own)
+        return np.concatenate([own, np.arange(self.train.own, len(self.train.images))]) if pairs else own
+
+    def refit_ratio(self, pairs: bool) -> float:
         """How much longer a training on all images takes."""
-        return len(self.train.images) / len(self.train_images)
+        return len(self.images_of("refit", pairs)) / len(self.images_of("validate", pairs))
 
 
 @dataclass
@@ -1217,22 +1327,28 @@ class Candidate:
     refitted: Trained | None = None
 
 
-def make_problem(train: TrainSet, test: TestSet, knobs: Knobs, candidates: list[Knobs]) -> Problem:
+def make_problem(
+    train: TrainSet, test: TestSet, knobs: Knobs, candidates: list[Knobs], pairs: list[Path]
+) -> tuple[Problem, list[dict]]:
+    """The run's data with the extra pairs behind its own, and what became of those."""
     train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.split_seed)
+    train, facts = join_pairs(train, test, val_images, pairs)
     words = np.zeros((len(train.captions), 0), np.int32)
     if any(one.sees != "vector" for one in candidates):
         words = word_ids(cut_as_the_test(train.captions, test.captions, knobs.split_seed), candidates[0].word_buckets)
-    return Problem(train, test, words, train_images, val_images, caption_views(train.image_of, val_images))
+    views = caption_views(train.image_of, val_images)
+    return Problem(train, test, words, train_images, val_images, views), facts
 
 
 def training_flop(knobs: Knobs, problem: Problem) -> float:
     """FLOP of a whole training without the validation images; the measure of how long it takes beside others."""
-    captions = VIEWS * len(problem.train_images)
+    images = len(problem.images_of("validate", knobs.pairs))
+    captions = images * len(problem.train.captions) // len(problem.train.images)
     d_text, d_image = problem.dims
     width = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
     weights = knobs.hidden * (width * (2 if knobs.activation == "gate" else 1) + d_image) + knobs.skip * width * d_image
     table = 0 if knobs.sees == "vector" else knobs.word_buckets * knobs.word_width
-    gallery = len(problem.train_images) * d_image if knobs.loss == "softmax" else 0
+    gallery = images * d_image if knobs.loss == "softmax" else 0
     # An optimiser's step takes a weight's time in memory: as long as some thousand operations on it.
     step = 1000 * (weights + table) / batch_size(knobs, captions)
     return float(captions * knobs.epochs * (6 * weights + 4 * gallery + step))
@@ -1241,13 +1357,12 @@ def training_flop(knobs: Knobs, problem: Problem) -> float:
 MIN_SHARE = 0.3  # of its epochs; a network that would get less makes room for those before it
 
 
-def draw_candidate(base: Knobs, given: dict[str, Any], draw: random.Random) -> Knobs:
+def draw_candidate(base: Knobs, given: dict[str, Any], problem: Problem, draw: random.Random) -> Knobs:
     """`base` with two of its knobs drawn anew; what the user set stays."""
-    changes: dict[str, Any] = {}
-    for key in draw.sample([key for key in DRAWS if key not in given], 2):
-        value = draw.choice(DRAWS[key])
-        changes[key] = max(1, round(value * base.epochs)) if key == "epochs" else value
-    return dataclasses.replace(base, **changes)
+    keys = draw.sample([key for key in DRAWS if key not in given], 2)
+    changes = {key: draw.choice(DRAWS[key]) for key in keys}
+    images = len(problem.images_of("refit", base.pairs))
+    return with_epochs(dataclasses.replace(base, **{"epochs": 0, **changes, **given}), images)
 
 
 @dataclass
@@ -1288,7 +1403,7 @@ def train_candidate(
     if (state := states.read()) and "trained" in state:
         return Trained(**state["trained"])
     try:
-        task = make_task(problem.train, problem.images_of(phase), problem.words, device, machine.dtype)
+        task = make_task(problem, phase, job.knobs, device, machine.dtype)
         if job.knobs.network == "linear":
             return fit_candidate(task, job.knobs)
         watch = functools.partial(watch_training, phase, job, problem, folder)
@@ -1304,9 +1419,9 @@ def train_candidate(
 
 def fit_candidate(task: Task, knobs: Knobs) -> Trained:
     """The closed form on a task."""
-    start, captions = time.monotonic(), task.captions
-    weights = fit_closed_form(task.text[captions], task.images, task.label[captions], knobs)
-    return Trained({key: value.cpu() for key, value in weights.items()}, 0.0, time.monotonic() - start, 0.0, [])
+    start = time.monotonic()
+    weights = {key: value.cpu() for key, value in fit_closed_form(task, knobs).items()}
+    return Trained(weights, 0.0, time.monotonic() - start, 0.0, [])
 
 
 def watch_training(
@@ -1390,12 +1505,14 @@ class Schedule:
     def seconds(self, knobs: Knobs) -> float:
         """Of a candidate: training, validation, its part in a submission, refit."""
         training = training_flop(knobs, self.problem) / self.rate
-        return training * (1 + self.knobs.refit * self.problem.refit_ratio) + self.validating + self.stop.closing
+        refits = self.knobs.refit * self.problem.refit_ratio(knobs.pairs)
+        return training * (1 + refits) + self.validating + self.stop.closing
 
     def spare(self, best: Outcome | None) -> float:
         """Seconds that neither running trainings nor refits of the best blend's networks will need."""
-        refits = sum(one.validated.seconds for one in best.members) * self.problem.refit_ratio if best else 0.0
-        return self.left() - sum(self.seconds(job.knobs) for job in self.running) - self.knobs.refit * refits
+        members = best.members if best and self.knobs.refit else []
+        refits = sum(one.validated.seconds * self.problem.refit_ratio(one.knobs.pairs) for one in members)
+        return self.left() - sum(self.seconds(job.knobs) for job in self.running) - refits
 
     def note(self, candidate: Candidate) -> None:
         """Learn from a training how fast they are here."""
@@ -1435,7 +1552,7 @@ class Schedule:
         draw = random.Random(seed_of(self.knobs.seed, "draw", number))
         bases = [one.knobs for one in best.members if one.knobs.network == "align"] or [self.knobs]
         for _ in range(20):  # what was tried before, or takes too long, is drawn anew
-            knobs = draw_candidate(draw.choice(bases), self.given, draw)
+            knobs = draw_candidate(draw.choice(bases), self.given, self.problem, draw)
             if knobs not in tried and self.seconds(knobs) <= self.spare(best):
                 self.jobs.append(Job(number, knobs, drawn=True))
                 log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
@@ -1512,8 +1629,12 @@ def refit_members(
 ) -> None:
     """Train the blend's networks once more on all images, heaviest first, as far as the time goes."""
     pending = [one for one in best.members if one.refitted is None]
-    ratio = schedule.problem.refit_ratio
-    seconds = [0.0 if folder.is_done("refit", one.number) else ratio * one.validated.seconds for one in pending]
+    seconds = [
+        0.0
+        if folder.is_done("refit", one.number)
+        else one.validated.seconds * schedule.problem.refit_ratio(one.knobs.pairs)
+        for one in pending
+    ]
     while pending and 0.9 * sum(seconds) > schedule.left():
         seconds.pop()
         number = pending.pop().number
@@ -1546,7 +1667,7 @@ def make_bundle(problem: Problem, knobs: Knobs, members: list[dict[str, Any]], r
     return {
         "knobs": dataclasses.asdict(knobs),
         "dims": list(problem.dims),
-        "length": float(np.linalg.norm(problem.train.images, axis=1).mean()),
+        "length": float(np.linalg.norm(problem.train.images[: problem.train.own], axis=1).mean()),
         "repulsion": repulsion,
         "val_images": [problem.train.image_names[i] for i in problem.val_images],
         "members": members,
@@ -1639,6 +1760,7 @@ class Records:
 
     knobs: Knobs
     inputs: dict[str, dict[str, Any]]  # sha256 and size of the files read
+    pairs: list[dict[str, Any]]  # of each pairs file: digest, and how many of its images joined
     seconds: dict[str, float]
     candidates: list[Candidate] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -1767,15 +1889,15 @@ def write_records(
         draw_curves(parts.new(CURVES), table, best)
     records.charge("predict")
     seconds = {part: round(value, 2) for part, value in records.seconds.items()}
-    facts = {
+    facts: dict[str, Any] = {
         "recipe": knobs.recipe,
         "device": machine.name,
         "dtype": str(machine.dtype).removeprefix("torch."),
         "seconds": seconds | {"total": round(time.monotonic() - STARTED, 2)},
     }
     write_json(parts.new(METRICS), facts | numbers_of(best, problem, knobs, records))
-    facts |= {"stopped": records.stopped, "inputs": records.inputs, "predicted_by": blend_of(best, knobs)}
-    facts |= {"knobs": dataclasses.asdict(knobs), "repulsion": best.repulsion}
+    facts |= {"stopped": records.stopped, "inputs": records.inputs, "pairs": records.pairs}
+    facts |= {"knobs": dataclasses.asdict(knobs), "repulsion": best.repulsion, "predicted_by": blend_of(best, knobs)}
     write_manifest(parts, folder, records.complete, facts)
 
 
@@ -2080,9 +2202,14 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     ):
         if ours != theirs:
             raise UserError(f"{paths[1]}: {key}: {theirs} dimensions, but {paths[0]} has {ours}")
-    epochs = default_epochs(len(train.images))
-    knobs, *candidates = (dataclasses.replace(one, epochs=one.epochs or epochs) for one in (knobs, *candidates))
-    problem = make_problem(train, test, knobs, candidates)
+    files = files_below(source, "pairs*.npz") if knobs.pairs else []
+    if knobs.pairs and not files:
+        raise UserError(f"{source}: no pairs*.npz below it; attach one, or leave --set pairs=true away")
+    problem, pairs = make_problem(train, test, knobs, candidates, files)
+    if knobs.pairs_compare:
+        candidates += [dataclasses.replace(one, pairs=False) for one in candidates if one.pairs]
+    sizes = {choice: len(problem.images_of("refit", choice)) for choice in (False, True)}
+    knobs, *candidates = (with_epochs(one, sizes[one.pairs]) for one in (knobs, *candidates))
     make_folder(output)
     inputs = {path.name: file_facts(path) for path in paths}
     log(
@@ -2092,7 +2219,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     compared = [
         {k: v for k, v in dataclasses.asdict(one).items() if not FIELDS[k].metadata["free"]} for one in candidates
     ]
-    folder = Folder(output, hashlib.sha256(json.dumps([inputs, compared]).encode()).hexdigest())
+    folder = Folder(output, hashlib.sha256(json.dumps([inputs, pairs, compared]).encode()).hexdigest())
     index = folder.read_index(source)
     machine = choose_machine(knobs, index)
     jobs = [
@@ -2106,9 +2233,9 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
         folder.clear()
         folder.forget()
     folder.write_index(machine, jobs)
-    records = Records(knobs, inputs, {"train": 0.0, "refit": 0.0})
+    records = Records(knobs, inputs, pairs, {"train": 0.0, "refit": 0.0})
     schedule = Schedule(jobs, knobs, given, problem, machine, stop)
-    log(f"recipe: {knobs.recipe}, {len(jobs)} candidate(s), {epochs} epochs by the number of photos, seed {knobs.seed}")
+    log(f"recipe: {knobs.recipe}, {len(jobs)} candidate(s), {knobs.epochs} epochs, seed {knobs.seed}")
     try:
         train_and_submit(problem, knobs, machine, folder, records, schedule, stop)
     except Interrupted:
@@ -2169,9 +2296,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mode", help="train (default) or predict")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one knob (repeatable)")
     arguments = parser.parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):  # a path's letters may be in no character set of the terminal
-        sys.stdout.reconfigure(errors="backslashreplace")
-        sys.stderr.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # a path's letters may be in no character set of the terminal
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         named = {key: value for key in ("recipe", "mode") if (value := getattr(arguments, key)) is not None}
         given = resolve_given({**named, **dict(map(parse_setting, arguments.set))})
