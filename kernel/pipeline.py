@@ -84,9 +84,7 @@ class Knobs:
     max_minutes: float = knob(715.0, "Kaggle ends a session at 12 h; all that is planned fits into it", 1e-3, free=True)
     val_fraction: float = knob(0.1, "images held out, in whole pools of 100 where there are enough", 1e-3, 0.9)
     refit: bool = knob(True, "chosen networks are trained once more on all images before they predict")
-    repulsion: float = knob(
-        0.2, "between a pool's predictions, whose images differ; validation chooses it or 0", 0, 0.9
-    )
+    repulsion: float = knob(0.3, "between a pool's predictions; validation chooses none, half or all of it", 0, 0.9)
     eval_every: int = knob(4, "epochs between validation rows", 1, free=True)
     checkpoint_every: int = knob(5, "epochs between the named checkpoints", 1, free=True)
     checkpoint_seconds: float = knob(60.0, "at most so much work is lost when the machine dies", free=True)
@@ -101,6 +99,7 @@ class Knobs:
     word_buckets: int = knob(2**15, "rows of the table that words and pairs of words are hashed into", 2)
     word_width: int = knob(256, "width of a caption's bag of words: twice as wide gains little for twice the time", 1)
     word_dropout: float = knob(0.3, "share of the words left out at a step", 0, 0.99)
+    word_rate: float = knob(1.0, "times the learning rate for the table of words, each of which is rarely seen", 1e-3)
     # its network
     hidden: int = knob(2048, "wide and shallow", 1)
     activation: str = knob("silu", "square is relu's, gate multiplies", choices=("silu", "square", "gate"))
@@ -114,6 +113,7 @@ class Knobs:
     raw_weight: float = knob(0.5, "share of the captions scored on raw-length images, the board's way", 0, 1)
     temperature: float = knob(0.02, "start of the learnt one; tuned public solutions end at .01-.02", 1e-3)
     margin: float = knob(0.2, "of the triplet loss", 0, 10)
+    negatives: int = knob(3, "of the triplet loss: the hardest other images of the batch", 1)
     logit_block: int = knob(512, "rows of gallery logits held at once: bounds memory for any batch", 1)
     # its training
     epochs: int = knob(0, "ends at a rate of zero, so none is picked on validation; 0: by the number of photos")
@@ -129,20 +129,12 @@ class Knobs:
 
 FIELDS = {one.name: one for one in dataclasses.fields(Knobs)}
 CLOSED_FORM: dict[str, Any] = {"network": "linear"}  # ridge, then residual whitening: seconds
-JOINT: dict[str, Any] = {}  # softmax over all images, raw and unit length at once
-JOINED: dict[str, Any] = {"sees": "both"}  # the same on vector and words
-WORDS: dict[str, Any] = {"sees": "words"}
-TRIPLET: dict[str, Any] = (  # hardest image of the batch, on raw dot products
-    {
-        "loss": "triplet",
-        "skip": False,
-        "dropout": 0.7,
-        "input_dropout": 0.1,
-        "lr": 2e-3,
-        "batch": 2000,
-        "epoch_factor": 1.25,
-    }
-)
+# Hardest images of the batch, on raw dot products: a third of the time of the softmax over all of them.
+TRIPLET: dict[str, Any] = {"loss": "triplet", "skip": False, "dropout": 0.7, "input_dropout": 0.1, "lr": 2e-3}
+TRIPLET |= {"batch": 2000, "epoch_factor": 1.25}
+SOFTMAX: dict[str, Any] = {"epoch_factor": 0.67}  # over all images, raw and unit length at once
+JOINED: dict[str, Any] = {"sees": "both", "epoch_factor": 0.6}  # the same on vector and words
+WORDS: dict[str, Any] = {"sees": "words", "epoch_factor": 0.42, "word_rate": 4.0}
 RECIPES: dict[str, list[dict[str, Any]]] = {
     # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
     "baseline": [
@@ -150,11 +142,11 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
         | {"batch": 64, "lr": 1e-3, "weight_decay": 0.0, "repulsion": 0.0, "min_steps": 0, "eval_every": 5}
     ],
     "closed_form": [CLOSED_FORM],
-    "align": [CLOSED_FORM, JOINT],
+    "align": [CLOSED_FORM, {}],
     # Networks that differ in what they see and what they minimise: kinds count, not numbers.
-    "ensemble": [CLOSED_FORM, TRIPLET, JOINT, JOINED, WORDS],
+    "ensemble": [CLOSED_FORM, TRIPLET, SOFTMAX, JOINED, WORDS],
     # The same, then draws around the best so far for as long as there is time.
-    "search": [CLOSED_FORM, TRIPLET, JOINT, JOINED, WORDS],
+    "search": [CLOSED_FORM, TRIPLET, SOFTMAX, JOINED, WORDS],
 }
 # What a draw of `search` may change, two at a time.
 DRAWS: dict[str, tuple] = {
@@ -394,7 +386,7 @@ class Npz:
             bad = ~np.isfinite(block).all(axis=1)
             if bad.any():
                 raise self.fail(key, f"row {start + int(bad.argmax())} holds NaN or infinity")
-            large = np.abs(block).max(axis=1)
+            large = np.abs(block).max(axis=1).astype(np.float64)
             if large.max() > 1e9:
                 raise self.fail(
                     key, f"row {start + int(large.argmax())} holds {large.max():.3g}: no embedding is so long"
@@ -817,13 +809,14 @@ def softmax_loss(network: AlignNet, query: Tensor, task: Task, label: Tensor, kn
 
 
 def triplet_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
-    """Hinge against the hardest other image of the batch, on raw dot products (VSE++, Faghri et al. 2018)."""
+    """Hinge against the hardest other images of the batch, on raw dot products (after VSE++, Faghri et al. 2018)."""
     images, own = label.unique(return_inverse=True)
     gallery = task.galleries[0][images]
     scores = (F.normalize(query, dim=1).to(gallery.dtype) @ gallery.T).float()
     right = scores.gather(1, own.unsqueeze(1))
-    hardest = scores.scatter(1, own.unsqueeze(1), -math.inf).amax(dim=1, keepdim=True)
-    return F.relu(knobs.margin + hardest - right).squeeze(1)
+    others = scores.scatter(1, own.unsqueeze(1), -math.inf)
+    hardest = others.topk(min(knobs.negatives, len(images) - 1), dim=1).values
+    return F.relu(knobs.margin + hardest - right).mean(dim=1)
 
 
 def cosine_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
@@ -961,10 +954,12 @@ class Blend:
     repulsion: float
     predictions: np.ndarray  # (views, m, d): each image's by what was chosen on the other half of the images
     chosen: bool  # weights were chosen; else they are equal
+    equal_mrr: float  # of equal weights, before repulsion
+    chosen_mrr: float  # of chosen ones: of each image by the weights of the other half
 
 
 def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float, equal: list[bool]) -> Blend:
-    """Weights and repulsion (0 or `repulsion`) by pool-100 raw MRR, for predictions (views, m, d) of each member.
+    """Weights and repulsion (none, half or all of it) by pool-100 raw MRR, for each member's predictions (views, m, d).
 
     Weights come from greedy forward selection with replacement (Caruana et al. 2004), unless that gains less than its
     standard error over equal weights of the members marked in `equal`. What is chosen on one half of the pools is
@@ -983,11 +978,12 @@ def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float
     picked = []
     for one, queries in zip((*fitted, weights), (half == 0, half == 1, half >= 0), strict=True):
         mean = np.tensordot(one, units, 1) * np.float32(length)
-        options = {s: np.stack([repel(view, s, length) for view in mean]) for s in {0.0, repulsion}}
-        best = max(sorted(options), key=lambda s: mean_gains(pool_leads(options[s], images))[queries].mean())
+        strengths = (0.0, repulsion / 2, repulsion)
+        options = {strength: np.stack([repel(view, strength, length) for view in mean]) for strength in strengths}
+        best = max(strengths, key=lambda s: mean_gains(pool_leads(options[s], images))[queries].mean())
         picked.append((best, options[best]))
     honest = np.where((half == 1)[:, None], picked[0][1], picked[1][1])
-    return Blend(weights, picked[2][0], honest, chosen)
+    return Blend(weights, picked[2][0], honest, chosen, float((crossed - gain).mean()), float(crossed.mean()))
 
 
 def pool_leads(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -1034,8 +1030,8 @@ class Trained:
 class StateFile:
     """The one file that a network's training can go on from, replaced as a whole."""
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        self.path, self.fingerprint = path, fingerprint  # a state of other data or knobs is not taken up
+    def __init__(self, path: Path, fingerprint: str, device: str) -> None:
+        self.path, self.fingerprint, self.device = path, fingerprint, device  # a state of others is not taken up
 
     def read(self) -> dict[str, Any] | None:
         if not self.path.exists():
@@ -1044,6 +1040,8 @@ class StateFile:
             state = load_torch(self.path)
             if state.pop("fingerprint") != self.fingerprint:
                 raise ValueError("it is of other data or knobs")
+            if self.device and state.get("device", self.device) != self.device:
+                raise ValueError("it is of another kind of device, whose random numbers differ")
         except Exception as error:  # damage can show anywhere; a new start is as good
             log(f"{self.path.name}: not usable ({first_line(error)}); this network starts anew")
             return None
@@ -1133,7 +1131,8 @@ class Learner:
 
     def state(self, at: Position) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
-        return {"at": vars(at), "random": self.random.get_state(), **parts}
+        device = self.random.device.type
+        return {"at": vars(at), "random": self.random.get_state(), "device": device, **parts}
 
     def take_up(self, state: dict[str, Any]) -> Position:
         self.network.load_state_dict(state["network"])
@@ -1150,7 +1149,10 @@ def new_learner(name: str, knobs: Knobs, task: Task, dtype: torch.dtype) -> Lear
     centre = (task.label >= 0).float() @ task.text / len(task.captions)  # a mean without a copy of the captions
     network = build_network(dims, knobs, centre, random)
     kind = torch.optim.AdamW if knobs.weight_decay else torch.optim.Adam
-    optimizer = kind(network.parameters(), knobs.lr, weight_decay=knobs.weight_decay, fused=True)
+    table = [weights for name, weights in network.named_parameters() if name.startswith("words.table")]
+    others = [weights for name, weights in network.named_parameters() if not name.startswith("words.table")]
+    groups = [{"params": others, "rate": 1.0}, {"params": table, "rate": knobs.word_rate}][: 1 + len(table)]
+    optimizer = kind(groups, knobs.lr, weight_decay=knobs.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(random.device.type, enabled=dtype == torch.float16)
     return Learner(network, optimizer, scaler, random)
 
@@ -1228,7 +1230,7 @@ def train_network(
         for captions in batches[at.step :]:
             progress = max((at.epoch + at.step / len(batches)) / knobs.epochs, at.seconds / ends)
             for group in learner.optimizer.param_groups:
-                group["lr"] = learning_rate(knobs, at.epoch * len(batches) + at.step, progress)
+                group["lr"] = group["rate"] * learning_rate(knobs, at.epoch * len(batches) + at.step, progress)
             loss, block = careful_step(learner, task, captions, knobs, dtype, block)
             loss_sum += loss.nan_to_num(0, 0, 0)
             wrong += ~loss.isfinite()
@@ -1399,7 +1401,7 @@ def train_candidate(
     phase: str, job: Job, device: torch.device, problem: Problem, machine: Machine, folder: Folder, stop: Stop
 ) -> Trained:
     """A candidate on the images of `phase` ("validate" or "refit"): taken up where it is finished, else trained."""
-    states = folder.state(phase, job.number)
+    states = folder.state(phase, job.number, device.type)
     if (state := states.read()) and "trained" in state:
         return Trained(**state["trained"])
     try:
@@ -1411,7 +1413,7 @@ def train_candidate(
             f"{phase} {job.number}", job.knobs, states, task=task, dtype=machine.dtype,
             allotted=job.allotted, stop=stop, watch=watch,
         )  # fmt: skip
-    except (torch.linalg.LinAlgError, RuntimeError) as error:
+    except (RuntimeError, ValueError) as error:  # of torch.linalg too
         raise TrainingFailed(f"candidate {job.number}, {phase}: {first_line(error)}") from error
     states.write({"trained": vars(trained)})
     return trained
@@ -1451,9 +1453,12 @@ def figures_of(tables: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def candidate_of(job: Job, trained: Trained, problem: Problem, device: torch.device) -> Candidate:
     """A trained candidate with its predictions for the validation captions."""
-    network = network_of(job.knobs, trained.weights, problem.dims).to(device)
-    predictions = predictions_of(network, problem, job.knobs.infer_batch)
-    figures = figures_of(evaluate(predictions, problem.val_vectors))
+    try:
+        network = network_of(job.knobs, trained.weights, problem.dims).to(device)
+        predictions = predictions_of(network, problem, job.knobs.infer_batch)
+        figures = figures_of(evaluate(predictions, problem.val_vectors))
+    except (RuntimeError, ValueError) as error:  # out of memory, or numbers that are none
+        raise TrainingFailed(f"candidate {job.number}, predicting: {first_line(error)}") from error
     return Candidate(job.number, job.knobs, trained, predictions, figures, job.drawn)
 
 
@@ -1568,7 +1573,9 @@ def train_and_submit(
     with records.timed("train"):
         best = validate_candidates(work, problem, knobs, machine, folder, records, schedule)
     log_report(best, records, problem)
-    if knobs.refit and not stop.reason:
+    if stop.signal:
+        raise Interrupted
+    if knobs.refit:
         with records.timed("refit"):
             refit_members(best, work, machine, folder, records, schedule)
     records.stopped, records.complete = stop.reason, not records.failures
@@ -1596,19 +1603,20 @@ def validate_candidates(
         schedule.running.remove(job)
         start = time.monotonic()
         try:
-            records.candidates.append(candidate_of(job, future.result(), problem, machine.devices[0]))
+            candidate = candidate_of(job, future.result(), problem, machine.devices[0])
         except TrainingFailed as error:
             records.fail(error)
             continue
-        if any(one.done for one in schedule.waiting):
-            continue  # the next one is there already
-        schedule.note(records.candidates[-1])
+        records.candidates.append(candidate)
+        schedule.note(candidate)
         outcome = outcome_of(records.candidates, problem, knobs.repulsion)
         schedule.validating = time.monotonic() - start
-        if best and outcome.mrr <= best.mrr:
+        if best is None or outcome.mrr > best.mrr:
+            best = outcome
+        else:
             log(f"candidate {job.number}: a blend with it has {outcome.mrr:.4f}, the best so far {best.mrr:.4f}")
-            continue
-        best = outcome
+        if best.submitted or any(one.done for one in schedule.waiting):
+            continue  # else the next one is there already
         for member in best.members:
             if knobs.refit and member.knobs.network == "linear" and not member.refitted:  # it takes a second
                 member.refitted = work("refit", Job(member.number, member.knobs), machine.devices[0])
@@ -1769,7 +1777,7 @@ class Records:
     complete: bool = False
     publish_seconds: float = 1.0  # of the last publication
     part: str = "load"  # what the clock is running for
-    since: float = STARTED
+    since: float = field(default_factory=lambda: STARTED)
 
     def charge(self, part: str) -> None:
         """Charge the time so far to the part that was running; `part` runs from here on."""
@@ -1806,11 +1814,11 @@ class Folder:
     path: Path
     fingerprint: str  # of data and knobs: a state of anything else is refused
 
-    def state(self, phase: str, number: int) -> StateFile:
-        return StateFile(self.path / RESUME_STATE.format(phase, number), self.fingerprint)
+    def state(self, phase: str, number: int, device: str) -> StateFile:
+        return StateFile(self.path / RESUME_STATE.format(phase, number), self.fingerprint, device)
 
     def is_done(self, phase: str, number: int) -> bool:
-        return "trained" in (self.state(phase, number).read() or {})
+        return "trained" in (self.state(phase, number, "").read() or {})
 
     def write_index(self, machine: Machine, jobs: list[Job]) -> None:
         """What a run that goes on from here needs to know before it reads a state."""
@@ -1982,7 +1990,7 @@ def log_report(best: Outcome, records: Records, problem: Problem) -> None:
         trained = f"{one.validated.epochs:8.1f}{one.validated.seconds:9.1f}"
         log(f"{one.number:9}{weights.get(one.number, 0):8.2f}{figures}{trained}  {describe(one.knobs, records.knobs)}")
     kind = "chosen by cross-validation" if best.chosen else "equal: choosing gains less than its error"
-    log(f"weights {kind}; repulsion {best.repulsion:g} of 0 and {records.knobs.repulsion:g}\n")
+    log(f"weights {kind}; repulsion {best.repulsion:g} of up to {records.knobs.repulsion:g}\n")
 
 
 def draw_curves(path: Path, table: pd.DataFrame, best: Outcome) -> None:
@@ -2145,13 +2153,12 @@ def together(folder: Path) -> Iterator[Parts]:
     parts = Parts(folder)
     try:
         yield parts
+        if MANIFEST in parts:  # a manifest vouches for the files beside it: it goes first and comes last
+            (folder / MANIFEST).unlink(missing_ok=True)
         for name, part in parts.items():
             part.replace(folder / name)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        reason = error.strerror if isinstance(error, OSError) else "as if the disk were full"
-        raise WriteFailed(
-            f"{folder}: cannot be written to ({reason}); free some space or choose another --output"
-        ) from error
+    except OSError as error:
+        raise WriteFailed(f"{folder}: cannot be written to ({error.strerror}); free some space") from error
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
@@ -2166,7 +2173,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def save_torch(path: Path, content: dict[str, Any]) -> None:
     with atomic(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise WriteFailed(f"{path}: cannot be written (is the disk full?); free some space") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
