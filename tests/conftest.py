@@ -40,12 +40,11 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
     A test whose parameter `fault` is a silence does not wait for it as long as the others would.
     """
-    from kaggle_stand_in import StandIn
+    from stand_in import StandIn
 
     with StandIn(tmp_path / "kaggle") as server:
         for name, value in server.environment(tmp_path / "home").items():
-            if name != "KAGGLE_CONFIG_DIR":  # read once, at import
-                monkeypatch.setenv(name, value)
+            monkeypatch.setenv(name, value)
         fault = getattr(request.node, "callspec", None) and request.node.callspec.params.get("fault")
         if getattr(fault, "silent", 0):
             monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", str(fault.silent * 0.7))

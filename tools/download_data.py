@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lib.data import COMPETITION
 from lib.jobs.download import fetch_all, fetch_needed
-from lib.kaggle_api.client import competition_errors, connect
+from lib.kaggle_api.client import connect
+from lib.kaggle_api.competitions import competition_errors
 from lib.project import DATA, ToolError, run_tool
 
 

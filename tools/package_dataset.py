@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from lib import kernel
-from lib.jobs.dataset import BUILD, READY_MINUTES, Staged, package, stage
+from lib.jobs.dataset import BUILD, READY_MINUTES, Staged, publish, stage
 from lib.jobs.lint import OWNER_PLACEHOLDER
 from lib.kaggle_api.client import connect
 from lib.project import RUNS, format_table, run_tool
@@ -47,6 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="where runs and the record lie")
     parser.add_argument("--folder", type=Path, default=BUILD, metavar="DIR", help="build folder")
     parser.add_argument("--dry-run", action="store_true", help="stage, check and show what would go; no network")
+    parser.add_argument("--again", action="store_true", help="upload although a version holds the same content")
     parser.add_argument("--timeout-minutes", type=float, default=READY_MINUTES, metavar="M", help="wait for Kaggle")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     return parser.parse_args(argv)
@@ -59,9 +60,8 @@ def main(argv: list[str] | None = None) -> int | None:
     if arguments.dry_run:
         show(stage(run, arguments.folder, OWNER_PLACEHOLDER), arguments.json, None)
         return 0
-    client = connect()
-    staged = stage(run, arguments.folder, client.username)
-    version = package(client, staged, arguments.runs, 60 * arguments.timeout_minutes)
+    seconds = 60 * arguments.timeout_minutes
+    staged, version = publish(connect(), run, arguments.folder, arguments.runs, seconds, arguments.again)
     show(staged, arguments.json, version)
     return 0
 

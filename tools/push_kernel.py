@@ -3,7 +3,9 @@
     python tools/push_kernel.py --recipe align --set epochs=8      push, wait, fetch into runs/
     python tools/push_kernel.py --dataset aml-alignment-weights --set mode=predict
     python tools/push_kernel.py --no-wait                          push only
+    python tools/push_kernel.py --dry-run                          show what would be pushed
     python tools/push_kernel.py output --version 3                 wait for version 3 and fetch it
+    python tools/push_kernel.py list                               sessions of the account: what runs, what holds a slot
     python tools/push_kernel.py --init USER                        write your name into both metadata files, once
 
 The same script with the same settings is not pushed twice: an interrupted run goes on with the version that it made.
@@ -12,16 +14,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from lib.jobs import push
-from lib.kaggle_api.client import KaggleClient, connect, split_ref
+from lib.jobs import fetch, order, push
+from lib.jobs.session import sessions
+from lib.kaggle_api.client import KaggleClient, connect
+from lib.kaggle_api.kernels import Version
 from lib.project import format_table, run_tool
+
+
+def print_rows(header: list[str], rows: list[list], as_json: bool) -> None:
+    """A table, or the same as JSON."""
+    names = [name.replace(" ", "_") for name in header]
+    if as_json:
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
+    else:
+        print(format_table(header, rows))
 
 
 def print_quota(client: KaggleClient, as_json: bool) -> None:
     """This week's accelerator hours."""
-    quota = client.quota()
+    quota = client.kernels.quota()
     if as_json:
         print(json.dumps({kind: {**vars(hours), "left_hours": hours.left_hours} for kind, hours in quota.items()}))
         return
@@ -30,25 +44,37 @@ def print_quota(client: KaggleClient, as_json: bool) -> None:
     print(format_table(["accelerator", "used h", "reserved h", "total h", "left h"], rows))
 
 
-def report(as_json: bool, ref: str, version: int, status: str, folder: Path | None = None) -> None:
+def report(as_json: bool, version: Version, status: str, folder: Path | None = None) -> None:
     """What became of a kernel version, on stdout."""
     if as_json:
         run = None if folder is None else str(folder)
-        print(json.dumps({"kernel": ref, "version": version, "status": status, "run": run}))
+        print(json.dumps({"kernel": version.ref, "version": version.number, "status": status, "run": run}))
     else:
-        print(f"{ref} version {version}: {status}" + ("" if folder is None else f"; verified output in {folder}"))
+        print(f"{version}: {status}" + ("" if folder is None else f"; verified output in {folder}"))
 
 
-def look_at_version(client: KaggleClient, arguments: argparse.Namespace, deadline_seconds: float) -> None:
+def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None:
     """`status` and `output` of an earlier version."""
-    ref = push.staged_metadata(client.username)["id"]
-    version = push.chosen_version(client, ref, arguments.version)
-    if arguments.action == "output":
-        folder = push.collect(client, ref, version, arguments.runs, deadline_seconds)
-        report(arguments.json, ref, version, "complete", folder)
-        return
-    status, message = client.kernel_status(*split_ref(ref), version)
-    report(arguments.json, ref, version, f"{status} ({message})" if message else status)
+    ref = order.staged_metadata(client.username)["id"]
+    version = push.chosen_version(client, ref, arguments.version, arguments.runs)
+    if arguments.action == "status":
+        status, message = client.kernels.status(version)
+        report(arguments.json, version, f"{status} ({message})" if message else status)
+    elif arguments.only is None:
+        seconds = order.SessionTime(arguments.timeout_minutes).wait_seconds
+        report(arguments.json, version, "complete", fetch.collect(client, version, arguments.runs, seconds))
+    else:
+        part = fetch.fetch_partial(client, version, arguments.runs, arguments.only)
+        rows = [[str(part.folder / name), "verified" if part.verifies(name) else "unverified"] for name in part.names]
+        print_rows(["file", "state"], rows, arguments.json)
+
+
+def show_staged(staged: order.Staged, time: order.SessionTime, as_json: bool) -> None:
+    """What a push would send."""
+    shown = {"metadata": staged.metadata, "overrides": staged.overrides, "session_seconds": time.kaggle_seconds,
+             "bytes": len(staged.text.encode()), "folder": str(staged.folder)}
+    print(json.dumps(shown, indent=None if as_json else 1))
+    print(f"dry run: nothing was sent; {staged.ref} would be private and is clean by kaggle_lint", file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -60,40 +86,47 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "1 it was refused, failed, was cancelled, has no quota or is not done in time, 2 wrong input",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", nargs="?", default="push", choices=("push", "status", "output"),
-                        help="status or output of an earlier version instead of a push")
+    parser.add_argument("action", nargs="?", default="push", choices=("push", "status", "output", "list"),
+                        help="status or output of an earlier version, or the list of sessions, instead of a push")
     parser.add_argument("--version", type=int, metavar="N", help="for status and output; the current one by default")
+    parser.add_argument("--only", metavar="PATTERN", help="for output: only these files, also of an unfinished run")
     parser.add_argument("--no-wait", action="store_true", help="return once Kaggle has taken the push")
+    parser.add_argument("--dry-run", action="store_true", help="stage, lint and show what would be pushed")
     parser.add_argument("--quota", action="store_true", help="show this week's accelerator hours and stop")
     parser.add_argument("--init", metavar="USER", help="write the owner into both metadata files and stop")
     push.add_push_options(parser)
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int | None:
-    """Push, or look at an earlier version, or show the quota, or write the owner."""
-    arguments = parse(argv)
+def run(arguments: argparse.Namespace) -> None:
+    """Push, or look at what was pushed, or show the quota, or write the owner."""
     if arguments.init is not None:
-        push.init_owner(arguments.init)
-        return 0
-    deadline_seconds, session_seconds = push.read_timeout(arguments.timeout_minutes)
-    overrides = push.read_overrides(arguments.recipe, arguments.set)
+        return order.init_owner(arguments.init)
+    time = order.SessionTime(arguments.timeout_minutes)
+    overrides = time.tell(order.read_overrides(arguments.recipe, arguments.set))
     client = connect()
     if arguments.quota:
-        print_quota(client, arguments.json)
-        return 0
+        return print_quota(client, arguments.json)
+    if arguments.action == "list":
+        return print_rows(["kernel", "version", "status", "age h", "holds"], sessions(client), arguments.json)
     if arguments.action != "push":
-        look_at_version(client, arguments, deadline_seconds)
-        return 0
-    metadata = push.staged_metadata(client.username, arguments.accelerator, arguments.dataset, arguments.kernel_source)
-    staged = push.stage(metadata, overrides, push.BUILD)
-    versions = push.wait_for_datasets(client, metadata, arguments.runs)
-    version = push.push(client, push.Order(staged, versions, session_seconds), arguments.runs, arguments.again)
+        return look_at_version(client, arguments)
+    metadata = order.staged_metadata(client.username, arguments.accelerator, arguments.dataset, arguments.kernel_source)
+    staged = order.stage(metadata, overrides, order.BUILD)
+    if arguments.dry_run:
+        return show_staged(staged, time, arguments.json)
+    sources = order.source_versions(client, metadata, arguments.runs)
+    made = order.Order(staged, sources, time.kaggle_seconds)
+    version = push.push(client, made, arguments.runs, arguments.again)
     if arguments.no_wait:
-        report(arguments.json, staged.ref, version, "pushed")
-        return 0
-    folder = push.collect(client, staged.ref, version, arguments.runs, deadline_seconds)
-    report(arguments.json, staged.ref, version, "complete", folder)
+        return report(arguments.json, version, "pushed")
+    return report(arguments.json, version, "complete",
+                  fetch.collect(client, version, arguments.runs, time.wait_seconds))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    run(parse(argv))
     return 0
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from lib import record
 from lib.data import COMPETITION
 from lib.jobs.history import Place, Row, best_of, from_kaggle, join, place_of, plot, table
-from lib.kaggle_api.client import competition_errors, connect
-from lib.kaggle_api.http import Ambiguous
+from lib.kaggle_api.client import connect
+from lib.kaggle_api.competitions import competition_errors
+from lib.kaggle_api.errors import Ambiguous
 from lib.project import RUNS, InputError, run_tool
 
 

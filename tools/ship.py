@@ -3,6 +3,7 @@
     python tools/ship.py --recipe align                        train on Kaggle, submit what comes out
     python tools/ship.py --weights runs/mine                   package a run's weights, predict with them on Kaggle
     python tools/ship.py --recipe align --no-submit            everything but the submission
+    python tools/ship.py --resume 3                            go on from what the stopped version 3 left
 
 Interrupted at any step, the same command goes on from there: nothing is uploaded, pushed or submitted twice.
 """
@@ -13,7 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lib.jobs import push
+from lib.jobs.order import read_overrides
+from lib.jobs.push import add_push_options
 from lib.jobs.ship import (
     candidate_of,
     check_weights_used,
@@ -21,6 +23,7 @@ from lib.jobs.ship import (
     package_weights,
     run_on_kaggle,
     submit_and_score,
+    taken_up,
 )
 from lib.kaggle_api.client import connect
 from lib.project import DATA, run_tool
@@ -36,9 +39,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--weights", type=Path, metavar="RUN", help="package this run; the kernel predicts with it")
+    parser.add_argument("--resume", type=int, metavar="VERSION",
+                        help="package the state that a cancelled or failed version left; the kernel goes on from it")
     parser.add_argument("--no-submit", action="store_true", help="stop when the output is fetched and verified")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the test set is, for its ids")
-    push.add_push_options(parser)
+    add_push_options(parser)
     return parser.parse_args(argv)
 
 
@@ -56,16 +61,18 @@ def report(result: dict[str, Any], as_json: bool) -> None:
 def main(argv: list[str] | None = None) -> int | None:
     """Every step in order; each finds out by itself whether it was done before."""
     arguments = parse(argv)
-    given = push.read_overrides(arguments.recipe, arguments.set)
+    given = read_overrides(arguments.recipe, arguments.set)
     overrides = {"mode": "predict", **given} if arguments.weights is not None and "warm_start" not in given else given
     run = chosen_weights(arguments, overrides)
     client = connect()
+    if arguments.resume is not None:
+        run, overrides = taken_up(client, arguments, given)
     packaged = None if run is None else package_weights(client, run, arguments.runs)
     datasets = [*arguments.dataset, *([] if packaged is None else [packaged.metadata["id"]])]
-    ref, version, folder = run_on_kaggle(client, arguments, overrides, datasets)
+    version, folder = run_on_kaggle(client, arguments, overrides, datasets)
     if packaged is not None:
         check_weights_used(folder, packaged)
-    result: dict[str, Any] = {"kernel": ref, "version": version, "run": str(folder)}
+    result: dict[str, Any] = {"kernel": version.ref, "version": version.number, "run": str(folder)}
     if not arguments.no_submit:
         candidate = candidate_of(folder, packaged)
         score = submit_and_score(client, arguments, candidate)

@@ -16,24 +16,25 @@ from pathlib import Path
 
 from lib.data import COMPETITION
 from lib.jobs import submission
-from lib.jobs.push import collect
-from lib.kaggle_api.client import KaggleClient, Submission, competition_errors, connect
-from lib.kaggle_api.http import Forbidden, NotFound
-from lib.project import DATA, RUNS, InputError, run_tool
+from lib.jobs.fetch import collect
+from lib.jobs.order import SessionTime
+from lib.jobs.push import chosen_version
+from lib.kaggle_api.client import KaggleClient, connect
+from lib.kaggle_api.competitions import Submission, competition_errors
+from lib.kaggle_api.patience import glance
+from lib.project import DATA, RUNS, run_tool
 
 
 def find_candidate(client: KaggleClient | None, arguments: argparse.Namespace) -> submission.Candidate:
     """The csv that the arguments name; that of a kernel version is fetched and verified first."""
     if client is None:
         return submission.candidate_of(arguments.csv)
-    try:
-        folder = collect(client, arguments.kernel, arguments.version, arguments.runs, arguments.timeout_minutes * 60)
-    except (NotFound, Forbidden) as error:
-        raise InputError(f"{error}: look up the version on Kaggle, or push one: python tools/push_kernel.py") from None
+    version = chosen_version(client, arguments.kernel, arguments.version, arguments.runs)
+    folder = collect(client, version, arguments.runs, SessionTime().wait_seconds)
     return submission.candidate_of(folder, arguments.kernel, arguments.version)
 
 
-def report(found: Submission, candidate: submission.Candidate, left: int, as_json: bool) -> None:
+def report(found: Submission, candidate: submission.Candidate, left: int | None, as_json: bool) -> None:
     """Print the outcome."""
     if as_json:
         print(json.dumps({"ref": found.ref, "public": found.public_score, "private": found.private_score,
@@ -44,7 +45,7 @@ def report(found: Submission, candidate: submission.Candidate, left: int, as_jso
     if candidate.validation is not None and candidate.validation_se is not None:
         validation += f" +- {candidate.validation_se:.4f}"
     print(f"submission {found.ref} of {candidate.run}: public score {found.public_score}{validation}; "
-          f"{left} submissions left today")
+          + (f"{left} submissions left today" if left is not None else "the submissions left are not known"))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -83,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         ref = submission.submit(client, slug, candidate, arguments.runs, arguments.again)
     print(f"submission {ref}: waiting for its score", file=sys.stderr)
     found = submission.scored(client, slug, ref, candidate, arguments.runs, arguments.timeout_minutes * 60)
-    report(found, candidate, client.submission_limits(slug).allowed_now, arguments.json)
+    left = glance("the submissions left", lambda: client.competitions.limits(slug).allowed_now, None)
+    report(found, candidate, left, arguments.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 import download_data
-from kaggle_stand_in import Fault
+from stand_in import Fault
 from lib.data import Known
 from lib.jobs.download import unpack
 from lib.project import ToolError

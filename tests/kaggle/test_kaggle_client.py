@@ -11,30 +11,39 @@ from pathlib import Path
 import pytest
 import requests
 
-from kaggle_stand_in import Fault, Plan
-from lib.kaggle_api.client import connect, split_ref
-from lib.kaggle_api.http import (
+from lib.kaggle_api.client import connect
+from lib.kaggle_api.errors import (
     Ambiguous,
     Conflict,
     ConnectionFailed,
+    Expired,
     Forbidden,
+    NotDone,
     NotFound,
     RateLimited,
     Refused,
     ServerError,
     Timeout,
-    Timing,
     Unauthorized,
-    _retry_after,
-    safe_name,
-    wait_until,
 )
+from lib.kaggle_api.http import retry_after, safe_name
+from lib.kaggle_api.kernels import Version
+from lib.kaggle_api.patience import Patience
+from lib.kaggle_api.service import split_ref
 from lib.project import InputError
+from stand_in import Fault, Plan
 
 SLUG = "aml-competition"
 META = {"id": "tester/aml-align", "title": "aml align", "code_file": "pipeline.py", "language": "python",
         "kernel_type": "script", "is_private": True, "enable_internet": False, "dataset_sources": [],
         "competition_sources": [SLUG]}
+MARK = "# order 1"
+
+
+def version(number: int, mark: str = "") -> Version:
+    return Version("tester", "aml-align", number, mark)
+
+
 # Every way in which a call can fail to be answered; `after`: Kaggle carried it out all the same.
 PASSING = {"503": Fault(503), "500": Fault(500), "html 502": Fault(502, html=True), "html 200": Fault(html=True),
            "429": Fault(429, retry_after="0"), "dropped": Fault(drop="before"), "silent": Fault(silent=0.6),
@@ -58,76 +67,76 @@ def write(path: Path, data: bytes) -> Path:
 
 def test_kernel_from_push_to_output(kaggle, client, tmp_path, capsys):
     kaggle.plans = [Plan(queued=1, running=1, outputs={f"f{n}.txt": b"x" * n for n in range(1, 30)}, log="a\n±b\n")]
-    assert client.kernel_version("tester", "aml-align") is None
-    saved = client.save_kernel(META, "print(1)\n", timeout_seconds=900)
-    assert (saved.ref, saved.version, client.kernel_version("tester", "aml-align")) == ("tester/aml-align", 1, 1)
+    assert client.kernels.shown("tester", "aml-align").number == 0
+    saved = client.kernels.push(META, "print(1)\n", MARK, timeout_seconds=900)
+    assert (saved.ref, saved.number, client.kernels.shown("tester", "aml-align").number) == ("tester/aml-align", 1, 1)
     assert kaggle.kernels["tester/aml-align"][0].request["sessionTimeoutSeconds"] == 900
-    states = [client.kernel_status("tester", "aml-align", 1)[0] for _ in range(3)]
+    states = [client.kernels.status(version(1))[0] for _ in range(3)]
     assert states == ["queued", "running", "complete"]
-    files, log = client.kernel_output("tester", "aml-align", 1)
+    files, log = client.kernels.output(version(1))
     assert len(files) == 29 and log == "a\n±b\n"
-    name, url = files[-1]
-    client.download_url(url, tmp_path / name)
+    name, url = list(files.items())[-1]
+    client.kernels.download(url, tmp_path / name, lambda: url)
     assert (tmp_path / name).read_bytes() == kaggle.kernels["tester/aml-align"][0].outputs[name]
-    assert "".join(client.kernel_log_stream("tester", "aml-align", 1)) == "a\n±b\n"
+    assert "".join(client.kernels.log_stream(version(1))) == "a\n±b\n"
     assert capsys.readouterr().out == ""
 
 
 def test_the_version_that_is_asked_for_is_the_one_that_answers(kaggle, client):
     kaggle.plans = [Plan(outcome="ERROR", failure="out of memory", log="one"), Plan(outputs={"b": b"2"}, log="two")]
-    client.save_kernel(META, "first")
-    client.save_kernel(META, "second")
-    assert client.kernel_status("tester", "aml-align", 1) == ("error", "out of memory")
-    assert client.kernel_status("tester", "aml-align", 2) == ("complete", "")
-    assert client.kernel_output("tester", "aml-align", 1)[1] == "one"
+    client.kernels.push(META, "first", MARK)
+    client.kernels.push(META, "second", MARK)
+    assert client.kernels.status(version(1)) == ("error", "out of memory")
+    assert client.kernels.status(version(2)) == ("complete", "")
+    assert client.kernels.output(version(1))[1] == "one"
     with pytest.raises(NotFound, match="version 9"):
-        client.kernel_status("tester", "aml-align", 9)
+        client.kernels.status(version(9))
 
 
 def test_dataset_and_its_versions(kaggle, client, tmp_path):
     files = [write(tmp_path / "a.bin", b"a" * 1000), write(tmp_path / "b.txt", b""), write(tmp_path / "c.txt", b"c")]
-    assert client.create_dataset("tester", "weights", "weights title", "CC0-1.0", files) == 1
+    assert client.datasets.create("tester", "weights", "weights title", "CC0-1.0", files) == 1
     assert kaggle.datasets["tester/weights"].private
-    assert client.dataset_status("tester", "weights") == ("ready", 1)
-    assert client.dataset_files("tester", "weights") == {"a.bin": 1000, "b.txt": 0, "c.txt": 1}
-    assert client.create_dataset_version("tester", "weights", "second", files[:1]) == 2
-    assert client.dataset_status("tester", "weights") == ("ready", 2)
-    assert client.dataset_files("tester", "weights") == {"a.bin": 1000}
+    assert client.datasets.status("tester", "weights") == ("ready", 1)
+    assert client.datasets.files("tester", "weights") == {"a.bin": 1000, "b.txt": 0, "c.txt": 1}
+    assert client.datasets.create_version("tester", "weights", "second", files[:1]) == 2
+    assert client.datasets.status("tester", "weights") == ("ready", 2)
+    assert client.datasets.files("tester", "weights") == {"a.bin": 1000}
 
 
 def test_submission_is_scored(kaggle, client, tmp_path):
     kaggle.competitions[SLUG].others = {"best": 0.9}
-    ref = client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "message")
-    found = client.wait_for_score(ref)
+    ref = client.competitions.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "message", "message")
+    found = client.competitions.wait_for_score(ref, 3600)
     assert (found.public_score, found.description, found.status) == (0.5, "message", "complete")
-    assert client.leaderboard(SLUG) == [(1, "best", 0.9), (2, "tester", 0.5)]
-    assert client.submission_limits(SLUG).allowed_now == 4
-    assert client.quota()["GPU"].left_hours == 28.5
+    assert client.competitions.leaderboard(SLUG) == [(1, "best", 0.9), (2, "tester", 0.5)]
+    assert client.competitions.limits(SLUG).allowed_now == 4
+    assert client.kernels.quota()["GPU"].left_hours == 28.5
 
 
 def test_lists_are_read_to_their_last_page(kaggle, client):
     kaggle.add_dataset("tester/many", {f"{n}.bin": b"x" for n in range(450)})
-    assert len(client.dataset_files("tester", "many")) == 450
+    assert len(client.datasets.files("tester", "many")) == 450
     kaggle.competitions[SLUG].others = {f"team {n}": n / 1000 for n in range(450)}
-    assert client.leaderboard(SLUG)[-1][0] == 450
+    assert client.competitions.leaderboard(SLUG)[-1][0] == 450
 
 
 def test_kernel_output_is_a_submission(kaggle, client):
     kaggle.plans = [Plan(outputs={"pipeline_submission.csv": b"id,embedding\n"})]
-    client.save_kernel(META, "text")
-    ref = client.submit_kernel(SLUG, "tester", "aml-align", 1, "pipeline_submission.csv", "from the kernel")
-    assert client.wait_for_score(ref).public_score == 0.5
+    client.kernels.push(META, "text", MARK)
+    ref = client.competitions.submit_kernel(SLUG, "tester", "aml-align", 1, "pipeline_submission.csv", "from the kernel", "from")
+    assert client.competitions.wait_for_score(ref, 3600).public_score == 0.5
     with pytest.raises(Refused, match="no such output file"):
-        client.submit_kernel(SLUG, "tester", "aml-align", 1, "other.csv", "from the kernel")
+        client.competitions.submit_kernel(SLUG, "tester", "aml-align", 1, "other.csv", "from the kernel", "from")
 
 
 # ---- calls that may be repeated ----
 
 @faults(PASSING)
 def test_a_passing_fault_is_retried_to_success(kaggle, client, fault):
-    client.save_kernel(META, "text")
+    client.kernels.push(META, "text", MARK)
     kaggle.fail("GetKernelSessionStatus", fault)
-    assert client.kernel_status("tester", "aml-align", 1) == ("complete", "")
+    assert client.kernels.status(version(1)) == ("complete", "")
     assert kaggle.count("GetKernelSessionStatus") == 2
 
 
@@ -136,8 +145,8 @@ def test_a_passing_fault_is_retried_to_success(kaggle, client, fault):
 def test_a_lasting_fault_ends_in_one_typed_error(kaggle, client, fault, error):
     kaggle.fail("GetSubmissionLimits", *[fault] * 9)
     with pytest.raises(error, match=f"submission limits of {SLUG}") as caught:
-        client.submission_limits(SLUG)
-    assert kaggle.count("GetSubmissionLimits") == Timing().tries
+        client.competitions.limits(SLUG)
+    assert kaggle.count("GetSubmissionLimits") == Patience().tries
     assert "\n" not in str(caught.value)
 
 
@@ -147,45 +156,54 @@ def test_a_lasting_fault_ends_in_one_typed_error(kaggle, client, fault, error):
 def test_a_refusal_is_not_retried_and_has_its_own_type(kaggle, client, status, error, code, as_code):
     kaggle.fail("GetSubmissionLimits", Fault(status, "said so", as_code=as_code))
     with pytest.raises(error, match="said so") as caught:
-        client.submission_limits(SLUG)
+        client.competitions.limits(SLUG)
     assert (kaggle.count("GetSubmissionLimits"), caught.value.exit_code) == (1, code)
 
 
-def test_retry_after_is_obeyed(kaggle, client):
-    kaggle.fail("GetSubmissionLimits", Fault(429, retry_after="0.5"))
-    start = time.monotonic()
-    client.submission_limits(SLUG)
-    assert time.monotonic() - start >= 0.5
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_obeyed(kaggle, client, status):
+    kaggle.fail("GetSubmissionLimits", Fault(status, retry_after="200"))
+    start = client.patience.now()
+    client.competitions.limits(SLUG)
+    assert client.patience.now() - start >= 200
 
 
 def test_a_long_retry_after_is_told_not_slept(kaggle, client):
     kaggle.fail("GetSubmissionLimits", Fault(429, retry_after="7200"))
     with pytest.raises(RateLimited, match="wait 120 minutes"):
-        client.submission_limits(SLUG)
+        client.competitions.limits(SLUG)
 
 
-def test_retry_after_may_be_a_date():
+def test_retry_after_may_be_a_date_by_the_servers_clock():
     response = requests.Response()
     response.headers["Retry-After"] = email.utils.formatdate(time.time() + 100)
-    assert 90 < _retry_after(response) <= 100
+    assert 90 < retry_after(response) <= 100
+    ahead = time.time() + 7200
+    response.headers["Date"] = email.utils.formatdate(ahead)
+    response.headers["Retry-After"] = email.utils.formatdate(ahead + 40)
+    assert retry_after(response) == 40
     response.headers["Retry-After"] = "soon"
-    assert _retry_after(response) is None
+    assert retry_after(response) is None
 
 
-def test_a_state_that_the_client_does_not_know_is_one_clear_line(kaggle, client):
-    client.save_kernel(META, "text")
+def test_a_state_that_the_client_does_not_know_is_not_known_yet(kaggle, client, capsys):
+    client.kernels.push(META, "text", MARK)
     kaggle.fail("GetKernelSessionStatus", Fault(json={"status": "PAUSED_BY_ADMIN"}))
-    with pytest.raises(Refused, match="PAUSED_BY_ADMIN"):
-        client.kernel_status("tester", "aml-align", 1)
+    assert client.kernels.status(version(1)) == ("queued", "")
+    assert "PAUSED_BY_ADMIN" in capsys.readouterr().err
+    kaggle.fail("ListSubmissions", Fault(json={"submissions": [{"ref": 1, "status": "PAUSED", "publicScore": "NaN"},
+                                                               {"ref": 2, "status": "COMPLETE", "publicScore": ".5"}]}))
+    assert [(one.status, one.public_score) for one in client.competitions.history(SLUG)] == [("pending", None),
+                                                                                             ("complete", 0.5)]
 
 
 # ---- calls that must not be repeated ----
 
 @faults(AMBIGUOUS)
 def test_a_push_that_happened_is_found_not_repeated(kaggle, client, fault):
-    client.save_kernel(META, "first")
+    client.kernels.push(META, "first", MARK)
     kaggle.fail("SaveKernel", fault)
-    assert client.save_kernel(META, "second").version == 2
+    assert client.kernels.push(META, "second", MARK).number == 2
     assert len(kaggle.kernels["tester/aml-align"]) == 2
 
 
@@ -193,63 +211,62 @@ def test_a_push_that_happened_is_found_not_repeated(kaggle, client, fault):
 def test_a_push_that_did_not_happen_is_told_not_repeated(kaggle, client, fault):
     kaggle.fail("SaveKernel", fault)
     with pytest.raises(Ambiguous, match="running this again is safe"):
-        client.save_kernel(META, "text")
+        client.kernels.push(META, "text", MARK)
     assert (kaggle.count("SaveKernel"), len(kaggle.kernels["tester/aml-align"])) == (1, 0)
 
 
 def test_a_push_by_somebody_else_at_the_same_time_is_not_taken_for_ours(kaggle, client):
-    client.save_kernel(META, "first")
+    client.kernels.push(META, "first", MARK)
     kaggle.fail("SaveKernel", Fault(drop="before"))
-    kaggle.fail("GetKernel", None)
     other = kaggle.rpc
 
     def meanwhile(method: str, body: dict) -> object:
         answer = other(method, body)
-        if method == "GetKernel" and kaggle.count("GetKernel") == 3:
+        if method == "GetKernel" and kaggle.count("GetKernel") == 2:
             kaggle.rpc_SaveKernel({"slug": "tester/aml-align", "text": "theirs"})
         return answer
 
     kaggle.rpc = meanwhile
     with pytest.raises(Ambiguous):
-        client.save_kernel(META, "ours")
+        client.kernels.push(META, "ours", "# order 2")
 
 
 def test_a_rate_limited_push_is_repeated_since_it_did_not_happen(kaggle, client):
     kaggle.fail("SaveKernel", Fault(429, retry_after="0"))
-    assert client.save_kernel(META, "text").version == 1
+    assert client.kernels.push(META, "text", MARK).number == 1
 
 
 def test_an_outcome_that_cannot_be_looked_up_is_told(kaggle, client):
-    kaggle.fail("GetKernel", None, *[Fault(503)] * 20)
+    kaggle.fail("GetKernel", *[Fault(503)] * 200)
     kaggle.fail("SaveKernel", Fault(drop="after"))
     with pytest.raises(Ambiguous, match="look again before you repeat it"):
-        client.save_kernel(META, "text")
+        client.kernels.push(META, "text", MARK)
     assert kaggle.count("SaveKernel") == 1
 
 
 def test_an_answer_without_its_number_is_looked_up(kaggle, client, tmp_path):
     kaggle.fail("SaveKernel", Fault(json={}))
     with pytest.raises(Ambiguous, match="without naming a version"):
-        client.save_kernel(META, "text")
+        client.kernels.push(META, "text", MARK)
     kaggle.fail("CreateSubmission", Fault(json={"message": "Successfully submitted"}))
     with pytest.raises(Ambiguous, match="without giving a reference"):
-        client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine")
+        client.competitions.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
     kaggle.fail("CreateSubmission", Fault(json={"message": "Successfully submitted"}, after=True))
-    ref = client.submit_file(SLUG, tmp_path / "s.csv", "mine")
+    ref = client.competitions.submit_file(SLUG, tmp_path / "s.csv", "mine", "mine")
     assert [state.ref for state in kaggle.competitions[SLUG].submissions] == [ref]
 
 
 def test_an_error_within_http_200_fails_the_push(kaggle, client):
     kaggle.push_error = "Maximum batch GPU session count of 2 reached."
     with pytest.raises(Refused, match="session count of 2"):
-        client.save_kernel(META, "text")
+        client.kernels.push(META, "text", MARK)
 
 
 def test_a_push_is_recognised_also_with_other_line_ends(kaggle, client):
     kaggle.fail("SaveKernel", Fault(drop="after"))
     save = kaggle.rpc_SaveKernel
     kaggle.rpc_SaveKernel = lambda body: save(body | {"text": body["text"].replace("\n", "\r\n").rstrip()})
-    assert client.save_kernel(META, "print(1)\nprint(2)\n").version == 1
+    assert client.kernels.push(META, "print(1)\nprint(2)\n", MARK).number == 1
 
 
 @pytest.mark.parametrize(("key", "source"), [("dataset_sources", "tester/none"), ("competition_sources", "no-such"),
@@ -257,22 +274,22 @@ def test_a_push_is_recognised_also_with_other_line_ends(kaggle, client):
                                              ("model_sources", "a/b/pytorch/default/1")])
 def test_a_source_that_kaggle_drops_fails_the_push(kaggle, client, key, source):
     with pytest.raises(Refused, match=f"{source}.*version 1 runs without it"):
-        client.save_kernel(META | {key: [source]}, "text")
+        client.kernels.push(META | {key: [source]}, "text", MARK)
 
 
 @faults(AMBIGUOUS)
 def test_a_submission_that_happened_is_found_not_repeated(kaggle, client, fault, tmp_path):
     kaggle.fail("CreateSubmission", fault)
-    ref = client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine")
+    ref = client.competitions.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
     assert [state.ref for state in kaggle.competitions[SLUG].submissions] == [ref]
 
 
 @faults(BEFORE)
 def test_a_submission_that_did_not_happen_is_told_not_repeated(kaggle, client, fault, tmp_path):
-    client.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine")
+    client.competitions.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
     kaggle.fail("CreateSubmission", fault)
     with pytest.raises(Ambiguous, match="running this again is safe"):
-        client.submit_file(SLUG, tmp_path / "s.csv", "mine")
+        client.competitions.submit_file(SLUG, tmp_path / "s.csv", "again", "again")
     assert len(kaggle.competitions[SLUG].submissions) == 1
 
 
@@ -280,10 +297,10 @@ def test_a_submission_that_did_not_happen_is_told_not_repeated(kaggle, client, f
 def test_a_dataset_that_was_made_is_found_not_repeated(kaggle, client, fault, tmp_path):
     file = write(tmp_path / "a.bin", b"abc")
     kaggle.fail("CreateDataset", fault)
-    assert client.create_dataset("tester", "weights", "weights", "other", [file]) == 1
-    client.dataset_status("tester", "weights")
+    assert client.datasets.create("tester", "weights", "weights", "other", [file]) == 1
+    client.datasets.status("tester", "weights")
     kaggle.fail("CreateDatasetVersion", fault)
-    assert client.create_dataset_version("tester", "weights", "more", [file]) == 2
+    assert client.datasets.create_version("tester", "weights", "more", [file]) == 2
     assert (kaggle.count("CreateDataset"), len(kaggle.datasets["tester/weights"].versions)) == (1, 2)
 
 
@@ -291,14 +308,14 @@ def test_a_dataset_that_was_made_is_found_not_repeated(kaggle, client, fault, tm
 def test_a_dataset_that_was_not_made_is_told_not_repeated(kaggle, client, fault, tmp_path):
     kaggle.fail("CreateDataset", fault)
     with pytest.raises(Ambiguous, match="running this again is safe"):
-        client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
+        client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
     assert kaggle.datasets == {}
 
 
 def test_a_dataset_name_in_use_is_a_conflict(kaggle, client, tmp_path):
     kaggle.add_dataset("tester/weights", {})
     with pytest.raises(Conflict, match="in use"):
-        client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
+        client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
 
 
 # ---- uploads ----
@@ -310,7 +327,7 @@ DATA = bytes(range(256)) * 1000
                                    Fault(503), Fault(429, retry_after="0"), Fault(drop="after")])
 def test_a_broken_upload_goes_on_where_it_stopped(kaggle, client, fault, tmp_path):
     kaggle.fail("PUT blob", fault)
-    client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+    client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
     assert kaggle.datasets["tester/weights"].versions[0].files == {"a.bin": DATA}
     ranges = [body["range"] for name, body in kaggle.calls if name == "PUT blob"]
     if fault.keep:
@@ -321,7 +338,7 @@ def test_a_broken_upload_goes_on_where_it_stopped(kaggle, client, fault, tmp_pat
 def test_an_expired_upload_is_begun_again(kaggle, client, status, tmp_path):
     kaggle.fail("PUT blob", Fault(503, keep=70_000))
     kaggle.fail("PUT probe", Fault(status))
-    client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+    client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
     assert kaggle.datasets["tester/weights"].versions[0].files == {"a.bin": DATA}
     assert kaggle.count("StartBlobUpload") == 2
 
@@ -332,7 +349,7 @@ def test_an_expired_upload_is_begun_again(kaggle, client, status, tmp_path):
 def test_a_failed_upload_makes_no_dataset_without_its_file(kaggle, client, fault, error, tmp_path):
     kaggle.fail("PUT blob", *[fault] * 9)
     with pytest.raises(error, match=r"upload of a\.bin"):
-        client.create_dataset("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+        client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
     assert kaggle.count("CreateDataset") == 0
 
 
@@ -342,15 +359,15 @@ def test_a_failed_upload_makes_no_dataset_without_its_file(kaggle, client, fault
 def output(kaggle, client):
     """(url, content) of a kernel's output file."""
     kaggle.plans = [Plan(outputs={"model.pt": DATA})]
-    client.save_kernel(META, "text")
-    return client.kernel_output("tester", "aml-align", 1)[0][0][1], DATA
+    client.kernels.push(META, "text", MARK)
+    return client.kernels.output(version(1))[0]["model.pt"], DATA
 
 
 @pytest.mark.parametrize("fault", [Fault(truncate=150_000), Fault(503), Fault(drop="before"), Fault(silent=0.6),
                                    Fault(html=True), Fault(429, retry_after="0")])
 def test_a_broken_download_goes_on(kaggle, client, output, fault, tmp_path):
     kaggle.fail("GET output", fault)
-    client.download_url(output[0], tmp_path / "model.pt", len(DATA))
+    client.kernels.download(output[0], tmp_path / "model.pt", lambda: output[0], len(DATA))
     assert (tmp_path / "model.pt").read_bytes() == DATA
     assert kaggle.calls[-1][1]["range"] == ("bytes=131072-" if fault.truncate else "")
     assert not (tmp_path / "model.pt.partial").exists()
@@ -358,7 +375,7 @@ def test_a_broken_download_goes_on(kaggle, client, output, fault, tmp_path):
 
 def test_an_interrupted_download_is_taken_up_by_the_next_run(kaggle, client, output, tmp_path):
     write(tmp_path / "model.pt.partial", DATA[:60_000])
-    client.download_url(output[0], tmp_path / "model.pt", len(DATA))
+    client.kernels.download(output[0], tmp_path / "model.pt", lambda: output[0], len(DATA))
     assert (tmp_path / "model.pt").read_bytes() == DATA
     assert kaggle.calls[-1][1]["range"] == "bytes=60000-"
 
@@ -367,26 +384,26 @@ def test_an_expired_url_is_renewed(kaggle, client, output, tmp_path):
     renewals = []
 
     def renew() -> str:
-        renewals.append(client.kernel_output("tester", "aml-align", 1)[0][0][1])
+        renewals.append(client.kernels.output(version(1))[0]["model.pt"])
         return renewals[-1]
 
     kaggle.expire_urls()
-    client.download_url(output[0], tmp_path / "model.pt", len(DATA), renew)
+    client.kernels.download(output[0], tmp_path / "model.pt", renew, len(DATA))
     assert (tmp_path / "model.pt").read_bytes() == DATA and len(renewals) == 1
 
 
-@pytest.mark.parametrize(("fault", "error"), [(Fault(403, xml=True), Forbidden), (Fault(html=True), ServerError),
-                                              (Fault(404), NotFound)])
+@pytest.mark.parametrize(("fault", "error"), [(Fault(403, xml=True), Expired), (Fault(html=True), ServerError),
+                                              (Fault(404), Expired)])
 def test_an_error_page_is_never_saved_as_data(kaggle, client, output, fault, error, tmp_path):
     kaggle.fail("GET output", *[fault] * 9)
     with pytest.raises(error, match=r"download of model\.pt"):
-        client.download_url(output[0], tmp_path / "new" / "model.pt")
+        client.kernels.download(output[0], tmp_path / "new" / "model.pt", lambda: output[0])
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_file_of_the_wrong_size_is_not_kept(kaggle, client, output, tmp_path):
     with pytest.raises(ServerError, match="instead of 7"):
-        client.download_url(output[0], tmp_path / "new" / "model.pt", 7)
+        client.kernels.download(output[0], tmp_path / "new" / "model.pt", lambda: output[0], 7)
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -398,24 +415,24 @@ def test_names_that_leave_their_folder_are_refused(name):
 
 def test_a_kernel_that_names_such_a_file_is_refused(kaggle, client):
     kaggle.plans = [Plan(outputs={"../../evil": b"x"})]
-    client.save_kernel(META, "text")
+    client.kernels.push(META, "text", MARK)
     with pytest.raises(Refused, match="evil"):
-        client.kernel_output("tester", "aml-align", 1)
+        client.kernels.output(version(1))
 
 
 # ---- the log of a running kernel ----
 
 def test_the_log_stream_goes_on_after_a_break_without_repeating(kaggle, client):
     kaggle.plans = [Plan(running=99, log="one\ntwo\n±3\n")]
-    client.save_kernel(META, "text")
+    client.kernels.push(META, "text", MARK)
     kaggle.fail("GET log", Fault(truncate=120), Fault(503))
-    assert list(client.kernel_log_stream("tester", "aml-align", 1)) == ["one\n", "two\n", "±3\n"]
+    assert list(client.kernels.log_stream(version(1))) == ["one\n", "two\n", "±3\n"]
     assert kaggle.count("GET log") == 3
 
 
 def test_a_log_that_cannot_be_streamed_is_a_typed_error(kaggle, client):
     with pytest.raises(Forbidden, match="log of kernel tester/none"):
-        list(client.kernel_log_stream("tester", "none"))
+        list(client.kernels.log_stream(Version("tester", "none", 1)))
 
 
 # ---- credentials ----
@@ -423,7 +440,7 @@ def test_a_log_that_cannot_be_streamed_is_a_typed_error(kaggle, client):
 def test_a_wrong_key_is_told_as_such_not_as_a_wrong_slug(kaggle, monkeypatch):
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
     with pytest.raises(Unauthorized, match=r"credentials were refused.*settings/api"):
-        connect().kernel_status("tester", "aml-align", 1)
+        connect().kernels.status(version(1))
 
 
 def test_no_credentials_names_every_way_to_give_them(kaggle, monkeypatch):
@@ -438,7 +455,7 @@ def test_a_token_is_checked_and_used(kaggle, monkeypatch):
     monkeypatch.delenv("KAGGLE_USERNAME")
     monkeypatch.delenv("KAGGLE_KEY")
     client = connect()
-    assert client.username == "tester" and client.submissions(SLUG) == []
+    assert client.username == "tester" and client.competitions.history(SLUG) == []
 
 
 @pytest.mark.parametrize("where", ["variable", "file"])
@@ -472,7 +489,7 @@ def in_process_of_its_own(tmp_path: Path, kaggle, then: str, **changes: str | No
 def test_kaggle_json_signs_in_and_nothing_is_printed(kaggle, tmp_path):
     write(tmp_path / "other-home" / ".kaggle" / "kaggle.json",
           json.dumps({"username": kaggle.user, "key": kaggle.key}).encode()).chmod(0o600)
-    done = in_process_of_its_own(tmp_path, kaggle, f"c.submission_limits({SLUG!r})", KAGGLE_USERNAME=None,
+    done = in_process_of_its_own(tmp_path, kaggle, f"c.competitions.limits({SLUG!r})", KAGGLE_USERNAME=None,
                                  KAGGLE_KEY=None)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
@@ -491,22 +508,22 @@ def test_the_import_makes_no_call(kaggle, tmp_path):
 # ---- small things ----
 
 def test_waiting_ends_at_its_deadline():
-    with pytest.raises(Timeout, match="the thing: not done after"):
-        wait_until(lambda: None, "the thing", Timing(poll_seconds=0.01), 0.05)
+    with pytest.raises(NotDone, match="the thing: not done after"):
+        Patience(pace=0.0001).wait_for(lambda: None, "the thing", 60)
 
 
 def test_waiting_returns_what_was_found():
     answers = iter([None, None, 0])
-    assert wait_until(lambda: next(answers), "it", Timing(poll_seconds=0.001), 5) == 0
+    assert Patience(pace=0.0001).wait_for(lambda: next(answers), "it", 60) == 0
 
 
 def test_timing_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("ALIGN_TRIES", "3")
     monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", "7.5")
-    assert (Timing.from_environment().tries, Timing.from_environment().timeout_seconds) == (3, 7.5)
+    assert (Patience.from_environment().tries, Patience.from_environment().timeout_seconds) == (3, 7.5)
     monkeypatch.setenv("ALIGN_TRIES", "many")
     with pytest.raises(InputError, match="ALIGN_TRIES='many'"):
-        Timing.from_environment()
+        Patience.from_environment()
 
 
 @pytest.mark.parametrize("ref", ["tester", "a/b/c", "/b", "a/"])

@@ -9,7 +9,7 @@ import pytest
 import package_dataset
 from drawn import TINY
 from kaggle_runs import QUICK, competition_files, outputs_of_run, write_tree
-from kaggle_stand_in import Dataset, DatasetVersion, Fault
+from stand_in import Dataset, DatasetVersion, Fault
 from lib.jobs.dataset import facts_of
 from lib.jobs.lint import DATASET_METADATA
 from lib.project import InputError, ToolError
@@ -235,7 +235,7 @@ def test_faults_that_pass_are_survived_with_one_whole_version(package, kaggle, t
         ("CreateDataset", Fault(drop="before"), "running this again is safe"),
         ("CreateDataset", Fault(json={"status": "error", "error": "The title is already in use"}), "already in use"),
         ("CreateDataset", Fault(status=403, message="No upload today"), "No upload today"),
-        ("GetDatasetStatus", Fault(status=401, message="Unauthenticated"), "credentials were refused"),
+        ("GetDataset", Fault(status=401, message="Unauthenticated"), "credentials were refused"),
         ("StartBlobUpload", Fault(status=400, message="Too large"), "Too large"),
     ],
 )

@@ -9,10 +9,10 @@ import package_dataset
 import push_kernel
 from drawn import TINY
 from kaggle_runs import competition_files, outputs_of_run, write_tree
-from kaggle_stand_in import Fault, Plan
+from stand_in import Fault, Plan
 from lib.jobs.fetch import Output
 from lib.jobs.lint import DATASET_METADATA, KERNEL_METADATA
-from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.kernels import Kernels
 from lib.project import KERNEL, InputError, ToolError
 
 REF = "tester/aml-text-to-image-alignment"
@@ -22,7 +22,7 @@ FAULTS_THAT_PASS = [Fault(status=503), Fault(status=429, retry_after="0"), Fault
 @pytest.fixture
 def push(tmp_path, kaggle, monkeypatch):
     """Call the tool against the stand-in; it stages and keeps its record in the test's folder."""
-    monkeypatch.setattr("lib.jobs.push.BUILD", tmp_path / "build" / "kernel")
+    monkeypatch.setattr("lib.jobs.order.BUILD", tmp_path / "build" / "kernel")
     kaggle.competitions.setdefault("aml-competition", None)
     return lambda *options: push_kernel.main([*map(str, options), "--runs", str(tmp_path / "runs")])
 
@@ -48,7 +48,7 @@ def test_what_is_pushed_is_the_script_with_its_overrides_and_the_metadata(push, 
     sent = kaggle.kernels[REF][0]
     original = KERNEL.read_text()
     line = 'OVERRIDES: dict = {"recipe": "baseline", "epochs": 5, "refit": False, "lr": 0.002}'
-    assert sent.text == original.replace("OVERRIDES: dict = {}", line)
+    assert sent.text.rpartition("# order ")[0] == original.replace("OVERRIDES: dict = {}", line)
     ast.parse(sent.text)
     request = sent.request
     assert request["isPrivate"]
@@ -99,7 +99,7 @@ def test_bad_input_is_one_line_and_nothing_is_pushed(push, kaggle, options, word
 def test_a_title_that_is_not_the_slug_is_not_pushed(push, kaggle, tmp_path, monkeypatch):
     metadata = json.loads(KERNEL_METADATA.read_text()) | {"title": "Another Title"}
     write_tree(tmp_path, {"kernel-metadata.json": json.dumps(metadata).encode(), "kernel/pipeline.py": b""})
-    monkeypatch.setattr("lib.jobs.push.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
+    monkeypatch.setattr("lib.jobs.order.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
     with pytest.raises(InputError, match=r"title: 'Another Title' becomes the slug 'another-title'"):
         push()
     assert kaggle.count("SaveKernel") == 0
@@ -109,7 +109,7 @@ def test_a_script_that_kaggle_cannot_run_is_not_pushed(push, kaggle, tmp_path, m
     metadata = KERNEL_METADATA.read_bytes()
     script = b"import sklearn\nOVERRIDES: dict = {}\n"
     write_tree(tmp_path, {"kernel-metadata.json": metadata, "kernel/pipeline.py": script})
-    monkeypatch.setattr("lib.jobs.push.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
+    monkeypatch.setattr("lib.jobs.order.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
     with pytest.raises(InputError, match=r"pipeline\.py: line 1: imports sklearn"):
         push()
     assert kaggle.count("SaveKernel") == 0
@@ -129,8 +129,8 @@ def test_a_wrong_key(push, kaggle):
 def test_init_writes_the_owner_once_and_the_official_client_can_push_it(tmp_path, monkeypatch, kaggle, capsys):
     for path in (KERNEL_METADATA, DATASET_METADATA):
         write_tree(tmp_path, {path.name: path.read_bytes()})
-    monkeypatch.setattr("lib.jobs.push.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
-    monkeypatch.setattr("lib.jobs.push.DATASET_METADATA", tmp_path / "dataset-metadata.json")
+    monkeypatch.setattr("lib.jobs.order.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
+    monkeypatch.setattr("lib.jobs.order.DATASET_METADATA", tmp_path / "dataset-metadata.json")
     assert push_kernel.main(["--init", "tester"]) == 0
     for name, ref in (("kernel-metadata.json", REF), ("dataset-metadata.json", "tester/aml-alignment-weights")):
         assert json.loads((tmp_path / name).read_text())["id"] == ref
@@ -250,7 +250,7 @@ def test_a_cancelled_kernel(push, kaggle):
 def test_the_deadline(push, kaggle, finished):
     kaggle.plans = [Plan(running=10**6)]
     with pytest.raises(ToolError, match=r"not done after .*push_kernel\.py output --version 1"):
-        push("--timeout-minutes", 0.01)
+        push("--timeout-minutes", 0.01, "--set", "max_minutes=0.001")
     assert kaggle.kernels[REF][0].request["sessionTimeoutSeconds"] == 1
 
 
@@ -342,14 +342,14 @@ def test_a_push_that_did_not_happen_is_one_line_and_the_next_run_pushes(push, ka
 
 
 def test_a_push_whose_client_died_is_found_by_the_next_run(push, kaggle, finished, monkeypatch):
-    save = KaggleClient.save_kernel
+    save = Kernels.push
 
     def die_after(*arguments: object, **options: object) -> None:
         save(*arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(KaggleClient, "save_kernel", die_after)
+        patch.setattr(Kernels, "push", die_after)
         with pytest.raises(KeyboardInterrupt):
             push()
     assert push() == 0
@@ -358,7 +358,7 @@ def test_a_push_whose_client_died_is_found_by_the_next_run(push, kaggle, finishe
 
 def test_a_version_that_somebody_else_pushed_is_not_taken_for_ours(push, kaggle, finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(KaggleClient, "save_kernel", interrupt)
+        patch.setattr(Kernels, "push", interrupt)
         with pytest.raises(KeyboardInterrupt):
             push()
     kaggle.rpc("SaveKernel", {"slug": REF, "text": "print('by hand')"})

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import scores
-from kaggle_stand_in import Fault, SubmissionState
+from stand_in import Fault, SubmissionState
 from lib import record
 from lib.jobs.history import best_of, finding, join
 from lib.jobs.submission import Candidate
@@ -19,7 +19,7 @@ def submitted(kaggle, tmp_path, number: int, public: float | None, validation: f
     """One submission in Kaggle's history and in the record."""
     ref, sha = 1000 + number, f"{number:064d}"
     candidate = Candidate(tmp_path / "s.csv", sha, f"run-{number}", validation, 0.007)
-    message = candidate.message({"commit": "475afaf", "dirty": False})
+    message = candidate.message({"commit": "475afaf", "dirty": False}, candidate.new_mark())
     polls = 0 if public is not None or error else 9
     state = SubmissionState(ref, "s.csv", message, b"", polls, public=public, private=private, error=error)
     kaggle.competitions[SLUG].submissions.insert(0, state)

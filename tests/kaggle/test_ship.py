@@ -18,11 +18,12 @@ from kaggle_runs import (
     outputs_of_run,
     write_tree,
 )
-from kaggle_stand_in import Fault, Plan, metric_score
-from lib.jobs import dataset, push, submission
+from stand_in import Fault, Plan, metric_score
+from lib.jobs import dataset, fetch, submission
 from lib.jobs.dataset import facts_of
 from lib.jobs.fetch import Output
-from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.competitions import Competitions
+from lib.kaggle_api.kernels import Kernels
 from lib.project import InputError, ToolError
 from lib.runs import damaged_files
 
@@ -44,7 +45,7 @@ def competition(kaggle, kernel, tmp_path):
 @pytest.fixture
 def run_ship(tmp_path, competition, monkeypatch):
     """Call the tool with everything in the test's folder."""
-    monkeypatch.setattr("lib.jobs.push.BUILD", tmp_path / "build" / "kernel")
+    monkeypatch.setattr("lib.jobs.order.BUILD", tmp_path / "build" / "kernel")
     monkeypatch.setattr("lib.jobs.dataset.BUILD", tmp_path / "build" / "dataset")
     fixed = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
     return lambda *options: ship.main([*map(str, options), *fixed])
@@ -75,7 +76,7 @@ def test_from_the_repository_to_a_score(run_ship, kaggle, kernel, competition, c
     kaggle.plans = [Plan(queued=1, run=True)]
     assert run_ship(*QUICK, "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    board = client.leaderboard("aml-competition")
+    board = client.competitions.leaderboard("aml-competition")
     assert board[0][2] == pytest.approx(result["public"], abs=1e-4)
     assert result["public"] > 0.5  # chance is .05
     assert result["validation"] > 0.5
@@ -132,16 +133,16 @@ INTERRUPTIONS = {
     "before the upload": (dataset, "upload", False),
     "after the upload": (dataset, "upload", True),
     "dataset not ready": (dataset, "wait_ready", False),
-    "before the push": (KaggleClient, "save_kernel", False),
-    "after the push": (KaggleClient, "save_kernel", True),
-    "while it runs": (push, "wait_for_end", False),
+    "before the push": (Kernels, "push", False),
+    "after the push": (Kernels, "push", True),
+    "while it runs": (fetch, "wait_for_end", False),
     "while fetching": (Output, "download_verified", True),
-    "after fetching": (push, "fetch", True),
+    "after fetching": (fetch, "fetch", True),
     "before submitting": (submission, "check_csv", False),
-    "submission not sent": (KaggleClient, "submit_file", False),
-    "after submitting": (KaggleClient, "submit_file", True),
-    "before the score": (KaggleClient, "wait_for_score", False),
-    "after the score": (KaggleClient, "wait_for_score", True),
+    "submission not sent": (Competitions, "submit_file", False),
+    "after submitting": (Competitions, "submit_file", True),
+    "before the score": (Competitions, "wait_for_score", False),
+    "after the score": (Competitions, "wait_for_score", True),
 }
 
 
@@ -218,7 +219,7 @@ def test_no_submissions_left_loses_nothing(run_ship, kaggle, competition, weight
 
 def competition_submission():
     """A submission of today that came from elsewhere."""
-    from kaggle_stand_in import SubmissionState
+    from stand_in import SubmissionState
 
     return SubmissionState(ref=77, file_name="a.csv", description="by hand", data=b"", polls_left=0, public=0.1)
 

@@ -9,7 +9,7 @@ import pytest
 
 import submit
 from kaggle_runs import competition_files, write_tree
-from kaggle_stand_in import Fault, Plan, metric_score
+from stand_in import Fault, Plan, metric_score
 from lib import record
 from lib.jobs.submission import read_message
 from lib.project import sha256_of
@@ -187,7 +187,7 @@ def test_a_submission_that_did_not_happen_is_made_by_the_next_run(go, kaggle, co
 
 def test_one_that_happened_after_all_is_found_by_the_next_run(go, kaggle, competition):
     kaggle.fail("CreateSubmission", Fault(drop="after"))
-    kaggle.fail("ListSubmissions", None, None, *[Fault(503)] * 10)
+    kaggle.fail("ListSubmissions", None, None, *[Fault(503)] * 200)
     done = go()
     assert done.code == 1 and "look again before you repeat it" in done.error
     kaggle.faults.clear()

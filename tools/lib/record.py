@@ -11,8 +11,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,21 @@ from typing import Any
 from lib.project import REPO, InputError, ToolError
 
 RECORD = "record.jsonl"
+OWNER_LINE = r'^ *"id": '  # of the two metadata files, which `push_kernel.py --init USER` changes
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Let one process at a time into the block of this name; another one waits until it is its turn."""
+    path = folder / ".locks" / re.sub(r"[^\w.-]+", "-", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:  # the lock goes with its process, however that ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: another process here is at it; waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def prepare(runs: Path) -> None:
@@ -80,13 +98,13 @@ def find(runs: Path, **values: Any) -> list[dict[str, Any]]:
 
 
 def git_state() -> dict[str, Any]:
-    """{"commit": short hash or None, "dirty": whether tracked files differ from it}."""
+    """{"commit": short hash or None, "dirty": whether tracked files differ from it, other than in their owner}."""
     def git(*arguments: str) -> str | None:
         done = subprocess.run(["git", "-C", str(REPO), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
         return {"commit": git("rev-parse", "--short=10", "HEAD"),
-                "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+                "dirty": bool(git("diff", "HEAD", "--ignore-matching-lines", OWNER_LINE))}
     except FileNotFoundError:  # no git on this machine
         return {"commit": None, "dirty": False}

@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -30,12 +29,12 @@ from lib.jobs.lint import (
     refuse,
 )
 from lib.kaggle_api.client import KaggleClient
-from lib.kaggle_api.http import Forbidden, NotFound, Timeout, wait_until
+from lib.kaggle_api.errors import Conflict, KaggleError
 from lib.project import KERNEL, REPO, ToolError, sha256_of
 from lib.runs import RESUME_STATES, payload_of, read_run_json
 
 BUILD = REPO / "build" / "dataset"
-CARD = "card.md"
+CARD = Path(__file__).with_name("card.md")  # a template, so not in kaggle_dataset/, which may be uploaded as it is
 README = "README.md"
 CODE = "pipeline.py"
 METADATA = "dataset-metadata.json"
@@ -112,7 +111,7 @@ def validation_table(metrics: dict[str, Any]) -> str:
 def render_card(metadata: dict[str, Any], run: Path, metrics: dict[str, Any], files: dict[str, dict[str, Any]]) -> str:
     """The dataset card: what it holds, how good it is, how it is used."""
     rows = [f"| {name} | {facts['bytes']:,} | `{facts['sha256'][:16]}` |" for name, facts in files.items()]
-    template = Template((DATASET_METADATA.parent / CARD).read_text(encoding="utf-8"))
+    template = Template(CARD.read_text(encoding="utf-8"))
     return template.substitute(
         title=metadata["title"],
         slug=metadata["id"].partition("/")[2],
@@ -155,10 +154,12 @@ def check_folder(folder: Path, staged: bool) -> Staged:
 
 def stage(run: Path, folder: Path, owner: str) -> Staged:
     """A fresh build folder for the weights of `run`; foreign files in an old one are refused, never deleted."""
-    refuse(lint_folder(DATASET_METADATA.parent, {METADATA, CARD}))
+    refuse(lint_folder(DATASET_METADATA.parent, {METADATA, README}))
     if folder.exists():
         refuse(lint_folder(folder, allowed_files()))
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
@@ -176,16 +177,21 @@ def recorded_version(runs: Path, ref: str) -> int:
     return max((entry["version"] for entry in record.find(runs, event="dataset_ready", dataset=ref)), default=0)
 
 
-def settled_version(client: KaggleClient, owner: str, slug: str, deadline_seconds: float) -> tuple[bool, int]:
-    """Whether the dataset exists, and its version once nothing is being processed: Kaggle refuses uploads meanwhile."""
+def settled_version(client: KaggleClient, owner: str, slug: str, begun: bool, seconds: float) -> tuple[bool, int]:
+    """Whether the dataset exists, and its version once nothing is being processed: Kaggle refuses uploads meanwhile.
+
+    `begun`: an upload was begun here, so that its absence has to be proved.
+    """
+    def there() -> bool | None:
+        return client.datasets.exists(owner, slug) or None
+
+    if not (client.patience.look(there) if begun else there()):
+        return False, 0
     shown = ""
 
     def check() -> tuple[bool, int] | None:
         nonlocal shown
-        try:
-            status, version = client.dataset_status(owner, slug)
-        except (NotFound, Forbidden):  # Kaggle answers either for a dataset that does not exist
-            return False, 0
+        status, version = client.datasets.status(owner, slug)
         if status in ("ready", "failed", "deleted"):
             return status != "deleted", version
         if status != shown:
@@ -193,33 +199,33 @@ def settled_version(client: KaggleClient, owner: str, slug: str, deadline_second
             shown = status
         return None
 
-    return wait_until(check, f"dataset {owner}/{slug}", client.timing, deadline_seconds)
+    return client.patience.wait_for(check, f"dataset {owner}/{slug}", seconds)
 
 
 def wait_ready(
-    client: KaggleClient, owner: str, slug: str, version: int, sizes: dict[str, int], deadline_seconds: float
+    client: KaggleClient, owner: str, slug: str, version: int, sizes: dict[str, int], seconds: float
 ) -> int:
     """Wait until `version` or a later one is current, ready, and lists every file of `sizes` with its size."""
-    end = time.monotonic() + deadline_seconds
     problem = "is not listed yet"
 
     def check() -> int | None:
         nonlocal problem
-        status, current = client.dataset_status(owner, slug)
+        status, current = client.datasets.status(owner, slug)
         if status in ("failed", "deleted"):
-            raise ToolError(f"dataset {owner}/{slug}: Kaggle says {status}; look at kaggle.com/datasets/{owner}/{slug}")
+            raise ToolError(f"dataset {owner}/{slug}: Kaggle says {status} (kaggle.com/datasets/{owner}/{slug} may say "
+                            "why); python tools/package_dataset.py --again uploads it anew")
         if status != "ready" or current < version:
             problem = f"is {status} with version {current} current, not {version}"
             return None
-        listed = client.dataset_files(owner, slug) if sizes else {}
+        listed = client.datasets.files(owner, slug) if sizes else {}
         wrong = [name for name, size in sizes.items() if listed.get(name) != size]
         problem = f"does not list {', '.join(wrong)} as uploaded" if wrong else ""
         return None if wrong else current
 
     try:
-        return wait_until(check, f"dataset {owner}/{slug}", client.timing, end - time.monotonic())
-    except Timeout as error:
-        raise Timeout(f"dataset {owner}/{slug} {problem} ({error}); run this again to go on waiting") from None
+        return client.patience.wait_for(check, f"dataset {owner}/{slug}", seconds)
+    except KaggleError as error:
+        raise error.with_hint(f"; dataset {owner}/{slug} {problem}: run this again to go on waiting") from None
 
 
 def existing_version(client: KaggleClient, staged: Staged, runs: Path, current: int) -> int | None:
@@ -232,8 +238,11 @@ def existing_version(client: KaggleClient, staged: Staged, runs: Path, current: 
     made = last["version"] if last["event"] == "dataset_ready" else last["before"] + 1
     if made != current:
         return None
-    listed = client.dataset_files(*staged.owner_slug)
-    return current if listed == staged.sizes else None
+
+    def check() -> int | None:
+        return current if client.datasets.files(*staged.owner_slug) == staged.sizes else None
+
+    return client.patience.look(check)  # the list may still be that of the version before
 
 
 def upload(client: KaggleClient, staged: Staged, exists: bool) -> int:
@@ -242,23 +251,37 @@ def upload(client: KaggleClient, staged: Staged, exists: bool) -> int:
     metadata, paths = staged.metadata, [staged.folder / name for name in staged.files]
     about = {"subtitle": metadata.get("subtitle", ""), "description": metadata["description"]}
     if exists:
-        return client.create_dataset_version(owner, slug, f"content {staged.content[:16]}", paths, **about)
+        return client.datasets.create_version(owner, slug, f"content {staged.content[:16]}", paths, **about)
     licence = metadata["licenses"][0]["name"]
-    return client.create_dataset(owner, slug, metadata["title"], licence, paths, **about)
+    try:
+        return client.datasets.create(owner, slug, metadata["title"], licence, paths, **about)
+    except Conflict as error:
+        raise error.with_hint("; another dataset has the title, perhaps a deleted one: change title and id in "
+                              "kaggle_dataset/dataset-metadata.json") from None
 
 
-def package(client: KaggleClient, staged: Staged, runs: Path, deadline_seconds: float = 60 * READY_MINUTES) -> int:
+def package(
+    client: KaggleClient, staged: Staged, runs: Path, seconds: float = 60 * READY_MINUTES, again: bool = False
+) -> int:
     """The version of the private dataset that holds `staged`, current, ready and with every file listed."""
     owner, slug = staged.owner_slug
     ref = staged.metadata["id"]
-    exists, current = settled_version(client, owner, slug, deadline_seconds)
-    version = existing_version(client, staged, runs, current)
+    exists, current = settled_version(client, owner, slug, bool(record.find(runs, dataset=ref)), seconds)
+    version = None if again else existing_version(client, staged, runs, current)
     if version is not None:
         print(f"{ref} version {version} holds this content already", file=sys.stderr)
     else:
         record.append(runs, "dataset_started", dataset=ref, content=staged.content, before=current)
         version = upload(client, staged, exists)
-    version = wait_ready(client, owner, slug, version, staged.sizes, deadline_seconds)
+    version = wait_ready(client, owner, slug, version, staged.sizes, seconds)
     if recorded_version(runs, ref) != version:
         record.append(runs, "dataset_ready", dataset=ref, content=staged.content, version=version)
     return version
+
+
+def publish(client: KaggleClient, run: Path, folder: Path, runs: Path, seconds: float = 60 * READY_MINUTES,
+            again: bool = False) -> tuple[Staged, int]:
+    """Stage and package a run, one process at a time: what is sent and the version that holds it."""
+    with record.locked(folder.parent, folder.name):
+        staged = stage(run, folder, client.username)
+        return staged, package(client, staged, runs, seconds, again)

@@ -37,7 +37,7 @@ def fetch(client: KaggleClient, competition: str, name: str, known: Known, data:
     check_space(data, known.size)
     print(f"{name}: fetching {known.size / 1e6:,.1f} MB to {path}")
     fetched = path.with_name(f".{path.name}.fetched")
-    client.download_competition_file(competition, name, fetched, known.size)
+    client.competitions.download_file(competition, name, fetched, known.size)
     if wrong := problem(fetched, known):
         fetched.unlink()
         raise ToolError(f"{name}: {wrong}; it was removed: run this again, or see whether the competition changed it")
@@ -85,7 +85,7 @@ def fetch_all(client: KaggleClient, competition: str, data: Path, force: bool) -
     check_space(data, 2 * ARCHIVE_BYTES)
     archive = data / f"{competition}.zip"
     print(f"{competition}: fetching everything (about {ARCHIVE_BYTES / 1e9:.1f} GB) to {archive}")
-    client.download_competition_archive(competition, archive)
+    client.competitions.download_archive(competition, archive)
     print(f"{competition}: unpacking to {data}")
     count = unpack(archive, data)
     for name, known in KNOWN.items():

@@ -1,23 +1,38 @@
-"""The output of a kernel version: fetched into a folder of runs, every file verified."""
+"""The output of a kernel version: fetched into a folder of runs, every file verified; what a broken one left, apart."""
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from lib import kernel
+from lib.jobs.session import show_log_end, wait_for_end, whole_log
 from lib.kaggle_api.client import KaggleClient
-from lib.project import ToolError
+from lib.kaggle_api.kernels import Version
+from lib.kaggle_api.patience import glance
+from lib.project import InputError, ToolError
 from lib.runs import damaged_files, read_run_json
 
 LOG = "kernel.log"
+UNVERIFIED = "unverified"  # a folder below runs/, so that nothing takes what lies there for runs
 
 
-def run_folder(runs: Path, slug: str, version: int) -> Path:
+def collect(client: KaggleClient, version: Version, runs: Path, seconds: float) -> Path:
+    """Wait for a version's end and fetch its verified output; the folder it lies in."""
+    status, message = wait_for_end(client, version, seconds)
+    if status != "complete":
+        raise ToolError(what_is_left(client, version, runs, status, message))
+    folder = fetch(client, version, runs)
+    check_finished(folder, version)
+    return folder
+
+
+def run_folder(runs: Path, version: Version) -> Path:
     """Where the output of a kernel version lies: the same place each time, so that a fetch goes on."""
-    return runs / f"{slug}-v{version}"
+    return runs / f"{version.slug}-v{version.number}"
 
 
 def read_manifest(path: Path, what: str) -> dict[str, Any]:
@@ -33,11 +48,12 @@ def read_manifest(path: Path, what: str) -> dict[str, Any]:
     return manifest
 
 
-def check_finished(folder: Path, ref: str) -> None:
+def check_finished(folder: Path, version: Version) -> None:
     """A stopped run has a valid submission, but only where its time budget ended it is that what was asked for."""
     manifest = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))
     if manifest["complete"] and not manifest.get("stopped"):
         return
+    ref = version.ref
     text = (f"{ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in {folder}; "
             f"go on with python tools/push_kernel.py --again --kernel-source {ref} and the same settings")
     if not manifest["complete"]:
@@ -45,30 +61,43 @@ def check_finished(folder: Path, ref: str) -> None:
     print(text, file=sys.stderr)
 
 
-def fetch(client: KaggleClient, owner: str, slug: str, version: int, runs: Path) -> Path:
+def listed_with(client: KaggleClient, version: Version, wanted: set[str]) -> tuple[dict[str, str], str]:
+    """The output's {name: URL} and log once all of `wanted` are in it; as it is when that does not come."""
+    last: tuple[dict[str, str], str] = ({}, "")
+
+    def check() -> tuple[dict[str, str], str] | None:
+        nonlocal last
+        last = client.kernels.output(version)
+        return last if wanted <= last[0].keys() else None
+
+    return client.patience.look(check) or last
+
+
+def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
     """The folder below `runs` with the verified output of a kernel version; appears only when all of it is right."""
-    what = f"output of {owner}/{slug} version {version}"
-    folder = run_folder(runs, slug, version)
+    what = f"output of {version}"
+    folder = run_folder(runs, version)
     if folder.exists():
         problems = damaged_files(folder, read_run_json(folder, kernel.MANIFEST)["outputs"])
         if problems:
             raise ToolError(f"{folder}: {problems[0]}; move the folder away and run this again")
         return folder
-    files, log = client.kernel_output(owner, slug, version)
-    urls = dict(files)
+    urls, log = listed_with(client, version, {kernel.MANIFEST})
     if kernel.MANIFEST not in urls:
         raise ToolError(f"{what}: no {kernel.MANIFEST} among {len(urls)} files: the kernel did not finish its work")
     part = folder.with_name(f".{folder.name}.partial")
     part.mkdir(parents=True, exist_ok=True)
-    output = Output(client, owner, slug, version, urls, part)
+    output = Output(client, version, urls, part)
     output.download(kernel.MANIFEST, None)
     expected = read_manifest(part / kernel.MANIFEST, what)["outputs"]
-    missing = sorted(set(expected) - set(urls))
+    if not expected.keys() <= urls.keys():
+        output.urls, log = listed_with(client, version, set(expected))
+    missing = sorted(set(expected) - set(output.urls))
     if missing:
         raise ToolError(f"{what}: Kaggle does not list {', '.join(missing)}, which the manifest names")
     for name, facts in expected.items():
         output.download_verified(name, facts)
-    (part / LOG).write_text(log, encoding="utf-8")
+    (part / LOG).write_text(whole_log(client, version, log), encoding="utf-8")
     part.replace(folder)
     return folder
 
@@ -78,21 +107,20 @@ class Output:
     """The output of one kernel version on its way into a folder."""
 
     client: KaggleClient
-    owner: str
-    slug: str
-    version: int
+    version: Version
     urls: dict[str, str]
     folder: Path
 
     def fresh_url(self, name: str) -> str:
         """A new signed URL: they expire."""
-        self.urls = dict(self.client.kernel_output(self.owner, self.slug, self.version)[0])
+        self.urls = self.client.kernels.output(self.version)[0]
+        if name not in self.urls:
+            raise ToolError(f"output of {self.version}: Kaggle does not list {name} any more; run this again")
         return self.urls[name]
 
     def download(self, name: str, size: int | None) -> None:
         """Fetch one file."""
-        renew = lambda: self.fresh_url(name)  # noqa: E731
-        self.client.download_url(self.urls[name], self.folder / name, size, renew)
+        self.client.kernels.download(self.urls[name], self.folder / name, lambda: self.fresh_url(name), size)
 
     def download_verified(self, name: str, facts: dict[str, Any]) -> None:
         """Fetch one file unless it is here already; one that is not what the manifest says is fetched once more."""
@@ -103,4 +131,74 @@ class Output:
             self.download(name, facts["bytes"])
         if problems := damaged_files(self.folder, {name: facts}):
             (self.folder / name).unlink()
-            raise ToolError(f"output of {self.owner}/{self.slug} version {self.version}: {problems[0]}; run this again")
+            raise ToolError(f"output of {self.version}: {problems[0]}; run this again")
+
+
+# ------------------------------------------------------------------------------------ what is not whole
+@dataclass(frozen=True)
+class Partial:
+    """Files of a version's output in a folder of their own, with the problems that its manifest finds in them."""
+
+    folder: Path
+    names: list[str]
+    manifest: dict[str, Any]  # {} where there is none
+
+    def verifies(self, name: str) -> bool:
+        """Whether a file is what the manifest says."""
+        facts = (self.manifest.get("outputs") or {}).get(name)
+        return facts is not None and not damaged_files(self.folder, {name: facts})
+
+
+def unverified_folder(runs: Path, version: Version) -> Path:
+    """Where files lie that are not, or not all, of a verified run."""
+    return runs / UNVERIFIED / f"{version.slug}-v{version.number}"
+
+
+def fetch_partial(client: KaggleClient, version: Version, runs: Path, only: str = "*") -> Partial:
+    """Whatever files a version has left, or those that match `only`; those here already are not fetched again."""
+    folder = unverified_folder(runs, version)
+    urls, log = client.kernels.output(version)
+    names = sorted(name for name in urls if fnmatch(name, only))
+    folder.mkdir(parents=True, exist_ok=True)
+    output = Output(client, version, urls, folder)
+    for name in [*names, kernel.MANIFEST]:
+        if name in urls and not (folder / name).exists():
+            output.download(name, None)
+    (folder / LOG).write_text(whole_log(client, version, log), encoding="utf-8")
+    return read_partial(folder, names)
+
+
+def read_partial(folder: Path, names: list[str] | None = None) -> Partial:
+    """What `fetch_partial` left in a folder."""
+    found = names if names is not None else sorted(path.name for path in folder.iterdir() if path.name != LOG)
+    try:
+        manifest = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = {}
+    return Partial(folder, found, manifest if isinstance(manifest, dict) else {})
+
+
+def what_is_left(client: KaggleClient, version: Version, runs: Path, status: str, message: str) -> str:
+    """Fetch what a version that failed or was stopped has left; one line on it and on the way on."""
+    ended = "was cancelled" if status == "cancel_acknowledged" else f"failed: {message or 'no reason given'}"
+    left = glance(f"what {version} has left", lambda: fetch_partial(client, version, runs), None)
+    if left is None:
+        return f"kernel {version} {ended}; --again pushes anew"
+    show_log_end((left.folder / LOG).read_text(encoding="utf-8"))
+    text = f"kernel {version} {ended}; the end of its log is above"
+    if left.names:
+        text += f"; what it left lies unverified in {left.folder}"
+    if left.verifies(kernel.SUBMISSION):
+        text += f"; its submission verifies against its manifest: python tools/submit.py {left.folder}"
+    if kernel.RESUME_RUN in left.names:
+        return f"{text}; python tools/ship.py --resume {version.number} goes on from its state"
+    return f"{text}; --again pushes anew"
+
+
+def state_of(client: KaggleClient, version: Version, runs: Path) -> Path:
+    """The folder with the state that an unfinished version left, fetched if it is not here."""
+    folder = unverified_folder(runs, version)
+    left = read_partial(folder) if folder.exists() else fetch_partial(client, version, runs)
+    if kernel.RESUME_RUN not in left.names:
+        raise InputError(f"{version} left no {kernel.RESUME_RUN}: there is nothing to go on from; push anew")
+    return folder

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,13 @@ from typing import Any
 from lib import kernel, record
 from lib.data import FILES
 from lib.jobs import fetch, push
-from lib.kaggle_api.client import KaggleClient, connect, split_ref
-from lib.kaggle_api.http import KaggleError, Refused
+from lib.jobs.order import Order, SessionTime, source_versions, stage, staged_metadata
+from lib.jobs.push import QuotaUsedUp
+from lib.jobs.session import ENDED, GRACE_SECONDS, QUEUE_SECONDS
+from lib.kaggle_api.client import KaggleClient, connect
+from lib.kaggle_api.errors import Forbidden, KaggleError, Refused
+from lib.kaggle_api.kernels import Version
+from lib.kaggle_api.patience import Outage, glance
 from lib.process import as_arguments
 from lib.project import KERNEL, REPO, InputError, ToolError
 from lib.runs import Run, check_run, run_logged
@@ -29,7 +34,6 @@ BUILD = REPO / "build" / "sweep"
 COLUMNS = ("recipe", "seed", "knobs")
 IN_COMMON = ("split_seed", "val_fraction", "repulsion")  # images held out; what is done to the blend, once
 SESSIONS_FULL = re.compile(r"session count(?: of (\d+))?", re.IGNORECASE)  # a refusal: the one answer with the number
-ENDED = ("error", "cancel_acknowledged")
 
 
 # ------------------------------------------------------------------------------------------- the table
@@ -86,10 +90,14 @@ class Session:
     """One row on its way through Kaggle."""
 
     row: Row
-    order: push.Order
-    failures: list[str]
-    version: int | None = None
+    order: Order
+    outage: Outage
+    failures: dict[int, str]  # version: why it counts as failed
+    version: Version | None = None
     folder: Path | None = None
+    deadline: float = 0.0  # of the state that it is in, on the clock of the fleet's patience
+    state: str = ""
+    late: bool = False  # given up as not ending, which says nothing about the version
 
     @property
     def ref(self) -> str:
@@ -102,31 +110,35 @@ class Fleet:
 
     def __init__(self, client: KaggleClient, rows: list[Row], arguments: argparse.Namespace) -> None:
         self.client, self.runs, self.retries = client, arguments.runs, arguments.retries
+        self.patience = client.patience
         self.limit = arguments.sessions or len(rows)  # until Kaggle names a lower one
-        seconds = push.read_timeout(arguments.timeout_minutes)[1]
-        self.sessions = [self.take_up(row, self.order(row, arguments.accelerator, seconds)) for row in rows]
+        self.time = SessionTime(arguments.timeout_minutes)
+        self.metadata = staged_metadata(client.username, arguments.accelerator)
+        self.sources = source_versions(client, self.metadata, self.runs)
+        self.sessions = [self.take_up(row) for row in rows]
         self.blocked = ""  # why nothing more can be pushed this week
         self.full_until = 0.0  # Kaggle said that the account's sessions are taken: not asked again before
 
-    def order(self, row: Row, accelerator: str | None, seconds: int | None) -> push.Order:
-        """The push of a row: the kernel under a slug and with overrides of its own."""
-        metadata = push.staged_metadata(self.client.username, accelerator)
-        metadata |= {"id": f"{metadata['id']}-{row.name}", "title": f"{metadata['title']} {row.name}"}
-        return push.Order(push.stage(metadata, row.overrides, BUILD / row.name), {}, seconds)
-
-    def take_up(self, row: Row, order: push.Order) -> Session:
-        """Where an earlier sweep left this row."""
-        ref = order.staged.ref
+    def take_up(self, row: Row) -> Session:
+        """A row as an order for a kernel of its own, and where an earlier sweep left it."""
+        metadata = self.metadata | {"id": f"{self.metadata['id']}-{row.name}",
+                                    "title": f"{self.metadata['title']} {row.name}"}
+        staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name)
+        order = Order(staged, self.sources, self.time.kaggle_seconds)
         version = push.earlier_version(self.client, order, self.runs)
-        ours = {entry["version"] for entry in record.find(self.runs, event="pushed", kernel=ref, content=order.content)}
-        failed = {entry["version"]: entry["reason"] for entry in record.find(self.runs, event="run_failed", kernel=ref)
+        pushed = record.find(self.runs, event="pushed", kernel=staged.ref, content=order.content)
+        ours = {entry["version"] for entry in pushed}
+        failed = {entry["version"]: entry["reason"]
+                  for entry in record.find(self.runs, event="run_failed", kernel=staged.ref)
                   if entry["version"] in ours}
-        return Session(row, order, list(failed.values()), None if version in failed else version)
+        if version is not None and version.number in failed:
+            version = None
+        return Session(row, order, Outage(self.patience), failed, version)
 
     @property
     def running(self) -> list[Session]:
         """Pushed, and not known to have ended."""
-        return [one for one in self.sessions if one.version is not None and one.folder is None]
+        return [one for one in self.sessions if one.version is not None and one.folder is None and not one.late]
 
     @property
     def waiting(self) -> list[Session]:
@@ -135,21 +147,21 @@ class Fleet:
 
     def run(self) -> dict[str, Path]:
         """See every row to its end; the verified folders of those that succeeded."""
-        pause, shown = self.client.timing.poll_seconds, ("", 0)
-        begin = time.monotonic()
+        pause, shown = self.patience.poll_seconds, ("", 0)
+        begin = self.patience.now()
         while True:
             for one in self.running:
-                self.look(one)
+                self.bear(one, self.look)
             self.start()
             if not self.running and (not self.waiting or self.blocked):
                 break
-            minutes = int((time.monotonic() - begin) / 60)
+            minutes = int((self.patience.now() - begin) / 60)
             if (self.state(), minutes) != shown:
-                pause = self.client.timing.poll_seconds if self.state() != shown[0] else pause
+                pause = self.patience.poll_seconds if self.state() != shown[0] else pause
                 shown = (self.state(), minutes)
                 print(f"{self.state()} ({minutes} min)", file=sys.stderr, flush=True)
-            time.sleep(pause)
-            pause = min(1.5 * pause, self.client.timing.poll_limit_seconds)
+            self.patience.sleep(pause)
+            pause = min(1.5 * pause, self.patience.poll_limit_seconds)
         if self.waiting:
             raise ToolError(f"{self.blocked}; {self.state()}; the same command goes on later")
         return {one.row.name: one.folder for one in self.sessions if one.folder}
@@ -160,47 +172,69 @@ class Fleet:
         failed = len(self.sessions) - done - len(self.running) - len(self.waiting)
         return f"{done} done, {len(self.running)} running, {len(self.waiting)} waiting, {failed} failed"
 
+    def bear(self, one: Session, act: Callable[[Session], None]) -> None:
+        """Do something for a row; a failure of Kaggle that may pass holds up neither the others nor the sweep."""
+        try:
+            act(one)
+            one.outage.over()
+        except KaggleError as error:
+            one.outage.bear(error)
+
     def start(self) -> None:
         """Push waiting rows as long as there are sessions and accelerator hours."""
         self.blocked = ""
         for one in self.waiting:
-            if len(self.running) >= self.limit or time.monotonic() < self.full_until:
+            if self.blocked or len(self.running) >= self.limit or self.patience.now() < self.full_until:
                 return
-            try:
-                one.version = push.push(self.client, one.order, self.runs, again=bool(one.failures))
-            except Refused as error:
-                found = SESSIONS_FULL.search(str(error))
-                if not found:
-                    raise
-                self.limit = min(self.limit, max(1, int(found[1] or self.limit)))
-                self.full_until = time.monotonic() + 5 * self.client.timing.poll_limit_seconds
-                print(f"{error}; waiting for a free session", file=sys.stderr)
-                return
-            except KaggleError:
-                raise
-            except ToolError as error:  # the quota is used up: what runs may end, nothing more begins
-                self.blocked = str(error)
-                return
+            self.bear(one, self.push)
+
+    def push(self, one: Session) -> None:
+        """Push a row, unless that was done before; a refusal ends the sweep, full sessions and quota only wait."""
+        try:
+            one.version = push.push(self.client, one.order, self.runs, failed=one.failures)
+            one.state = ""
+        except (Refused, Forbidden) as error:
+            found = SESSIONS_FULL.search(str(error))
+            if not found:
+                raise ToolError(str(error)) from None
+            self.limit = min(self.limit, max(1, int(found[1] or self.limit)))
+            self.full_until = self.patience.now() + 5 * self.patience.poll_limit_seconds
+            print(f"{error}; waiting for a free session", file=sys.stderr)
+        except QuotaUsedUp as error:  # what runs may end, nothing more begins
+            self.blocked = str(error)
 
     def look(self, one: Session) -> None:
         """Poll a running row; fetch it when it is complete, note its failure when it is not."""
-        owner, slug = split_ref(one.ref)
-        status, message = self.client.kernel_status(owner, slug, one.version)
-        if status in ENDED:
-            self.fail(one, message or status)
-            self.full_until = 0.0
-        elif status == "complete":
-            self.full_until = 0.0
+        status, message = self.client.kernels.status(one.version)
+        if status == "complete":
             self.take_in(one)
+        elif status in ENDED:
+            left = glance(f"what {one.version} has left",
+                          lambda: str(fetch.fetch_partial(self.client, one.version, self.runs).folder), "nowhere")
+            self.fail(one, f"{message or status} (what it left lies in {left})")
+        else:
+            self.keep_time(one, "queued" if status == "queued" else "running")
+            return
+        self.full_until = 0.0
+
+    def keep_time(self, one: Session, state: str) -> None:
+        """Give up on a row that stays queued, or running, for longer than a session can."""
+        if state != one.state and one.state != "running":  # a status that nobody knows counts as queued
+            seconds = QUEUE_SECONDS if state == "queued" else self.time.wait_seconds + GRACE_SECONDS
+            one.state, one.deadline = state, self.patience.now() + seconds
+        if self.patience.now() > one.deadline:
+            one.late = True
+            print(f"{one.version} is {state} for longer than a session can be: going on without it; the same command "
+                  "looks again", file=sys.stderr)
 
     def take_in(self, one: Session) -> None:
         """Fetch a complete run; output that is not what its manifest says is a failure of the run."""
-        owner, slug = split_ref(one.ref)
-        if fetch.run_folder(self.runs, slug, one.version).exists():
-            fetch.fetch(self.client, owner, slug, one.version, self.runs)  # damage since then is not the run's
+        version = one.version
+        if fetch.run_folder(self.runs, version).exists():
+            fetch.fetch(self.client, version, self.runs)  # damage since then is not the run's
         try:
-            folder = fetch.fetch(self.client, owner, slug, one.version, self.runs)
-            fetch.check_finished(folder, one.ref)
+            folder = fetch.fetch(self.client, version, self.runs)
+            fetch.check_finished(folder, version)
             one.folder = folder
         except KaggleError:
             raise
@@ -209,10 +243,11 @@ class Fleet:
 
     def fail(self, one: Session, reason: str) -> None:
         """Note that this version failed, so that no later sweep waits for it."""
-        record.append(self.runs, "run_failed", kernel=one.ref, version=one.version, reason=reason)
-        one.failures.append(reason)
+        number = one.version.number
+        record.append(self.runs, "run_failed", kernel=one.ref, version=number, reason=reason)
+        one.failures[number] = reason
         again = "pushing it again" if len(one.failures) <= self.retries else "giving it up"
-        print(f"{one.ref} version {one.version} failed: {reason}; {again}", file=sys.stderr)
+        print(f"{one.version} failed: {reason}; {again}", file=sys.stderr)
         one.version = None
 
 
@@ -223,7 +258,8 @@ def sweep_kaggle(rows: list[Row], data: Path, arguments: argparse.Namespace) -> 
     fleet = Fleet(connect(), rows, arguments)
     done = fleet.run()
     if not done:
-        raise ToolError(f"every run failed, the first one: {fleet.sessions[0].failures[-1]}")
+        reasons = [reason for one in fleet.sessions for reason in one.failures.values()]
+        raise ToolError(f"every run failed, the first one: {(reasons or ['it did not end in time'])[-1]}")
     return done
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from lib import record
 from lib.jobs.submission import read_message
-from lib.kaggle_api.client import KaggleClient, Submission
+from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.competitions import Submission
+from lib.kaggle_api.patience import glance
 from lib.project import atomic_path, format_table
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito: told apart by every kind of sight
@@ -156,6 +158,6 @@ def plot(rows: list[Row], best: Row | None, path: Path) -> None:
 
 def from_kaggle(client: KaggleClient, runs: Path, slug: str) -> tuple[list[Row], list]:
     """The joined rows and the leaderboard."""
-    shown = client.submissions(slug)
+    shown = client.competitions.history(slug)
     keep(shown, runs, slug)
-    return join(shown, runs, slug), client.leaderboard(slug)
+    return join(shown, runs, slug), glance("the leaderboard", lambda: client.competitions.leaderboard(slug), [])

@@ -48,7 +48,7 @@ OWNED = r"[A-Za-z0-9_-]+/[A-Za-z0-9-]{%d,}"
 SOURCE_RULES = {
     "dataset_sources": (OWNED % 3 + r"(/\d+)?", "owner/slug or owner/slug/version"),
     "competition_sources": (r"[A-Za-z0-9-]+", "the bare slug of the competition"),
-    "kernel_sources": (OWNED % 5 + r"(/\d+)?", "owner/slug or owner/slug/version"),
+    "kernel_sources": (OWNED % 5, "owner/slug without a version, which Kaggle drops"),
     "model_sources": (r"([A-Za-z0-9_.-]+/){4}\d+", "owner/model/framework/variation/version"),
 }
 
@@ -64,6 +64,7 @@ LICENCES = (
     "CDLA-Sharing-1.0", "US-Government-Works", "EU-ODP-Legal-Notice", "copyright-authors", "other", "unknown",
 )  # fmt: skip
 
+SCRIPT_BYTES = 1_000_000
 SCRIPT_PYTHON = (3, 12)  # the Kaggle image's Python
 SCRIPT_PACKAGES = frozenset({"torch", "numpy", "pandas", "matplotlib", "PIL"})
 GONE_IN_SCRIPT_PYTHON = frozenset({"asynchat", "asyncore", "distutils", "imp", "smtpd"})
@@ -268,6 +269,10 @@ def lint_script(path: Path) -> list[Finding]:
         line = getattr(error, "lineno", None)
         return [Finding(name, f"line {line}", f"does not parse: {getattr(error, 'msg', error)}", "write Python 3.12")]
     findings = lint_imports(name, tree)
+    size = len(text.encode())
+    if size >= SCRIPT_BYTES:
+        fix = f"Kaggle takes less than {SCRIPT_BYTES:,}: move data to a dataset"
+        findings.append(Finding(name, "size", f"has {size:,} bytes", fix))
     count = len(OVERRIDES_LINE.findall(text))
     if count != 1:
         fix = "exactly one line `OVERRIDES: dict = {}`"

@@ -10,8 +10,10 @@ from typing import Any
 
 from lib import kernel
 from lib.data import COMPETITION
-from lib.jobs import dataset, push, submission
-from lib.kaggle_api.client import KaggleClient, Submission, competition_errors
+from lib.jobs import dataset, fetch, order, push, submission
+from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.competitions import Submission, competition_errors
+from lib.kaggle_api.kernels import Version
 from lib.project import ToolError
 from lib.runs import newest_run
 
@@ -35,25 +37,32 @@ def chosen_weights(arguments: argparse.Namespace, overrides: dict[str, Any]) -> 
 def package_weights(client: KaggleClient, run: Path, runs: Path) -> dataset.Staged:
     """The run's weights as a ready dataset."""
     step(f"package {run}")
-    staged = dataset.stage(run, dataset.BUILD, client.username)
-    version = dataset.package(client, staged, runs)
+    staged, version = dataset.publish(client, run, dataset.BUILD, runs)
     print(f"{staged.metadata['id']} version {version} is ready", file=sys.stderr)
     return staged
 
 
+def taken_up(client: KaggleClient, arguments: argparse.Namespace, given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The state that an unfinished version left, and the settings that it was pushed with below those `given`."""
+    ref = order.staged_metadata(client.username)["id"]
+    version = push.chosen_version(client, ref, arguments.resume, arguments.runs)
+    step(f"take up version {version.number}")
+    folder = fetch.state_of(client, version, arguments.runs)
+    return folder, {**push.settings_of(client, version, arguments.runs), **given}
+
+
 def run_on_kaggle(
     client: KaggleClient, arguments: argparse.Namespace, overrides: dict[str, Any], datasets: list[str]
-) -> tuple[str, int, Path]:
-    """Push, wait, fetch and verify: the kernel, its version and the folder with its output."""
-    deadline_seconds, session_seconds = push.read_timeout(arguments.timeout_minutes)
-    metadata = push.staged_metadata(client.username, arguments.accelerator, datasets, arguments.kernel_source)
-    staged = push.stage(metadata, overrides, push.BUILD)
+) -> tuple[Version, Path]:
+    """Push, wait, fetch and verify: the kernel's version and the folder with its output."""
+    time = order.SessionTime(arguments.timeout_minutes)
+    metadata = order.staged_metadata(client.username, arguments.accelerator, datasets, arguments.kernel_source)
+    staged = order.stage(metadata, time.tell(overrides), order.BUILD)
     step(f"push {staged.ref}")
-    versions = push.wait_for_datasets(client, metadata, arguments.runs)
-    order = push.Order(staged, versions, session_seconds)
-    version = push.push(client, order, arguments.runs, arguments.again)
-    step(f"wait for version {version} and fetch its output")
-    return staged.ref, version, push.collect(client, staged.ref, version, arguments.runs, deadline_seconds)
+    versions = order.source_versions(client, metadata, arguments.runs)
+    version = push.push(client, order.Order(staged, versions, time.kaggle_seconds), arguments.runs, arguments.again)
+    step(f"wait for version {version.number} and fetch its output")
+    return version, fetch.collect(client, version, arguments.runs, time.wait_seconds)
 
 
 def check_weights_used(folder: Path, packaged: dataset.Staged) -> None:

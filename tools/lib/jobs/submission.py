@@ -1,28 +1,33 @@
 """A submission: checked with the kernel's own check, made once, seen to its score, recorded.
 
-A file is submitted once: its sha256 stands in the message, so neither an interrupted run nor a lost record submits
-it twice.
+A file is submitted once: its sha256 stands in the message, before all else because Kaggle may cut what is long, so
+neither an interrupted run nor a lost record submits it twice.
 """
 from __future__ import annotations
 
 import csv
 import json
 import re
+import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lib import kernel, record
-from lib.kaggle_api.client import KaggleClient, Limits, Submission, split_ref
-from lib.kaggle_api.http import Ambiguous, KaggleError, Refused
+from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.competitions import COMPETITIONS, Limits, Submission
+from lib.kaggle_api.errors import Ambiguous, KaggleError
+from lib.kaggle_api.patience import glance
+from lib.kaggle_api.service import split_ref
 from lib.project import InputError, ToolError, sha256_of
 
 TEST_FILE = "test.clean.npz"
 IMAGE_DIM = 1536  # DINOv2-giant, where the test set is not at hand to tell
-MESSAGE = re.compile(r"(?P<run>.+?) \| commit (?P<commit>\w+)(?P<dirty>\+?)(?: \| val MRR (?P<validation>[\d.]+)"
-                     r"(?: \+- (?P<validation_se>[\d.]+))?)?(?: \| kernel (?P<kernel>\S+) v(?P<version>\d+))?"
-                     r" \| sha256 (?P<sha>[0-9a-f]{12})")
+MESSAGE = re.compile(  # each part may be missing: messages are cut
+    r"sha256 (?P<sha>[0-9a-f]{12})\S*(?: \| (?P<run>[^|]*[^| ]))?(?: \| commit (?P<commit>\w+)(?P<dirty>\+?))?"
+    r"(?: \| val MRR (?P<validation>\d\.\d+)(?: \+- (?P<validation_se>\d\.\d+))?)?"
+    r"(?: \| kernel (?P<kernel>\S+) v(?P<version>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,24 @@ class Candidate:
     kernel: str = ""  # owner/slug, for the output of a kernel version
     version: int | None = None
 
-    def message(self, git: dict[str, Any]) -> str:
+    @property
+    def digest(self) -> str:
+        """What every submission of these bytes has in its message."""
+        return f"sha256 {self.sha256[:12]}"
+
+    def new_mark(self) -> str:
+        """The beginning of one submission's message, by which it is known again."""
+        return f"{self.digest}.{secrets.token_hex(3)}"
+
+    def message(self, git: dict[str, Any], mark: str) -> str:
         """The submission's description: enough to rebuild a lost record from."""
-        parts = [self.run, f"commit {git['commit'] or 'unknown'}{'+' if git['dirty'] else ''}"]
+        parts = [mark, self.run, f"commit {git['commit'] or 'unknown'}{'+' if git['dirty'] else ''}"]
         if self.validation is not None:
             error = "" if self.validation_se is None else f" +- {self.validation_se:.4f}"
             parts.append(f"val MRR {self.validation:.4f}{error}")
         if self.kernel:
             parts.append(f"kernel {self.kernel} v{self.version}")
-        return " | ".join([*parts, f"sha256 {self.sha256[:12]}"])
+        return " | ".join(parts)
 
 
 def read_message(description: str) -> dict[str, Any]:
@@ -124,56 +138,82 @@ def own_ids(path: Path) -> list[int]:
 
 def made_before(client: KaggleClient, slug: str, candidate: Candidate, runs: Path) -> list[int]:
     """Refs under which these bytes were submitted, by Kaggle's history and by the record, oldest first."""
-    shown = [item.ref for item in client.submissions(slug)
+    shown = [item.ref for item in client.competitions.history(slug)
              if read_message(item.description).get("sha") == candidate.sha256[:12]]
     recorded = [entry["ref"] for entry in record.find(runs, event="submitted", sha256=candidate.sha256,
                                                       competition=slug)]
     return sorted({*shown, *recorded})
 
 
-def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Path) -> int | None:
-    """The ref of a submission of this file that was begun here and not seen to its score."""
+def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, again: bool) -> int | None:
+    """The ref of a submission of this file that was begun here and not seen to its score.
+
+    None when there was none, or when it provably never reached Kaggle; without such a proof `again` has to say so.
+    """
     events = [entry for entry in record.find(runs, sha256=candidate.sha256, competition=slug)
               if entry["event"] in ("submitting", "submitted", "scored", "score_failed", "not_submitted")]
     if not events or events[-1]["event"] in ("scored", "score_failed", "not_submitted"):
         return None
-    if events[-1]["event"] == "submitted":
-        return events[-1]["ref"]
-    known = set(events[-1]["known"])
+    begun = events[-1]
+    if begun["event"] == "submitted":
+        return begun["ref"]
 
     def check() -> int | None:
-        return max(set(made_before(client, slug, candidate, runs)) - known, default=None)
+        return client.competitions.marked(slug, begun["mark"])
 
-    return client.look(check)
+    found = client.patience.look(check)
+    if found is None and counted_unseen(client, slug, begun):
+        print(f"{slug}: Kaggle counts a submission that its history does not show; waiting for it", file=sys.stderr)
+        client.patience.sleep(client.patience.outage_seconds)
+        found = check()
+    if found is None and not again and counted_unseen(client, slug, begun):
+        raise ToolError(f"{candidate.path}: a submission of it was begun here at {begun['time']}, and Kaggle may have "
+                        f"it without showing it: look at {COMPETITIONS}/{slug}/submissions; --again submits it anew")
+    return found
+
+
+def counted_unseen(client: KaggleClient, slug: str, begun: dict[str, Any]) -> bool:
+    """Whether Kaggle's count has grown by more than its history since the submission was begun, or is not known."""
+    limits = glance(f"the number of submissions to {slug}", lambda: client.competitions.limits(slug), None)
+    if limits is None:
+        return True
+    listed = len(client.competitions.history(slug))
+    grown = limits.total - (begun["counted"] if begun["counted"] is not None else limits.total)
+    return limits.total > listed or grown > listed - begun["listed"]
 
 
 def check_limits(limits: Limits, slug: str) -> None:
     """Say how many submissions are left; stop when there is none."""
     print(f"{slug}: {limits.allowed_now} submissions left today, {limits.today} made", file=sys.stderr)
     if limits.allowed_now <= 0 and limits.total > 0:  # all zero: a team that has not submitted yet
+        if limits.by_total:
+            raise ToolError(f"{slug}: the competition's total number of submissions is used up ({limits.total} made)")
         raise ToolError(f"{slug}: no submissions left today ({limits.today} made): run this again after 00:00 UTC")
 
 
-def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, known: list[int]) -> int:
+def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path) -> int:
     """Submit, with the intent recorded before and the ref after; the ref."""
-    check_limits(client.submission_limits(slug), slug)
-    git = record.git_state()
-    message = candidate.message(git)
+    limits = glance("the submissions left", lambda: client.competitions.limits(slug), None)
+    if limits is not None:
+        check_limits(limits, slug)
+    git, mark = record.git_state(), candidate.new_mark()
+    message = candidate.message(git, mark)
     facts = {"sha256": candidate.sha256, "competition": slug}
-    record.append(runs, "submitting", **facts, known=known)
+    record.append(runs, "submitting", **facts, mark=mark, listed=len(client.competitions.history(slug)),
+                  counted=None if limits is None else limits.total)
     try:
         if candidate.kernel:
-            ref = client.submit_kernel(slug, *split_ref(candidate.kernel), candidate.version or 0,
-                                       candidate.path.name, message)
+            ref = client.competitions.submit_kernel(slug, *split_ref(candidate.kernel), candidate.version or 0,
+                                                    candidate.path.name, message, mark)
         else:
             print(f"uploading {candidate.path} ({candidate.path.stat().st_size / 1e6:,.1f} MB)", file=sys.stderr)
-            ref = client.submit_file(slug, candidate.path, message)
+            ref = client.competitions.submit_file(slug, candidate.path, message, mark)
     except Ambiguous:  # the next run looks first whether it happened
         raise
     except KaggleError as error:
         record.append(runs, "not_submitted", **facts)
         hint = f"; submit its csv instead: python tools/submit.py {candidate.path}" if candidate.kernel else ""
-        raise type(error)(f"{error}{hint}") from None
+        raise error.with_hint(hint) from None
     record_submitted(runs, slug, candidate, ref, message, git)
     return ref
 
@@ -187,29 +227,29 @@ def record_submitted(runs: Path, slug: str, candidate: Candidate, ref: int, mess
 
 def submit(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, again: bool = False) -> int:
     """The ref of the one submission of `candidate`: an interrupted one is taken up, a finished one is refused."""
-    ref = interrupted(client, slug, candidate, runs)
-    if ref is not None:
-        print(f"submission {ref} of this file was begun here before: going on with it", file=sys.stderr)
-        if not record.find(runs, event="submitted", ref=ref):
-            git = record.git_state()
-            record_submitted(runs, slug, candidate, ref, candidate.message(git), git)
-        return ref
-    known = made_before(client, slug, candidate, runs)
-    if known and not again:
-        raise InputError(f"{candidate.path}: submitted before as {', '.join(map(str, known))} "
-                         "(python tools/scores.py shows it); --again submits the same bytes anew")
-    return submit_new(client, slug, candidate, runs, known)
+    with record.locked(runs, f"submission of {candidate.digest}"):
+        ref = interrupted(client, slug, candidate, runs, again)
+        if ref is not None:
+            print(f"submission {ref} of this file was begun here before: going on with it", file=sys.stderr)
+            if not record.find(runs, event="submitted", ref=ref):
+                git = record.git_state()
+                record_submitted(runs, slug, candidate, ref, candidate.message(git, candidate.digest), git)
+            return ref
+        known = made_before(client, slug, candidate, runs)
+        if known and not again:
+            raise InputError(f"{candidate.path}: submitted before as {', '.join(map(str, known))} "
+                             "(python tools/scores.py shows it); --again submits the same bytes anew")
+        return submit_new(client, slug, candidate, runs)
 
 
-def scored(client: KaggleClient, slug: str, ref: int, candidate: Candidate, runs: Path,
-           deadline_seconds: float) -> Submission:
+def scored(client: KaggleClient, slug: str, ref: int, candidate: Candidate, runs: Path, seconds: float) -> Submission:
     """Wait for the score of `ref` and record it."""
     facts = {"ref": ref, "sha256": candidate.sha256, "competition": slug}
-    try:
-        found = client.wait_for_score(ref, deadline_seconds)
-    except Refused as error:
-        record.append(runs, "score_failed", **facts, error=str(error))
-        raise
+    found = client.competitions.wait_for_score(ref, seconds)
+    if found.status == "error":
+        reason = f"submission {ref}: scoring failed: {found.error or 'Kaggle gives no reason'}"
+        record.append(runs, "score_failed", **facts, error=reason)
+        raise ToolError(reason)
     record.append(runs, "scored", **facts, date=found.date, message=found.description,
                   public=found.public_score, private=found.private_score)
     return found

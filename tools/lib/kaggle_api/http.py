@@ -1,4 +1,4 @@
-"""The transport under the client: timeouts, bounded retries, typed errors, resumable downloads and uploads.
+"""The transport under the services: timeouts, bounded retries, typed errors, resumable downloads and uploads.
 
 The official client has no timeout, retries next to nothing, saves error pages as data and leaves out files whose
 upload failed. Everything that crosses the network goes through `Transport`, where each failure has a name.
@@ -7,118 +7,36 @@ from __future__ import annotations
 
 import email.utils
 import io
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+from urllib.parse import urljoin
 
 import requests
 import urllib3
 from tqdm import tqdm
 
-from lib.project import InputError, ToolError
+from lib.kaggle_api.errors import (
+    BY_STATUS,
+    Ambiguous,
+    ConnectionFailed,
+    Expired,
+    KaggleError,
+    NotFound,
+    RateLimited,
+    Refused,
+    ServerError,
+    Timeout,
+)
+from lib.kaggle_api.patience import Patience
+from lib.project import ToolError
 
 T = TypeVar("T")
 CHUNK = 1 << 16  # what a broken download loses at most
 SETTINGS_PAGE = "https://www.kaggle.com/settings/api"
-
-
-class KaggleError(ToolError):
-    """Kaggle did not do what was asked; the sub-class says in which way."""
-
-
-class Unauthorized(KaggleError, InputError):
-    """401, or no usable credentials at all."""
-
-
-class Forbidden(KaggleError):
-    """403: no permission, rules not accepted, or a name that Kaggle hides."""
-
-
-class NotFound(KaggleError):
-    """404."""
-
-
-class Conflict(KaggleError):
-    """409, or a name that is already in use."""
-
-
-class Refused(KaggleError):
-    """Kaggle understood and said no: HTTP 200 with an error in it, or another 4xx."""
-
-
-class RateLimited(KaggleError):
-    """429; the request was not carried out, so it may always be repeated."""
-
-    retry_after: float | None = None
-
-
-class Ambiguous(KaggleError):
-    """A failure after which nobody knows whether the request was carried out."""
-
-
-class ServerError(Ambiguous):
-    """5xx, or an answer that is not what the API sends (an error page)."""
-
-
-class Timeout(Ambiguous):
-    """The server stayed silent."""
-
-
-class ConnectionFailed(Ambiguous):
-    """No connection, or it broke."""
-
-
-BY_STATUS: dict[int, type[KaggleError]] = {401: Unauthorized, 403: Forbidden, 404: NotFound, 409: Conflict,
-                                           429: RateLimited}
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long to wait for what, in seconds. ALIGN_<NAME> in the environment overrides a field (slow lines)."""
-
-    connect_seconds: float = 15.0
-    timeout_seconds: float = 60.0  # of silence, not of the whole transfer
-    tries: int = 5
-    retry_seconds: float = 1.0  # first pause between tries, doubled each time
-    retry_limit_seconds: float = 60.0
-    retry_after_limit_seconds: float = 300.0  # a longer Retry-After is told to the user instead of slept
-    look_seconds: float = 5.0  # between looks whether an ambiguous request happened
-    looks: int = 4
-    poll_seconds: float = 5.0  # first pause while waiting for Kaggle's work, grows by half each time
-    poll_limit_seconds: float = 60.0
-
-    @classmethod
-    def from_environment(cls) -> Timing:
-        """The defaults, with ALIGN_TIMEOUT_SECONDS, ALIGN_RETRY_SECONDS, ... taken from the environment.
-
-        Not KAGGLE_*: the official client takes every such variable for a configuration value.
-        """
-        values = {}
-        for field in fields(cls):
-            name = f"ALIGN_{field.name.upper()}"
-            if name in os.environ:
-                try:
-                    values[field.name] = type(field.default)(os.environ[name])
-                except ValueError:
-                    raise InputError(f"{name}={os.environ[name]!r} is not a number") from None
-        return cls(**values)
-
-
-def wait_until(check: Callable[[], T | None], what: str, timing: Timing, deadline_seconds: float) -> T:
-    """Poll `check` with growing pauses until it returns something other than None; Timeout after the deadline."""
-    end, pause = time.monotonic() + deadline_seconds, timing.poll_seconds
-    while (found := check()) is None:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise Timeout(f"{what}: not done after {deadline_seconds / 60:.3g} minutes; Kaggle may still be at it")
-        time.sleep(min(pause, left))
-        pause = min(pause * 1.5, timing.poll_limit_seconds)
-    return found
 
 
 def safe_name(name: str) -> str:
@@ -129,7 +47,8 @@ def safe_name(name: str) -> str:
     return name
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def retry_after(response: requests.Response) -> float | None:
+    """Seconds that the server asks to wait; a date is read against the server's own clock."""
     value = response.headers.get("Retry-After", "").strip()
     if not value:
         return None
@@ -138,9 +57,14 @@ def _retry_after(response: requests.Response) -> float | None:
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        until = email.utils.parsedate_to_datetime(value).timestamp()
     except (TypeError, ValueError):
         return None
+    try:
+        now = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        now = time.time()
+    return max(0.0, until - now)
 
 
 def _body_of(response: requests.Response) -> dict:
@@ -160,8 +84,7 @@ def error_of(what: str, response: requests.Response) -> KaggleError:
     kind = ServerError if status >= 500 or status < 400 else BY_STATUS.get(status, Refused)
     hint = f": the credentials were refused, make new ones at {SETTINGS_PAGE}" if status == 401 else ""
     error = kind(f"{what}: Kaggle answered {status} ({said}){hint}")
-    if isinstance(error, RateLimited):
-        error.retry_after = _retry_after(response)
+    error.status, error.retry_after = status, retry_after(response)
     return error
 
 
@@ -174,29 +97,26 @@ def check_status(what: str, response: requests.Response, *good: int) -> requests
 
 
 @contextmanager
-def translated(what: str, timing: Timing) -> Iterator[None]:
-    """Turn what requests, urllib3 and the SDK raise into the typed errors above."""
+def translated(what: str, patience: Patience) -> Iterator[None]:
+    """Turn what requests, urllib3 and the SDK raise into the typed errors."""
     try:
         yield
     except requests.HTTPError as error:
         raise (error_of(what, error.response) if error.response is not None else Refused(f"{what}: {error}")) from None
     except (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError) as error:
-        raise _timeout(what, timing, error) from None
-    except ValueError as error:  # JSON that is none
+        raise _timeout(what, patience, error) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or none that the SDK can read
         raise ServerError(f"{what}: Kaggle's answer is not what its API sends ({_short(error)})") from None
     except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
         if "timed out" in str(error).lower():  # a stream that falls silent comes as a ConnectionError
-            raise _timeout(what, timing, error) from None
+            raise _timeout(what, patience, error) from None
         raise ConnectionFailed(f"{what}: no connection to Kaggle ({_short(error)})") from None
     except OSError as error:  # this machine's: disk full, no permission
         raise ToolError(f"{what}: {error}") from None
-    except KeyError as error:  # the SDK's answer to an enum value that it does not know
-        raise Refused(f"{what}: Kaggle sent the value {error}, which this client does not know: "
-                      f"pip install -U kaggle") from None
 
 
-def _timeout(what: str, timing: Timing, error: Exception) -> Timeout:
-    seconds = timing.connect_seconds if isinstance(error, requests.ConnectTimeout) else timing.timeout_seconds
+def _timeout(what: str, patience: Patience, error: Exception) -> Timeout:
+    seconds = patience.connect_seconds if isinstance(error, requests.ConnectTimeout) else patience.timeout_seconds
     return Timeout(f"{what}: Kaggle was silent for {seconds:g} s (on a slow line set ALIGN_TIMEOUT_SECONDS)")
 
 
@@ -207,15 +127,18 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[-160:] if inner is None else _short(inner)
 
 
-class _TimeoutAdapter(requests.adapters.HTTPAdapter):
-    """Gives every request a timeout: neither requests nor the SDK has one."""
+Edit = Callable[[requests.Response], requests.Response]
 
-    def __init__(self, timing: Timing) -> None:
-        self._timeout = (timing.connect_seconds, timing.timeout_seconds)
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Gives every request a timeout, as neither requests nor the SDK does; `edit` sees each answer first."""
+
+    def __init__(self, patience: Patience, edit: Edit) -> None:
+        self._timeout, self._edit = (patience.connect_seconds, patience.timeout_seconds), edit
         super().__init__()
 
     def send(self, request, stream=False, timeout=None, **options):  # type: ignore[no-untyped-def]
-        return super().send(request, stream=stream, timeout=timeout or self._timeout, **options)
+        return self._edit(super().send(request, stream=stream, timeout=timeout or self._timeout, **options))
 
 
 class Progress:
@@ -260,39 +183,54 @@ class _UploadBody:
 class Transport:
     """Retries, transfers and a plain session (no credentials) for signed URLs."""
 
-    def __init__(self, timing: Timing) -> None:
-        self.timing = timing
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
         self.plain = self.mount(requests.Session())
         self.plain.auth = lambda request: request  # a ~/.netrc must not reach a signed URL
 
-    def mount(self, session: requests.Session) -> requests.Session:
-        """Give `session` the timeouts."""
+    def mount(self, session: requests.Session, edit: Edit = lambda response: response) -> requests.Session:
+        """Give `session` the timeouts, and `edit` every answer before anybody else reads it."""
         for scheme in ("http://", "https://"):
-            session.mount(scheme, _TimeoutAdapter(self.timing))
+            session.mount(scheme, _Adapter(self.patience, edit))
         return session
 
     def retry(self, what: str, call: Callable[[], T], repeat: bool = True) -> T:
         """`call`'s result; failures that may pass are tried again, ambiguous ones only if `repeat`."""
-        for attempt in range(1, self.timing.tries + 1):
+        for attempt in range(1, self.patience.tries + 1):
             try:
-                with translated(what, self.timing):
+                with translated(what, self.patience):
                     return call()
             except (Ambiguous, RateLimited) as error:
-                if attempt == self.timing.tries or not (repeat or isinstance(error, RateLimited)):
+                if attempt == self.patience.tries or not (repeat or isinstance(error, RateLimited)):
                     raise
                 self.pause(error, attempt)
         raise AssertionError("unreachable: the last try returns or raises")
 
     def pause(self, error: KaggleError, attempt: int) -> None:
         """Sleep before try `attempt` + 1: Retry-After where the server sent one, else doubling from retry_seconds."""
-        seconds = min(self.timing.retry_seconds * 2 ** (attempt - 1), self.timing.retry_limit_seconds)
-        asked = getattr(error, "retry_after", None)
-        if asked is not None:
-            if asked > self.timing.retry_after_limit_seconds:
-                raise RateLimited(f"{error}: it asks to wait {asked / 60:.0f} minutes, run this again then") from None
-            seconds = asked
-        print(f"{error}; try {attempt + 1} of {self.timing.tries} in {seconds:.3g} s", file=sys.stderr)
-        time.sleep(seconds)
+        seconds = min(self.patience.retry_seconds * 2 ** (attempt - 1), self.patience.retry_limit_seconds)
+        if error.retry_after is not None:
+            if error.retry_after > self.patience.retry_after_limit_seconds:
+                minutes = error.retry_after / 60
+                raise error.with_hint(f": it asks to wait {minutes:.0f} minutes, run this again then") from None
+            seconds = error.retry_after
+        print(f"{error}; try {attempt + 1} of {self.patience.tries} in {seconds:.3g} s", file=sys.stderr)
+        self.patience.sleep(seconds)
+
+    def signed(self, what: str, url: str, headers: dict) -> requests.Response:
+        """The stream behind a signed URL; Expired when the storage does not take it (any more)."""
+        response = self.plain.get(url, headers=headers, stream=True)
+        if response.status_code in (400, 401, 403, 404, 410):
+            response.close()
+            raise Expired(f"{what}: the signed URL has expired (the storage answered {response.status_code})")
+        return response
+
+    def follow(self, what: str, response: requests.Response, headers: dict) -> requests.Response:
+        """The stream behind a redirect to a signed URL; `response` itself where there is none."""
+        if not response.is_redirect:
+            return response
+        response.close()
+        return self.signed(what, urljoin(response.url, response.headers["Location"]), headers)
 
     def download(self, what: str, open_stream: Callable[[dict], requests.Response], dest: Path,
                  expected_bytes: int | None = None) -> None:
@@ -305,13 +243,13 @@ class Transport:
         while True:
             before = partial.stat().st_size if partial.exists() else 0
             try:
-                with translated(what, self.timing):
+                with translated(what, self.patience):
                     total = self._receive(what, open_stream, partial, expected_bytes)
                 break
             except (Ambiguous, RateLimited) as error:
                 moved = partial.exists() and partial.stat().st_size > before
                 failures = 1 if moved else failures + 1
-                if failures >= self.timing.tries:
+                if failures >= self.patience.tries:
                     raise
                 self.pause(error, failures)
         self._accept(what, partial, dest, total if expected_bytes is None else expected_bytes)
@@ -364,13 +302,13 @@ class Transport:
         sent, failures = 0, 0
         while True:
             try:
-                with translated(what, self.timing):
+                with translated(what, self.patience):
                     if self._put(what, url, path, sent, size):
                         return token
                     position = self._acknowledged(what, url, size)
             except (Ambiguous, RateLimited, NotFound) as error:
                 failures += 1
-                if failures >= self.timing.tries:
+                if failures >= self.patience.tries:
                     raise
                 self.pause(error, failures)
                 position = self._after_break(what, url, size, error)
@@ -400,7 +338,7 @@ class Transport:
         if isinstance(error, NotFound):
             return None
         try:
-            with translated(what, self.timing):
+            with translated(what, self.patience):
                 return self._acknowledged(what, url, size)
         except NotFound:
             return None

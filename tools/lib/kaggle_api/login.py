@@ -1,23 +1,28 @@
-"""Importing the official `kaggle` package without its side effects, and signing in.
+"""Signing in: credentials in the official order, and the SDK's client made from them.
 
-`import kaggle` prints help, asks the network and may end the process; its own sign-in does the same. Here each of
-these is a typed error that says what to do.
+The SDK (kagglesdk) is used as it is, without the `kaggle` package around it, whose import prints help, asks the network
+and may end the process. What the SDK has no public way for is the session below it: timeouts, redirects that keep the
+key at home, and answers with a status that this SDK does not know yet.
 """
 from __future__ import annotations
 
-import contextlib
 import io
+import json
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
 
-from lib.kaggle_api.http import SETTINGS_PAGE, Transport, Unauthorized
-from lib.project import ToolError
+from lib.kaggle_api.errors import Unauthorized
+from lib.kaggle_api.http import SETTINGS_PAGE, Transport
+from lib.kaggle_api.service import fill
+from lib.project import InputError, ToolError
 
 if TYPE_CHECKING:
-    from kaggle.api.kaggle_api_extended import KaggleApi
+    from kagglesdk import KaggleClient as Sdk
 
 NO_CREDENTIALS = (
     f"no Kaggle credentials: make a token at {SETTINGS_PAGE} and either set KAGGLE_API_TOKEN to it, or save it as "
@@ -25,74 +30,141 @@ NO_CREDENTIALS = (
     "KAGGLE_USERNAME and KAGGLE_KEY from it")
 
 
-def _import_kaggle() -> type[KaggleApi]:
-    """The official class, without the help text, the exit and the network call of `import kaggle`."""
+@dataclass(frozen=True)
+class Login:
+    """A signed-in SDK client: whose, by which credentials, and the session that its calls go through."""
+
+    sdk: Sdk
+    session: requests.Session
+    username: str
+    source: str
+
+
+def sign_in(transport: Transport) -> Login:
+    """Find credentials in the official order: token, kaggle.json or user and key, the file of `kaggle auth login`."""
     try:
-        from kagglesdk.kaggle_http_client import KaggleHttpClient
-
-        def offline(*_: object) -> None:
-            raise requests.ConnectionError("no call while importing")
-
-        call, KaggleHttpClient.call = KaggleHttpClient.call, offline
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                from kaggle.api.kaggle_api_extended import KaggleApi
-        finally:
-            KaggleHttpClient.call = call
+        from kagglesdk import get_access_token_from_env
     except ImportError as error:
         raise ToolError(f"the kaggle package cannot be imported ({error}): pip install -r requirements.txt") from None
-    except SystemExit:
-        raise ToolError("this kaggle package exits on import: pip install -U 'kaggle>=2.2.4,<3'") from None
-    except OSError as error:
-        raise ToolError(f"the kaggle package cannot make its folder ({error}): set KAGGLE_CONFIG_DIR") from None
-    return KaggleApi
+    token, source = get_access_token_from_env()
+    if token:
+        sdk, session = _client(transport, api_token=token)
+        user = transport.retry(f"checking the token from {source}", lambda: _owner(sdk, token))
+        if not user:
+            raise Unauthorized(f"the token from {source} is not valid: make a new one at {SETTINGS_PAGE}")
+        return Login(sdk, session, user, source)
+    path = config_path()
+    saved = _read_config(path)
+    user, key = (os.environ.get(f"KAGGLE_{name.upper()}") or saved.get(name) for name in ("username", "key"))
+    if user and key:
+        sdk, session = _client(transport, username=user, password=key)
+        return Login(sdk, session, user, str(path) if saved.get("key") == key else "KAGGLE_USERNAME and KAGGLE_KEY")
+    if login := _oauth(transport):
+        return login
+    raise Unauthorized((f"{path} has no username and key; " if path.exists() else "") + NO_CREDENTIALS)
 
 
-def make_api(transport: Transport) -> KaggleApi:
-    """A KaggleApi whose clients have timeouts and which neither prints nor ends the process."""
-    class Api(_import_kaggle()):  # type: ignore[misc]
-        already_printed_version_warning = True
-
-        def build_kaggle_client(self) -> Any:
-            client = super().build_kaggle_client()
-            client.http_client()._init_session()
-            session = transport.mount(client.http_client()._session)
-            session.get_redirect_target = lambda response: None  # `_follow` goes there, with Range and without the key
-            return client
-
-    api = Api()
-    api.args = [argument for argument in api.args if argument != "--verbose"]  # it prints credentials on stdout
-    return api
+def config_path() -> Path:
+    """Where the official client looks for kaggle.json."""
+    home = Path.home() / ".kaggle"
+    if folder := os.environ.get("KAGGLE_CONFIG_DIR"):
+        return Path(folder) / "kaggle.json"
+    if sys.platform.startswith("linux") and not home.exists():
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
+    return home / "kaggle.json"
 
 
-def sign_in(api: KaggleApi, transport: Transport) -> None:
-    """Find credentials in the official order: token, kaggle.json or user and key, the file of `kaggle auth login`."""
-    from kagglesdk.kaggle_env import get_access_token_from_env
-
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        api._load_config()
-        token, source = get_access_token_from_env()
-        if token:
-            user = transport.retry(f"checking the token from {source}", lambda: _introspect(api, token))
-            if not user:
-                raise Unauthorized(f"the token from {source} is not valid: make a new one at {SETTINGS_PAGE}")
-            api.config_values |= {api.CONFIG_NAME_TOKEN: token, api.CONFIG_NAME_USER: user}
-        elif not (api._authenticate_with_legacy_apikey() or _oauth(api, transport)):
-            broken = f"{api.config} has no username and key; " if Path(api.config).exists() else ""
-            raise Unauthorized(broken + NO_CREDENTIALS)
-    if "readable by other" in said.getvalue():
-        print(f"warning: {api.config} is readable by other users: chmod 600 {api.config}", file=sys.stderr)
-
-
-def _introspect(api: KaggleApi, token: str) -> str | None:
+def _read_config(path: Path) -> dict[str, str]:
+    """The content of kaggle.json, {} where it is missing or broken."""
     try:
-        return api._introspect_token(token)
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if os.name != "nt" and path.stat().st_mode & 0o044:
+            print(f"warning: {path} is readable by other users: chmod 600 {path}", file=sys.stderr)
+    except (OSError, ValueError):
+        return {}
+    return saved if isinstance(saved, dict) else {}
+
+
+def environment() -> Any:
+    """Where the official client would call: Kaggle itself, unless KAGGLE_API_ENVIRONMENT says otherwise."""
+    from kagglesdk.kaggle_env import get_env
+
+    try:
+        return get_env()
+    except Exception as error:
+        raise InputError(f"{error}: unset KAGGLE_API_ENVIRONMENT") from None
+
+
+def _client(transport: Transport, **credentials: str) -> tuple[Sdk, requests.Session]:
+    """An SDK client whose session has timeouts, follows no redirect by itself and forgives unknown statuses."""
+    from kagglesdk import KaggleClient as Sdk
+
+    sdk = Sdk(env=environment(), **credentials).__enter__()
+    session = transport.mount(sdk.http_client()._session, _known_statuses)  # the SDK has no public way to it
+    session.get_redirect_target = lambda response: None  # `follow` goes there, with Range and without the key
+    return sdk, session
+
+
+def _owner(sdk: Sdk, token: str) -> str | None:
+    """Whose token it is, None when it is not valid."""
+    from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
+
+    try:
+        found = sdk.security.oauth_client.introspect_token(fill(IntrospectTokenRequest(), token=token))
     except requests.HTTPError as error:
-        if error.response is not None and error.response.status_code == 401:
+        if error.response is not None and error.response.status_code in (400, 401, 403, 404):
             return None
         raise
+    return found.username if found.active else None
 
 
-def _oauth(api: KaggleApi, transport: Transport) -> bool:
-    return transport.retry("signing in with the file of `kaggle auth login`", api._authenticate_with_oauth_creds)
+def _oauth(transport: Transport) -> Login | None:
+    """Signed in with the file that `kaggle auth login` left; None without one."""
+    from kagglesdk import KaggleCredentials
+
+    saved = KaggleCredentials.load(_client(transport)[0])
+    if saved is None:
+        return None
+    what = "signing in with the file of `kaggle auth login`"
+    try:
+        token = transport.retry(what, saved.get_access_token)
+    except Unauthorized:
+        raise Unauthorized(f"{what}: it is not valid any more: kaggle auth login") from None
+    sdk, session = _client(transport, api_token=token)
+    return Login(sdk, session, saved.get_username(), saved.DEFAULT_CREDENTIALS_FILE)
+
+
+def _known_statuses(response: requests.Response) -> requests.Response:
+    """The answer without statuses that the SDK does not know, on which it would fail: left out means not known yet."""
+    from kagglesdk.competitions.types.submission_status import SubmissionStatus
+    from kagglesdk.datasets.types.dataset_enums import DatabundleVersionStatus
+    from kagglesdk.kaggle_object import EnumSerializer
+    from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
+
+    kinds = {"GetKernelSessionStatus": KernelWorkerStatus, "GetDatasetStatus": DatabundleVersionStatus,
+             "GetSubmission": SubmissionStatus, "ListSubmissions": SubmissionStatus}
+    kind = kinds.get(str(response.url).rpartition("/")[2])
+    if kind is None or response.status_code != 200:
+        return response
+    try:
+        body = response.json()
+        entries = [entry for entry in (body, *body.get("submissions", [])) if "status" in entry]
+    except (ValueError, AttributeError, TypeError):
+        return response
+    changed = False
+    for entry in entries:
+        try:
+            EnumSerializer().from_dict_value(kind, entry["status"])
+        except (KeyError, AttributeError):
+            print(f"Kaggle sent the status {entry.pop('status')!r}, which this client does not know: taken as not "
+                  "known yet (pip install -U kaggle)", file=sys.stderr)
+            changed = True
+    return _with_body(response, body) if changed else response
+
+
+def _with_body(response: requests.Response, body: dict) -> requests.Response:
+    """The same answer with another body."""
+    made = requests.Response()
+    made.status_code, made.url, made.request, made.reason = response.status_code, response.url, response.request, "OK"
+    made.headers, made.raw = response.headers, io.BytesIO(json.dumps(body).encode())
+    return made

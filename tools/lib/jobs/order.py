@@ -1,0 +1,237 @@
+"""What a push sends: the staged folder, the sources it runs on, the time it may take; one hash for all of it.
+
+The same order is not carried out twice: another script, another setting or a new version of a source is another order.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib import kernel
+from lib.jobs.dataset import READY_MINUTES, recorded_version, wait_ready
+from lib.jobs.lint import (
+    DATASET_METADATA,
+    KERNEL_METADATA,
+    OVERRIDES_LINE,
+    OWNER_PLACEHOLDER,
+    lint_kernel_metadata,
+    lint_script,
+    lint_secrets,
+    read_metadata,
+    refuse,
+)
+from lib.jobs.session import ENDED, wait_for_end
+from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.kernels import Version
+from lib.kaggle_api.patience import glance
+from lib.kaggle_api.service import split_ref
+from lib.project import REPO, InputError, atomic_path
+
+BUILD = REPO / "build" / "kernel"
+SESSION_LIMIT_MINUTES = 720.0  # Kaggle ends a session after 12 hours
+NO_ACCELERATOR = "none"
+
+
+# ------------------------------------------------------------------------------------------------- time
+@dataclass(frozen=True)
+class SessionTime:
+    """How long a session on Kaggle may take, in minutes; None: as long as Kaggle lets it."""
+
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 < self.minutes <= SESSION_LIMIT_MINUTES:
+            raise InputError(f"--timeout-minutes {self.minutes:g}: give more than 0 and at most "
+                             f"{SESSION_LIMIT_MINUTES:g}")
+
+    @property
+    def kaggle_seconds(self) -> int | None:
+        """The limit that Kaggle is asked to set."""
+        return None if self.minutes is None else max(1, round(60 * self.minutes))
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long a running session is waited for."""
+        return 60 * (self.minutes or SESSION_LIMIT_MINUTES)
+
+    def tell(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """`overrides` with the script's own budget below the limit: starting and saving take a part of it."""
+        if self.minutes is None:
+            return overrides
+        budget = round(self.minutes - min(5.0, self.minutes / 5), 3)
+        given = overrides.get("max_minutes", budget)
+        if given > self.minutes:
+            raise InputError(f"max_minutes={given:g} does not fit into --timeout-minutes {self.minutes:g}")
+        return {**overrides, "max_minutes": given}
+
+
+# ---------------------------------------------------------------------------------------------- staging
+@dataclass(frozen=True)
+class Staged:
+    """What a push sends: the metadata and the one script."""
+
+    folder: Path
+    metadata: dict[str, Any]
+    text: str
+    overrides: dict[str, Any]
+
+    @property
+    def ref(self) -> str:
+        """owner/slug of the kernel."""
+        return self.metadata["id"]
+
+
+def literal(value: Any) -> str:
+    """A knob's value as Python reads it, texts in the double quotes of the rest of the script."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def with_overrides(text: str, overrides: dict[str, Any]) -> str:
+    """The script with its OVERRIDES line carrying `overrides`, as a readable literal."""
+    pairs = [f"{json.dumps(key)}: {literal(value)}" for key, value in overrides.items()]
+    line = f"OVERRIDES: dict = {{{', '.join(pairs)}}}"
+    return OVERRIDES_LINE.sub(lambda _: line, text)
+
+
+def read_overrides(recipe: str | None, settings: list[str]) -> dict[str, Any]:
+    """`--recipe` and `--set` as typed values, checked by the kernel itself before anything is pushed."""
+    overrides = dict(kernel.parse_setting(setting) for setting in settings)
+    if recipe is not None:
+        overrides = {"recipe": recipe, **overrides}
+    kernel.resolve_knobs(overrides)
+    return overrides
+
+
+def staged_metadata(
+    user: str, accelerator: str | None = None, datasets: Sequence[str] = (), kernels: Sequence[str] = ()
+) -> dict[str, Any]:
+    """kernel-metadata.json with the owner filled in and the sources of this push added."""
+    metadata = read_metadata(KERNEL_METADATA)
+    metadata["id"] = str(metadata.get("id", "")).replace(OWNER_PLACEHOLDER, user)
+    owner = metadata["id"].partition("/")[0]
+    if owner.lower() != user.lower():
+        print(f"warning: {KERNEL_METADATA.name} says id {metadata['id']}, but the signed-in user is {user}: Kaggle "
+              f"refuses a push for another owner; write {OWNER_PLACEHOLDER} or {user} there", file=sys.stderr)
+    for key, added in (("dataset_sources", datasets), ("kernel_sources", kernels)):
+        full = [ref if "/" in ref else f"{user}/{ref}" for ref in added]
+        metadata[key] = [*(metadata.get(key) or []), *full]
+    if accelerator == NO_ACCELERATOR:
+        metadata["enable_gpu"] = False
+        metadata.pop("machine_shape", None)
+    elif accelerator is not None:
+        metadata["machine_shape"] = accelerator
+    return metadata
+
+
+def stage(metadata: dict[str, Any], overrides: dict[str, Any], folder: Path) -> Staged:
+    """Write and lint the folder that is pushed: the metadata and a copy of the script with its overrides."""
+    refuse(lint_kernel_metadata(KERNEL_METADATA))
+    source = KERNEL_METADATA.parent / metadata["code_file"]
+    refuse(lint_script(source))
+    text = with_overrides(source.read_text(encoding="utf-8"), overrides)
+    script = folder / metadata["code_file"]
+    with atomic_path(script) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    with atomic_path(folder / KERNEL_METADATA.name) as temporary:
+        temporary.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    refuse(lint_kernel_metadata(folder / KERNEL_METADATA.name, staged=True) + lint_secrets(script))
+    return Staged(folder, metadata, text, overrides)
+
+
+def init_owner(user: str) -> None:
+    """Write the owner into both metadata files, for those who push by hand."""
+    if not user.replace("-", "").replace("_", "").isalnum():
+        raise InputError(f"--init {user!r}: not a Kaggle user name; it is the last part of your profile's address")
+    for path in (KERNEL_METADATA, DATASET_METADATA):
+        text = path.read_text(encoding="utf-8")
+        if OWNER_PLACEHOLDER not in text:
+            owner = read_metadata(path)["id"].partition("/")[0]
+            raise InputError(f"{path.name}: the owner is {owner} already; edit the file to change it")
+    for path in (KERNEL_METADATA, DATASET_METADATA):
+        with atomic_path(path) as temporary:
+            temporary.write_text(path.read_text(encoding="utf-8").replace(OWNER_PLACEHOLDER, user), encoding="utf-8")
+        print(f"{path.name}: owner {user}")
+
+
+# ---------------------------------------------------------------------------------------------- sources
+def source_versions(client: KaggleClient, metadata: dict[str, Any], runs: Path) -> dict[str, int]:
+    """The version of every attached dataset and kernel, once each is ready: else a session takes the one before."""
+    found = {source: dataset_version(client, source, runs) for source in metadata.get("dataset_sources", [])}
+    return found | {source: kernel_version(client, source) for source in metadata.get("kernel_sources", [])}
+
+
+def dataset_version(client: KaggleClient, source: str, runs: Path) -> int:
+    """The current version of a dataset; one of ours is waited for, in the version that the record knows."""
+    owner, slug = source.split("/")[:2]
+    wanted = recorded_version(runs, f"{owner}/{slug}")
+    if owner != client.username and not wanted:
+        return glance(f"the version of dataset {source}", lambda: client.datasets.current_version(owner, slug), 0)
+    if not wanted and not client.datasets.exists(owner, slug):
+        raise InputError(
+            f"dataset {owner}/{slug} does not exist; make it with python tools/package_dataset.py --run RUN")
+    return wait_ready(client, owner, slug, wanted, {}, 60 * READY_MINUTES)
+
+
+def kernel_version(client: KaggleClient, source: str) -> int:
+    """The current version of a kernel whose output is attached; one that still runs is waited for."""
+    owner, slug = source.split("/")[:2]
+    number = client.kernels.shown(owner, slug).number
+    if not number:
+        raise InputError(f"kernel source {source}: no such kernel for {client.username}; push it first")
+    version = Version(owner, slug, number)
+    status = glance(f"whether {version} still runs", lambda: client.kernels.status(version)[0], "complete")
+    if status not in ENDED:
+        print(f"{version} is {status}: its output can be attached when it is complete", file=sys.stderr)
+        status = wait_for_end(client, version, 60 * SESSION_LIMIT_MINUTES)[0]
+    if status != "complete":
+        raise InputError(f"kernel source {version} ended {status}, and Kaggle mounts only what is complete; "
+                         f"go on from what it left with python tools/ship.py --resume {number}")
+    return number
+
+
+# -------------------------------------------------------------------------------------------- the order
+@dataclass(frozen=True)
+class Order:
+    """A push as the record knows it: what is sent, on which data; the same order is not carried out twice."""
+
+    staged: Staged
+    source_versions: dict[str, int] = field(default_factory=dict)
+    session_seconds: int | None = None
+
+    @property
+    def content(self) -> str:
+        """One hash of all that makes a difference to the run."""
+        parts = [self.staged.metadata, self.staged.text, self.source_versions, self.session_seconds]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def sources(self) -> set[str]:
+        """owner/slug, or slug, of everything that the session must have mounted."""
+        kinds = ("dataset_sources", "competition_sources", "kernel_sources")
+        return {bare(source) for kind in kinds for source in self.staged.metadata.get(kind) or []}
+
+    def new_mark(self) -> str:
+        """A comment line for the script, by which one push of this order is known again."""
+        return f"# order {self.content[:16]}.{secrets.token_hex(3)}"
+
+    def any_mark(self, text: str) -> str | None:
+        """The mark of some push of this order in a script."""
+        found = re.search(rf"^# order {self.content[:16]}\.\w+", text, re.MULTILINE)
+        return found and found[0]
+
+    @property
+    def kernel(self) -> tuple[str, str]:
+        """Owner and slug of the kernel."""
+        return split_ref(self.staged.ref)
+
+
+def bare(source: str) -> str:
+    """A source without its version, as it is compared."""
+    return "/".join(source.lower().split("/")[:2])

@@ -1,0 +1,94 @@
+"""A session on Kaggle: waited for, its log followed; the sessions of the account."""
+from __future__ import annotations
+
+import sys
+import threading
+from datetime import UTC, datetime
+from functools import partial
+
+from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.errors import KaggleError
+from lib.kaggle_api.kernels import Version
+from lib.kaggle_api.patience import glance
+
+ENDED = ("complete", "error", "cancel_acknowledged")
+QUEUE_SECONDS = 12 * 3600.0  # in the queue, which is no part of the session's own time
+GRACE_SECONDS = 600.0  # in which Kaggle ends a session whose time is over, and shows it
+LOG_LINES = 20
+LISTED = 20
+
+
+def wait_for_end(client: KaggleClient, version: Version, seconds: float) -> tuple[str, str]:
+    """Wait in the queue, then for the end of this very version within `seconds`; (status, failure message)."""
+    shown, start = ("", 0), client.patience.now()
+    follower = threading.Thread(target=follow_log, args=(client, version), daemon=True)
+
+    def look() -> tuple[str, str]:
+        nonlocal shown
+        status, message = client.kernels.status(version)
+        minutes = int((client.patience.now() - start) / 60)
+        if (status, minutes) != shown:
+            print(f"{version}: {status} ({minutes} min)", file=sys.stderr, flush=True)
+            shown = (status, minutes)
+        return status, message
+
+    def begun() -> tuple[str, str] | None:
+        found = look()
+        return None if found[0] == "queued" else found
+
+    def ended() -> tuple[str, str] | None:
+        found = look()
+        return found if found[0] in ENDED else None
+
+    try:
+        found = client.patience.wait_for(begun, f"kernel {version} in the queue", QUEUE_SECONDS)
+        if found[0] not in ENDED:
+            start = client.patience.now()
+            follower.start()
+            found = client.patience.wait_for(ended, f"kernel {version}", seconds + GRACE_SECONDS)
+    except KaggleError as error:
+        raise error.with_hint(f"; go on with python tools/push_kernel.py output --version {version.number}") from None
+    if follower.ident is not None:
+        follower.join(client.patience.poll_seconds * client.patience.pace)
+    return found
+
+
+def follow_log(client: KaggleClient, version: Version) -> None:
+    """Copy the running kernel's log to stderr; where Kaggle gives no stream the log comes at the end."""
+    try:
+        for text in client.kernels.log_stream(version):
+            print(text, end="" if text.endswith("\n") else "\n", file=sys.stderr, flush=True)
+    except KaggleError as error:
+        print(f"no live log ({error}); it comes with the output", file=sys.stderr)
+
+
+def whole_log(client: KaggleClient, version: Version, listed: str = "") -> str:
+    """The log that came with the output; where that is empty, what the stream has kept."""
+    if listed.strip():
+        return listed
+    return glance(f"the log of {version}", lambda: "".join(client.kernels.log_stream(version)), "")
+
+
+def show_log_end(log: str) -> None:
+    """The last lines of a failed kernel's log on stderr."""
+    for line in log.splitlines()[-LOG_LINES:]:
+        print(f"  | {line}", file=sys.stderr)
+
+
+def sessions(client: KaggleClient) -> list[list[str | int]]:
+    """[kernel, version, status, hours since its last run, what it holds] of the account's latest kernels."""
+    rows: list[list[str | int]] = []
+    for one in client.kernels.mine()[:LISTED]:
+        status = glance(f"the status of {one.version}", partial(client.kernels.status, one.version), ("unknown", ""))[0]
+        busy = status in ("queued", "running", "cancel_requested")
+        holds = ("GPU slot" if one.accelerator else "CPU slot") if busy else "-"
+        rows.append([one.version.ref, one.version.number, status, age(one.last_run), holds])
+    return rows
+
+
+def age(time: str) -> str:
+    """How long ago an ISO time (UTC) was, in hours."""
+    if not time:
+        return "-"
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(time).replace(tzinfo=UTC)).total_seconds()
+    return f"{seconds / 3600:.1f}"

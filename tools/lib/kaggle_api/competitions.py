@@ -1,0 +1,210 @@
+"""Competitions: data files, submissions that are made once, their scores, limits and the public leaderboard."""
+from __future__ import annotations
+
+import contextlib
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.kaggle_api.errors import Forbidden, KaggleError, NotFound, Refused, ServerError
+from lib.kaggle_api.http import CHUNK, safe_name
+from lib.kaggle_api.service import Service, fill, normal
+from lib.project import InputError
+
+COMPETITIONS = "https://www.kaggle.com/competitions"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One submission; `status` is pending, complete or error; a score is None until there is one."""
+
+    ref: int
+    file_name: str
+    date: str
+    description: str
+    status: str
+    public_score: float | None
+    private_score: float | None
+    error: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the team has submitted and may still submit now; `by_total`: the competition's total is the limit."""
+
+    today: int
+    total: int
+    allowed_now: int
+    by_total: bool = False
+
+
+@contextlib.contextmanager
+def competition_errors(slug: str) -> Iterator[None]:
+    """Say what a 400, a 403 or a 404 means for a competition, and what to do."""
+    rules = f"{COMPETITIONS}/{slug}/rules"
+    try:
+        yield
+    except NotFound as error:
+        raise InputError(f"{error}: is there a competition {slug!r}? Look at {COMPETITIONS}/{slug}") from None
+    except Forbidden as error:
+        raise error.with_hint(f": accept the rules at {rules}, then run this again") from None
+    except Refused as error:
+        if error.status != 400:
+            raise
+        raise error.with_hint("; where Kaggle gives no reason, mostly the rules are not accepted "
+                              f"({rules}) or the competition has closed") from None
+
+
+class Competitions(Service):
+    """The service of competitions; every method raises a KaggleError when the thing did not happen."""
+
+    # ---- data ----
+
+    def download_file(self, slug: str, name: str, dest: Path, expected_bytes: int | None = None) -> None:
+        """Fetch one file to `dest`, resuming `dest`.partial; unpacks it where Kaggle serves it zipped."""
+        from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest as Request
+
+        request = fill(Request(), competition_name=slug, file_name=name)
+        self._download(f"download of {name}", self._api.download_data_file, request, dest)
+        if expected_bytes is not None and dest.stat().st_size != expected_bytes:
+            _unpack_single(dest, name, expected_bytes)
+
+    def download_archive(self, slug: str, dest: Path) -> None:
+        """Fetch the whole competition as one zip to `dest`, resuming `dest`.partial."""
+        from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest as Request
+
+        self._download(f"download of {slug}", self._api.download_data_files, fill(Request(), competition_name=slug),
+                       dest)
+
+    def _download(self, what: str, method: Callable, request: Any, dest: Path) -> None:
+        self._transport.download(what, lambda headers: self._transport.follow(what, method(request), headers), dest)
+
+    def entered(self, slug: str) -> bool:
+        """Whether the user has accepted the rules."""
+        from kagglesdk.competitions.types.competition_api_service import ApiGetCompetitionRequest as Request
+
+        request = fill(Request(), competition_name=slug)
+        return bool(self.call(f"competition {slug}", self._api.get_competition, request).user_has_entered)
+
+    # ---- submissions ----
+
+    def limits(self, slug: str) -> Limits:
+        """How many submissions are left now."""
+        from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionLimitsRequest as Request
+
+        found = self.call(f"submission limits of {slug}", self._api.get_submission_limits,
+                          fill(Request(), competition_name=slug))
+        return Limits(found.num_today, found.num_total, found.num_allowed_now, found.limited_by_total)
+
+    def history(self, slug: str) -> list[Submission]:
+        """Every submission, newest first as Kaggle sends it."""
+        from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest as Request
+
+        found = self.pages(f"submissions to {slug}", self._api.list_submissions, Request,
+                           lambda page: page.submissions, competition_name=slug)
+        return [_submission(item) for item in found]
+
+    def submission(self, ref: int) -> Submission:
+        """One submission; NotFound also for a moment just after it was made."""
+        from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionRequest as Request
+
+        return _submission(self.call(f"submission {ref}", self._api.get_submission, fill(Request(), ref=ref)))
+
+    def marked(self, slug: str, mark: str) -> int | None:
+        """The ref of the submission whose description holds `mark`, None while the history shows none."""
+        return max((one.ref for one in self.history(slug) if mark in normal(one.description)), default=None)
+
+    def submit_file(self, slug: str, path: Path, message: str, mark: str) -> int:
+        """Upload and submit a csv; the submission's ref. `mark` is what only this submission's message holds."""
+        from kagglesdk.competitions.types.competition_api_service import (
+            ApiCreateSubmissionRequest,
+            ApiStartSubmissionUploadRequest,
+        )
+
+        stat = path.stat()
+        start = fill(ApiStartSubmissionUploadRequest(), competition_name=slug, file_name=path.name,
+                     content_length=stat.st_size, last_modified_epoch_seconds=int(stat.st_mtime))
+        token = self.upload(path, self._api.start_submission_upload, start)
+        request = fill(ApiCreateSubmissionRequest(), competition_name=slug, blob_file_tokens=token,
+                       submission_description=message)
+        return self._submit(slug, mark, self._api.create_submission, request)
+
+    def submit_kernel(self, slug: str, owner: str, kernel_slug: str, version: int, file_name: str, message: str,
+                      mark: str) -> int:
+        """Submit an output file of a kernel version; the submission's ref."""
+        from kagglesdk.competitions.types.competition_api_service import ApiCreateCodeSubmissionRequest as Request
+
+        request = fill(Request(), competition_name=slug, kernel_owner=owner, kernel_slug=kernel_slug,
+                       kernel_version=version, file_name=file_name, submission_description=message)
+        return self._submit(slug, mark, self._api.create_code_submission, request)
+
+    def _submit(self, slug: str, mark: str, method: Callable, request: Any) -> int:
+        what = f"submission to {slug}"
+
+        def act() -> int:
+            ref = method(request).ref
+            if not ref:
+                raise ServerError(f"{what}: Kaggle accepted it without giving a reference")
+            return ref
+
+        return self.once(what, act, lambda: self.marked(slug, mark))
+
+    def wait_for_score(self, ref: int, seconds: float) -> Submission:
+        """Poll until the submission has ended: with a score, or with Kaggle's error in it."""
+        def check() -> Submission | None:
+            found = self.submission(ref)
+            scored = found.status == "error" or found.public_score is not None
+            return found if found.status != "pending" and scored else None
+
+        return self.patience.wait_for(check, f"score of submission {ref}", seconds)
+
+    def leaderboard(self, slug: str) -> list[tuple[int, str, float | None]]:
+        """(rank, team, score) of every team on the public board, best first, also when the private one is open."""
+        from kagglesdk.competitions.types.competition_api_service import ApiGetLeaderboardRequest as Request
+
+        rows = self.pages(f"leaderboard of {slug}", self._api.get_leaderboard, Request,
+                          lambda page: page.submissions, competition_name=slug, override_public=True)
+        return [(rank, row.team_name or "", _score(row.score)) for rank, row in enumerate(rows, 1)]
+
+
+def _score(text: str | None) -> float | None:
+    """Scores are strings, empty while pending; NaN is none."""
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _submission(item: Any) -> Submission:
+    return Submission(ref=item.ref, file_name=item.file_name or "", date=item.date.isoformat() if item.date else "",
+                      description=item.description or "", status=item.status.name.lower(),
+                      public_score=_score(item.public_score), private_score=_score(item.private_score),
+                      error=item.error_description or "")
+
+
+def _unpack_single(path: Path, name: str, expected_bytes: int) -> None:
+    """Replace `path`, a zip with the one file `name` in it, by that file; anything else is an error."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if [Path(safe_name(member.filename)).name for member in members] != [Path(name).name]:
+                raise zipfile.BadZipFile
+            partial = path.with_name(path.name + ".unpacking")
+            with archive.open(members[0]) as source, partial.open("wb") as target:
+                while chunk := source.read(CHUNK):
+                    target.write(chunk)
+    except (zipfile.BadZipFile, KaggleError):
+        size = path.stat().st_size
+        path.unlink()
+        raise ServerError(f"download of {name}: {size:,} bytes came instead of {expected_bytes:,}; "
+                          "nothing was kept: run this again") from None
+    size = partial.stat().st_size
+    if size != expected_bytes:
+        partial.unlink()
+        path.unlink()
+        raise ServerError(f"download of {name}: {size:,} bytes after unpacking instead of {expected_bytes:,}")
+    partial.replace(path)

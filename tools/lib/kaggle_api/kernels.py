@@ -1,0 +1,303 @@
+"""Kernels: a push that is made once, its versions' status, output and log, the week's quota."""
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+from lib.kaggle_api.errors import (
+    Ambiguous,
+    Forbidden,
+    KaggleError,
+    NotFound,
+    Refused,
+    ServerError,
+    SourcesRefused,
+    Timeout,
+)
+from lib.kaggle_api.http import Transport, check_status, safe_name, translated
+from lib.kaggle_api.login import Login, environment
+from lib.kaggle_api.service import Service, fill, normal, split_ref
+
+T = TypeVar("T")
+SOURCES = ("dataset", "competition", "kernel", "model")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a kernel; `mark` is a line of its script that no other version has, where it is known."""
+
+    owner: str
+    slug: str
+    number: int
+    mark: str = ""
+
+    @property
+    def ref(self) -> str:
+        """owner/slug."""
+        return f"{self.owner}/{self.slug}"
+
+    def __str__(self) -> str:
+        return f"{self.ref} version {self.number}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What Kaggle shows of a kernel: its current version (0: none), the script, the sources that it runs with."""
+
+    number: int
+    text: str
+    sources: frozenset[str]
+
+    def carries(self, mark: str) -> bool:
+        """Whether the script has this line."""
+        return f"\n{mark}\n" in f"\n{normal(self.text)}\n"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A kernel of the account, as the list of them has it."""
+
+    version: Version
+    last_run: str
+    accelerator: bool
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Accelerator hours of this week."""
+
+    used_hours: float
+    reserved_hours: float
+    total_hours: float
+
+    @property
+    def left_hours(self) -> float:
+        """Hours that a new session may still use."""
+        return max(0.0, self.total_hours - self.used_hours - self.reserved_hours)
+
+
+class Kernels(Service):
+    """The service of kernels; every method raises a KaggleError when the thing did not happen."""
+
+    def __init__(self, transport: Transport, login: Login) -> None:
+        super().__init__(transport, login.sdk.kernels.kernels_api_client)
+        self._session = login.session
+        self._labels_refused: set[Version] = set()
+
+    # ---- pushing ----
+
+    def push(self, metadata: dict, text: str, mark: str, *, timeout_seconds: int | None = None) -> Version:
+        """Push a kernel given the content of kernel-metadata.json and its script, and run it on Kaggle.
+
+        `mark` is a comment line that this push adds to the script: it is known by it whatever Kaggle does to texts.
+        SourcesRefused when Kaggle drops a source, which the official client lets pass, Refused on another error.
+        """
+        owner, slug = split_ref(metadata["id"])
+        request = _save_request(metadata, f"{text.rstrip()}\n{mark}\n", timeout_seconds)
+        what = f"push of {owner}/{slug}"
+
+        def look() -> Version | None:
+            shown = self.shown(owner, slug)
+            return Version(owner, slug, shown.number, mark) if shown.number and shown.carries(mark) else None
+
+        def act() -> Version:
+            answer = self._api.save_kernel(request)
+            made = _made(what, answer, Version(owner, slug, answer.version_number or 0, mark))
+            if not made.number:
+                raise ServerError(f"{what}: Kaggle accepted it without naming a version")
+            return made
+
+        return self.once(what, act, look)
+
+    def shown(self, owner: str, slug: str, version: int | None = None) -> Shown:
+        """The current version with its script, or the one asked for; nothing for a kernel that does not exist."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+        label = f"v{version}" if version else None
+        request = fill(ApiGetKernelRequest(), user_name=owner, kernel_slug=slug, version_label=label)
+        try:
+            found = self.call(f"kernel {owner}/{slug}", self._api.get_kernel, request)
+        except (NotFound, Forbidden):  # Kaggle answers either, as for a kernel that it hides
+            return Shown(0, "", frozenset())
+        about = found.metadata
+        sources = [source for kind in SOURCES for source in getattr(about, f"{kind}_data_sources", None) or []]
+        return Shown(about.current_version_number or 0 if about else 0, found.blob.source or "" if found.blob else "",
+                     frozenset(sources))
+
+    # ---- a version ----
+
+    def status(self, version: Version) -> tuple[str, str]:
+        """(queued, running, complete, error, cancel_requested, cancel_acknowledged or new_script; failure message)."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest as Request
+
+        found = self._labelled(version, lambda label: self.call(
+            f"status of kernel {version}", self._api.get_kernel_session_status,
+            fill(Request(), user_name=version.owner, kernel_slug=version.slug, version_label=label)))
+        return found.status.name.lower(), found.failure_message or ""
+
+    def output(self, version: Version) -> tuple[dict[str, str], str]:
+        """({name: signed URL} of all pages, the log as text). The URLs expire: ask again when one is refused."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest as Request
+
+        logs: list[str] = []
+
+        def items(page: Any) -> list:
+            logs.append(page.log or "")
+            return page.files
+
+        files = self._labelled(version, lambda label: self.pages(
+            f"output of kernel {version}", self._api.list_kernel_session_output, Request, items,
+            user_name=version.owner, kernel_slug=version.slug, version_label=label))
+        log = next((log for log in logs if log), "")
+        return {safe_name(file.file_name or ""): file.url for file in files}, "".join(_log_texts(log))
+
+    def download(self, url: str, dest: Path, renew: Callable[[], str], expected_bytes: int | None = None) -> None:
+        """Fetch a signed URL to `dest`, resuming `dest`.partial; each further attempt asks `renew` for a fresh one."""
+        what, known = f"download of {dest.name}", [url]
+        self._transport.download(
+            what, lambda headers: self._transport.signed(what, known.pop() if known else renew(), headers),
+            dest, expected_bytes)
+
+    def _labelled(self, version: Version, call: Callable[[str | None], T]) -> T:
+        """`call` with the version's label; without one where Kaggle takes none and the current version is this one."""
+        if version in self._labels_refused:
+            return call(None)
+        try:
+            return call(f"v{version.number}")
+        except (Refused, NotFound) as error:
+            if not self._refuses_labels(version):
+                raise
+            current = self.shown(version.owner, version.slug)
+            if current.number != version.number or (version.mark and not current.carries(version.mark)):
+                hint = f"; and the current version, {current.number}, is not provably version {version.number}"
+                raise error.with_hint(hint) from None
+        self._labels_refused.add(version)
+        return call(None)
+
+    def _refuses_labels(self, version: Version) -> bool:
+        """Whether Kaggle refuses the label also where only the script is asked for, which every version has."""
+        try:
+            return not self.shown(version.owner, version.slug, version.number).text
+        except KaggleError as error:
+            return isinstance(error, Refused)
+
+    # ---- the log ----
+
+    def log_stream(self, version: Version) -> Iterator[str]:
+        """The log of a running or finished kernel, piece by piece; reconnects without repeating what was given."""
+        given = failures = 0
+        while True:
+            seen = 0
+            try:
+                for seen, text in enumerate(self._log_events(version), 1):
+                    if seen > given:
+                        given, failures = seen, 0
+                        yield text
+                return
+            except Ambiguous as error:
+                if isinstance(error, Timeout) and seen:  # a kernel may well be silent for long
+                    continue
+                failures += 1
+                if failures >= self.patience.tries:
+                    raise
+                self._transport.pause(error, failures)
+
+    def _log_events(self, version: Version) -> Iterator[str]:
+        from kagglesdk.kaggle_env import KaggleEnv, get_endpoint
+
+        what, where = f"log of kernel {version}", environment()
+        base = get_endpoint(where) + ("" if where == KaggleEnv.PROD else "/api")
+        with translated(what, self.patience):
+            answer = self._session.get(  # as the official command does; the SDK's own call is of sessions
+                f"{base}/v1/kernels/logs/stream/{version.ref}", params={"versionLabel": f"v{version.number}"},
+                headers={"Accept": "text/event-stream, */*", "Content-Type": None}, stream=True)
+            with check_status(what, self._transport.follow(what, answer, {}), 200) as response:
+                yield from _events_of(what, response)
+
+    # ---- the account ----
+
+    def mine(self) -> list[Listed]:
+        """The account's kernels, the latest run first."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest as Request
+        from kagglesdk.kernels.types.kernels_enums import KernelsListSortType, KernelsListViewType
+
+        found = self.pages("kernels of the account", self._api.list_kernels, Request, lambda page: page.kernels,
+                           group=KernelsListViewType.PROFILE, sort_by=KernelsListSortType.DATE_RUN)
+        return [Listed(Version(*split_ref(one.ref.strip("/").removeprefix("code/")), one.current_version_number or 0),
+                       one.last_run_time.isoformat() if one.last_run_time else "",
+                       bool(one.enable_gpu or one.enable_tpu or one.machine_shape)) for one in found]
+
+    def quota(self) -> dict[str, Quota]:
+        """This week's accelerator hours by kind: "GPU", "TPU"."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiGetAcceleratorQuotaStatisticsRequest as Request
+
+        found = self.call("accelerator quota", self._api.get_accelerator_quota_statistics, Request())
+        kinds = {"GPU": found.gpu_quota, "TPU": found.tpu_quota}
+        return {kind: Quota(*(value.total_seconds() / 3600 if value is not None else 0.0
+                              for value in (quota.time_used, quota.time_reserved, quota.total_time_allowed)))
+                for kind, quota in kinds.items() if quota is not None}
+
+
+def _save_request(metadata: dict, text: str, timeout_seconds: int | None) -> Any:
+    from kagglesdk.kernels.types.kernels_api_service import ApiSaveKernelRequest
+
+    known = {key: metadata.get(key) for key in ("language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
+                                                "enable_internet", "docker_image_pinning_type", "docker_image",
+                                                "machine_shape")}
+    sources = {f"{kind}_data_sources": metadata.get(f"{kind}_sources") or [] for kind in SOURCES}
+    return fill(ApiSaveKernelRequest(), slug=metadata["id"], new_title=metadata.get("title"), text=text,
+                category_ids=metadata.get("keywords") or [], session_timeout_seconds=timeout_seconds,
+                **known, **sources)
+
+
+def _made(what: str, answer: Any, asked: Version) -> Version:
+    """The version that a push made, under the name that Kaggle gave it; an error where it is not what was asked for."""
+    if answer.error:
+        raise Refused(f"{what}: {answer.error}")
+    for kind in SOURCES:
+        if unknown := getattr(answer, f"invalid_{kind}_sources", None):
+            error = SourcesRefused(f"{what}: Kaggle does not know the {kind} source {', '.join(unknown)} and dropped "
+                                   f"it; version {asked.number} runs without it: check {kind}_sources and push again")
+            error.sources = tuple(unknown)
+            raise error
+    if tags := answer.invalid_tags:
+        print(f"{what}: unknown keywords were dropped: {', '.join(tags)}", file=sys.stderr)
+    named = re.fullmatch(r"/?(?:code/)?([\w-]+)/([\w-]+)/?", answer.ref or "")
+    if named is None or f"{named[1]}/{named[2]}".lower() == asked.ref.lower():
+        return asked
+    made = replace(asked, owner=named[1], slug=named[2])
+    print(f"{what}: Kaggle calls it {made.ref}, which is followed from here; make title and id of "
+          "kernel-metadata.json agree with it", file=sys.stderr)
+    return made
+
+
+def _events_of(what: str, response: requests.Response) -> Iterator[str]:
+    """The texts of a log: of the finished file, or of the stream until it says that the log has ended."""
+    response.encoding = "utf-8"  # requests takes text without a charset for Latin-1
+    if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+        yield from _log_texts(response.text)
+        return
+    for line in response.iter_lines(decode_unicode=True):
+        if line == "data: END_OF_LOG":
+            return
+        if line.startswith("data:"):
+            yield from _log_texts(f"[{line[5:].strip()}]")
+    raise ServerError(f"{what}: the stream ended before the log did")
+
+
+def _log_texts(log: str) -> list[str]:
+    """The texts of Kaggle's JSON log `[{stream_name, time, data}]`; anything else as it is."""
+    try:
+        events = json.loads(log)
+    except ValueError:
+        return [log] if log else []
+    if not isinstance(events, list):
+        return [log]
+    return [str(event.get("data", "")) for event in events if isinstance(event, dict)]

@@ -1,0 +1,88 @@
+"""How a service's calls are made: repeated where that is safe, looked up where it is not, read to the last page."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lib.kaggle_api.errors import Ambiguous, KaggleError, ServerError
+from lib.kaggle_api.http import Transport
+from lib.project import InputError
+
+T = TypeVar("T")
+PAGE = 200
+
+
+def fill(request: Any, **values: Any) -> Any:
+    """An SDK request with its fields set; None and "" mean: not given."""
+    for name, value in values.items():
+        if value is not None and value != "":
+            setattr(request, name, value)
+    return request
+
+
+def normal(text: str) -> str:
+    """A text as it is compared once it has been through Kaggle, which may change line ends and outer blank lines."""
+    return "\n".join(text.strip().splitlines())
+
+
+def split_ref(ref: str) -> tuple[str, str]:
+    """`owner/slug` as a pair."""
+    owner, _, slug = ref.partition("/")
+    if not owner or not slug or "/" in slug:
+        raise InputError(f"{ref!r} is not owner/slug")
+    return owner, slug
+
+
+class Service:
+    """One service of the SDK, `api`, over the transport."""
+
+    def __init__(self, transport: Transport, api: Any) -> None:
+        self._transport, self._api = transport, api
+        self.patience = transport.patience
+
+    def call(self, what: str, method: Callable[[Any], T], request: Any) -> T:
+        """A call that may be repeated."""
+        return self._transport.retry(what, lambda: method(request))
+
+    def pages(self, what: str, method: Callable, request_class: type, items: Callable[[Any], list],
+              **values: Any) -> list:
+        """The items of every page."""
+        found: list = []
+        token, seen = "", set()
+        while True:
+            page = self.call(what, method, fill(request_class(), page_size=PAGE, page_token=token or None, **values))
+            found += items(page) or []
+            token = page.next_page_token
+            if not token:
+                return found
+            if token in seen:
+                raise ServerError(f"{what}: Kaggle repeats a page for ever")
+            seen.add(token)
+
+    def once(self, what: str, act: Callable[[], T], look: Callable[[], T | None]) -> T:
+        """`act`, never repeated blindly: after a failure that leaves its outcome open, `look` whether it happened."""
+        try:
+            return self._transport.retry(what, act, repeat=False)
+        except Ambiguous as error:
+            print(f"{error}; looking whether it happened", file=sys.stderr)
+            try:
+                found = self.patience.look(look)
+            except KaggleError as second:
+                hint = f"; nor could it be looked up ({second}): look again before you repeat it"
+                raise error.with_hint(hint) from None
+            if found is None:
+                hint = "; it did not happen as far as Kaggle shows, so running this again is safe"
+                raise error.with_hint(hint) from None
+            return found
+
+    def upload(self, path: Path, method: Callable, request: Any) -> str:
+        """Send a file to the session that `method` opens; the token that stands for it."""
+        what = f"upload of {path.name}"
+
+        def start() -> tuple[str, str]:
+            session = self.call(what, method, request)
+            return session.token, session.create_url
+
+        return self._transport.upload(what, path, start)
