@@ -8,10 +8,10 @@ import zipfile
 import pytest
 
 import download_data
-from stand_in import Fault
 from lib.data import Known
 from lib.jobs.download import unpack
 from lib.project import ToolError
+from stand_in import Fault
 
 FILES = {"train/train/train.npz": bytes(range(256)) * 1000, "test/test/test.clean.npz": b"PK" + b"test" * 100,
          "test/test/captions.txt": b"1,a dog\n"}

@@ -9,10 +9,10 @@ import pytest
 import package_dataset
 from drawn import TINY
 from kaggle_runs import QUICK, competition_files, outputs_of_run, write_tree
-from stand_in import Dataset, DatasetVersion, Fault
 from lib.jobs.dataset import facts_of
 from lib.jobs.lint import DATASET_METADATA
 from lib.project import InputError, ToolError
+from stand_in import Dataset, DatasetVersion, Fault
 
 REF = "tester/aml-alignment-weights"
 

@@ -9,11 +9,11 @@ import package_dataset
 import push_kernel
 from drawn import TINY
 from kaggle_runs import competition_files, outputs_of_run, write_tree
-from stand_in import Fault, Plan
 from lib.jobs.fetch import Output
 from lib.jobs.lint import DATASET_METADATA, KERNEL_METADATA
 from lib.kaggle_api.kernels import Kernels
 from lib.project import KERNEL, InputError, ToolError
+from stand_in import Fault, Plan
 
 REF = "tester/aml-text-to-image-alignment"
 FAULTS_THAT_PASS = [Fault(status=503), Fault(status=429, retry_after="0"), Fault(drop="before"), Fault(html=True)]

@@ -6,10 +6,10 @@ import json
 import pytest
 
 import scores
-from stand_in import Fault, SubmissionState
 from lib import record
 from lib.jobs.history import best_of, finding, join
 from lib.jobs.submission import Candidate
+from stand_in import Fault, SubmissionState
 
 SLUG = "aml-competition"
 

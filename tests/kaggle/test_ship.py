@@ -18,7 +18,6 @@ from kaggle_runs import (
     outputs_of_run,
     write_tree,
 )
-from stand_in import Fault, Plan, metric_score
 from lib.jobs import dataset, fetch, submission
 from lib.jobs.dataset import facts_of
 from lib.jobs.fetch import Output
@@ -26,6 +25,7 @@ from lib.kaggle_api.competitions import Competitions
 from lib.kaggle_api.kernels import Kernels
 from lib.project import InputError, ToolError
 from lib.runs import damaged_files
+from stand_in import Fault, Plan, metric_score
 
 KERNEL = "tester/aml-text-to-image-alignment"
 DATASET = "tester/aml-alignment-weights"
@@ -195,6 +195,7 @@ def test_killed_where_it_is_worst_nothing_is_done_twice(kaggle, competition, wei
     assert (kaggle.count("SaveKernel"), kaggle.count("CreateSubmission")) == (1, 1)
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_nothing_is_done_twice_or_lost(kaggle, competition, weights, tmp_path):
     repo = copy_of_the_repo(tmp_path / "repo")
     command = [sys.executable, repo / "tools" / "ship.py", "--weights", weights, "--runs", tmp_path / "runs"]

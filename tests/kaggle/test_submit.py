@@ -9,10 +9,10 @@ import pytest
 
 import submit
 from kaggle_runs import competition_files, write_tree
-from stand_in import Fault, Plan, metric_score
 from lib import record
 from lib.jobs.submission import read_message
 from lib.project import sha256_of
+from stand_in import Fault, Plan, metric_score
 
 SLUG = "aml-competition"
 FILES, VECTORS = competition_files()

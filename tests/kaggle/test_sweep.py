@@ -17,7 +17,6 @@ import sweep
 from drawn import TINY, draw_data
 from forked import KernelServer
 from kaggle_runs import KillAt, copy_of_the_repo, kill_at_random_moments, write_tree
-from stand_in import Fault, Plan
 from lib import record
 from lib.jobs import blend, fetch
 from lib.jobs.blend import blend_runs
@@ -27,6 +26,7 @@ from lib.kaggle_api.kernels import Kernels
 from lib.process import Ended, run_kernel
 from lib.project import InputError, ToolError
 from lib.runs import check_run
+from stand_in import Fault, Plan
 
 SLUG = "tester/aml-text-to-image-alignment"
 FULL = Fault(json={"error": "Maximum batch GPU session count of 2 reached."})
@@ -223,6 +223,7 @@ def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
     assert kaggle.count("SaveKernel") == 3
 
 
+@pytest.mark.slow
 def test_sweep_killed_at_ten_random_moments_pushes_nothing_twice(plans, kaggle, data, tmp_path):
     repo = copy_of_the_repo(tmp_path / "repo")
     command = [sys.executable, repo / "tools" / "sweep.py", "--members=3", "--runs", tmp_path / "runs", "--data", data,

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def settings_of(row: dict[str, str | None], common: list[str]) -> list[str]:
+def settings_of(row: dict[str, str], common: list[str]) -> list[str]:
     """One row as settings, after those that all rows have in common."""
     named = [f"{key}={row[key]}" for key in ("recipe", "seed") if row.get(key)]
     return [*common, *named, *(row.get("knobs") or "").split()]
@@ -205,13 +206,16 @@ class Fleet:
 
     def look(self, one: Session) -> None:
         """Poll a running row; fetch it when it is complete, note its failure when it is not."""
-        status, message = self.client.kernels.status(one.version)
+        version = one.version
+        if version is None:
+            return
+        status, message = self.client.kernels.status(version)
         if status == "complete":
-            self.take_in(one)
+            self.take_in(one, version)
         elif status in ENDED:
-            left = glance(f"what {one.version} has left",
-                          lambda: str(fetch.fetch_partial(self.client, one.version, self.runs).folder), "nowhere")
-            self.fail(one, f"{message or status} (what it left lies in {left})")
+            fetched = partial(fetch.fetch_partial, self.client, version, self.runs)
+            left = glance(f"what {version} has left", fetched, None)
+            self.fail(one, version, (message or status) + (f" (what it left lies in {left.folder})" if left else ""))
         else:
             self.keep_time(one, "queued" if status == "queued" else "running")
             return
@@ -227,9 +231,8 @@ class Fleet:
             print(f"{one.version} is {state} for longer than a session can be: going on without it; the same command "
                   "looks again", file=sys.stderr)
 
-    def take_in(self, one: Session) -> None:
+    def take_in(self, one: Session, version: Version) -> None:
         """Fetch a complete run; output that is not what its manifest says is a failure of the run."""
-        version = one.version
         if fetch.run_folder(self.runs, version).exists():
             fetch.fetch(self.client, version, self.runs)  # damage since then is not the run's
         try:
@@ -239,15 +242,14 @@ class Fleet:
         except KaggleError:
             raise
         except ToolError as error:
-            self.fail(one, str(error))
+            self.fail(one, version, str(error))
 
-    def fail(self, one: Session, reason: str) -> None:
+    def fail(self, one: Session, version: Version, reason: str) -> None:
         """Note that this version failed, so that no later sweep waits for it."""
-        number = one.version.number
-        record.append(self.runs, "run_failed", kernel=one.ref, version=number, reason=reason)
-        one.failures[number] = reason
+        record.append(self.runs, "run_failed", kernel=one.ref, version=version.number, reason=reason)
+        one.failures[version.number] = reason
         again = "pushing it again" if len(one.failures) <= self.retries else "giving it up"
-        print(f"{one.version} failed: {reason}; {again}", file=sys.stderr)
+        print(f"{version} failed: {reason}; {again}", file=sys.stderr)
         one.version = None
 
 

@@ -32,7 +32,7 @@ def check_quota(client: KaggleClient, metadata: dict[str, Any]) -> None:
     kind = "TPU" if shape.lower().startswith("tpu") or metadata.get("enable_tpu") else "GPU"
     if not shape and not metadata.get("enable_gpu") and kind == "GPU":
         return
-    quota = glance("the quota", client.kernels.quota, {}).get(kind)
+    quota = (glance("the quota", client.kernels.quota, None) or {}).get(kind)
     if quota is not None and quota.total_hours > 0 and quota.left_hours <= 0:
         raise QuotaUsedUp(
             f"{kind} quota used up ({quota.used_hours:.1f} of {quota.total_hours:.1f} h, {quota.reserved_hours:.1f} h "

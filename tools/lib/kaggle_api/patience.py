@@ -17,6 +17,7 @@ from lib.kaggle_api.errors import KaggleError, NotDone, Unauthorized
 from lib.project import InputError
 
 T = TypeVar("T")
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Outage:
         self.error = None
 
 
-def glance(what: str, call: Callable[[], T], otherwise: T) -> T:
+def glance(what: str, call: Callable[[], T], otherwise: Other) -> T | Other:
     """`call`'s result, or `otherwise` with a line that says so: the job does not depend on it."""
     try:
         return call()
