@@ -176,7 +176,7 @@ INTERRUPTIONS = {
     "after fetching": (fetch, "fetch", 1, True),
     "before noting a failure": (Fleet, "fail", 1, False),
     "after noting a failure": (Fleet, "fail", 1, True),
-    "while blending": (blend, "weigh", 1, False),
+    "while blending": (blend, "answers", 1, False),
     "after blending": (sweep, "blend_runs", 1, True),
     "before the record": (sweep, "keep", 1, False),
     "after the record": (sweep, "keep", 1, True),
@@ -297,26 +297,6 @@ def test_bad_options(options):
 
 
 # ------------------------------------------------------------------------------------------- the blend
-PLAIN, REPELLED = ({"knobs": {"repulsion": strength}, "length": 1.0} for strength in (0.0, 0.3))
-
-
-def made_members(noises: list[float], images: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Unit predictions (k, 2 views, images, 16) of members with so much noise, and the gallery."""
-    draw = np.random.default_rng(0)
-    gallery = draw.normal(size=(images, 16))
-    members = [blend.unit(gallery + noise * draw.normal(size=(2, images, 16))) for noise in noises]
-    return np.stack(members).astype(np.float32), gallery.astype(np.float32)
-
-
-def test_equal_weights_among_equals(kernel):
-    members, gallery = made_members([1.0, 1.0, 1.0])
-    found = blend.weigh(members, gallery, PLAIN)
-    assert found.weights == pytest.approx([1 / 3] * 3) and found.held_out is not None
-    mean = kernel.evaluate(blend.unit(members.mean(0)), gallery)
-    assert found.equal == pytest.approx(mean["pool100_raw"]["mrr"])
-    assert all(row == pytest.approx(mean[name], rel=1e-4) for name, row in found.validation.items())
-
-
 def test_a_blend_of_one_run_is_that_run(outputs, data, tmp_path, kernel):
     """Its repulsion is applied as the kernel does it: the same expected score, the same predictions."""
     folder = write_tree(tmp_path / "run", outputs[0])
@@ -333,26 +313,3 @@ def test_a_blend_of_one_run_is_that_run(outputs, data, tmp_path, kernel):
 def read_predictions(path: Path) -> np.ndarray:
     with path.open(newline="") as file:
         return np.array([json.loads(row["embedding"]) for row in csv.DictReader(file)])
-
-
-def test_repulsion_counts_in_the_score_of_a_blend(kernel):
-    members, gallery = made_members([1.0, 1.0])
-    found = blend.weigh(members, gallery, REPELLED)
-    apart = np.stack([kernel.repel(REPELLED, view) for view in members.mean(0)])
-    assert found.validation == kernel.evaluate(apart, gallery)
-    assert found.equal != blend.weigh(members, gallery, PLAIN).equal
-
-
-@pytest.mark.parametrize("bundle", [PLAIN, REPELLED], ids=["plain", "repelled"])
-def test_fitted_weights_where_they_are_better_on_unseen_images(bundle):
-    members, gallery = made_members([0.6, 5.0, 5.0, 5.0])
-    found = blend.weigh(members, gallery, bundle)
-    assert found.weights[0] > 0.5 and found.weights.sum() == pytest.approx(1)
-    score = found.validation["pool100_raw"]["mrr"]
-    assert score == pytest.approx(found.held_out) and score > found.equal  # of images that the weights did not see
-
-
-def test_one_pool_is_too_few_to_fit_weights():
-    members, gallery = made_members([0.5, 5.0], images=100)
-    found = blend.weigh(members, gallery, PLAIN)
-    assert found.held_out is None and found.weights == pytest.approx([0.5, 0.5])
