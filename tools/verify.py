@@ -1,8 +1,9 @@
 """Does the model map captions to their photos, by how much, and what does it get wrong? In numbers and pictures.
 
     python tools/verify.py                                   the newest run in runs/, on its own validation images
-    python tools/verify.py --run runs/A --against runs/B     a paired test of A's MRR against B's as well
+    python tools/verify.py --run runs/A --against runs/B     is A better than B: sure, or not sure?
     python tools/verify.py --run runs/A --json               the numbers only, for a script
+    python tools/verify.py --run runs/A --solution FILE      A's submission against known answers
 
 The weights are those that have never seen the validation images. The output folder (RUN/verify) gets report.html,
 one self-contained page, every figure as PNG, and verify.json.
@@ -15,19 +16,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lib import kernel
 from lib.data import choose_data
-from lib.project import RUNS, format_table, run_tool
-from lib.report import figures as draw
-from lib.report import numbers
-from lib.report.contents import (
-    against_lines,
-    all_figures,
-    baseline_table,
-    distance_table,
-    retrieval_table,
-    write_outputs,
-)
-from lib.report.measure import disagreement, held_out, load_run, measure, newest_run, other_run, predict
+from lib.project import RUNS, InputError, format_table, run_tool
+from lib.report import contents, solution
+from lib.report.figures import find_photos
+from lib.report.measure import disagreement, measure, other_run
+from lib.report.weights import held_out, load_run
+from lib.runs import newest_run
+
+HELP = """example: python tools/verify.py --run runs/20260102-120000-align --against runs/20260101-120000-base
+
+--solution FILE is an npz with two arrays, row for row: captions/ids (n,) whole numbers, the submission's ids in its
+order, and images/embeddings (n, d), the vector of each one's photo. --run and --against are then runs or csv files,
+and nothing is written.
+
+exit codes: 0 measured (and written), 1 the report could not be written, 2 wrong input"""
 
 
 def say(text: str) -> None:
@@ -40,32 +44,44 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
     say(f"reading {data}")
     held = held_out(bundle, data)
     say(f"{run.name}: {len(held.names)} validation images, {len(held.captions)} captions each")
-    predictions = predict(bundle, held)
-    other = other_run(against, bundle, held) if against else None
-    measured = numbers.distances(predictions, held.images)
-    results = {"run": str(run), "data": str(data), **measure(bundle, held, predictions, other, measured)}
-    photos = draw.find_photos(data, held.names)
-    notes += disagreement(run, results) + photos.warnings(data)
-    results["warnings"] = notes + results["warnings"]
+    name, theirs, more = other_run(against, bundle, held) if against else ("", None, [])
+    measured, drawable = measure(bundle, held, None if theirs is None else (name, theirs))
+    results = {"run": str(run), "data": str(data), **measured}
+    photos = find_photos(data, held.names)
+    results["warnings"] = notes + more + disagreement(run, results) + photos.warnings(data)
     results["photos"] = {"shown_from": len(photos.paths), "missing": len(photos.missing),
                          "damaged": len(photos.damaged)}
     say("drawing")
-    write_outputs(output, results, all_figures(results, predictions, held, measured, photos))
+    contents.write_outputs(output, results, contents.draw_all(results, *drawable, held, photos))
     return results
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        description="Verify a run on its own validation images: distances, baselines, retrieval, pictures, a report.",
-        epilog="example: python tools/verify.py --run runs/20260102-120000-align --against runs/20260101-120000-base")
+        description="Verify a run on its own validation images: the official metric, baselines, pictures, a report.",
+        epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a run's folder (default: the newest with weights in --runs)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are (default: runs/)")
     parser.add_argument("--data", type=Path, help="the run's data (default: data/, else the drawn sample)")
     parser.add_argument("--output", type=Path, help="folder to write to (default: RUN/verify)")
     parser.add_argument("--against", type=Path, metavar="RUN", help="another run on the same split, for a paired test")
+    parser.add_argument("--solution", type=Path, metavar="FILE", help="score a submission against these answers (npz)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     given = parser.parse_args(argv)
-    run = given.run or newest_run(given.runs)
+    if given.solution and (given.data or given.output):
+        raise InputError("--solution reads no data and writes no report: leave out --data and --output")
+    return given
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = parse(argv)
+    if given.solution:
+        result = solution.score(given.run or newest_run(given.runs, kernel.SUBMISSION), given.solution, given.against)
+        lines = [format_table(*solution.score_table(result)), *solution.score_lines(result)]
+        print(json.dumps(result, indent=1) if given.json else "\n".join(lines))
+        return 0
+    run = given.run or newest_run(given.runs, kernel.VALIDATED_MODEL)
     output = given.output or run / "verify"
     results = verify(run, choose_data(given.data), output, given.against)
     for warning in results["warnings"]:
@@ -73,8 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     if given.json:
         print(json.dumps(results | {"report": str(output / "report.html")}, indent=1))
         return 0
-    tables = [format_table(*table(results)) for table in (distance_table, baseline_table, retrieval_table)]
-    print("\n\n".join(tables), *against_lines(results), f"report: {output / 'report.html'}", sep="\n")
+    print(format_table(*contents.official_table(results)), "\n".join(contents.verdicts(results)),
+          format_table(*contents.baseline_table(results)), format_table(*contents.distance_table(results)),
+          "\n".join([*results["distance_notes"], f"report: {output / 'report.html'}"]), sep="\n\n")
     return 0
 
 

@@ -1,7 +1,6 @@
 """What the report of tools/verify.py shows: every picture, table and section, and the files that they become."""
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,21 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lib import kernel
+from lib.plots import DARK, LIGHT, png_of, themed
 from lib.project import ToolError, atomic_path
 from lib.report import figures as draw
-from lib.report.measure import Validation
-from lib.report.page import Section, page
+from lib.report.numbers import Pools, verdict
+from lib.report.page import Picture, Section, Table, page
+from lib.report.weights import Validation
 
 CONTACT_ROWS = 3
 RETRIEVED = 5
 RETRIEVAL = ("mrr", "mrr_se", "recall@1", "recall@3", "recall@5", "recall@10", "recall@50", "ndcg")
+RETRIEVAL_HEADER = ("", "MRR", "+-", *RETRIEVAL[2:])
+POOLED = {"pool100_raw": "raw: the official metric", "pool100_cosine": "cosine", "full_cosine": "cosine, all photos"}
 DISTANCE_HEADER = ("distance", "own mean", "sd", "median", "random mean", "sd", "median", "nearer to own",
                    "improvement", "95% interval")
-BASELINE_HEADER = ("model", "MRR raw", "+-", "MRR cosine", "+-", "recall@1", "recall@10", "full gallery")
+BASELINE_HEADER = ("model", "MRR raw", "+-", "MRR cosine", "+-", "recall@1", "recall@10", "all photos")
 
 
 # ------------------------------------------------------------------------------------------------- contact sheets
@@ -56,36 +59,62 @@ def first_of_each_image(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(chosen.values())
 
 
-def contact_figures(predictions: np.ndarray, held: Validation, photos: draw.Photos) -> dict[str, Figure]:
+def contact_figures(predictions: np.ndarray, ranks: np.ndarray, held: Validation,
+                    photos: draw.Photos) -> dict[str, Figure]:
     """A sheet each of good, median and worst captions."""
-    ranks = np.stack([kernel.true_ranks(view, held.images) for view in predictions])
+    size = Pools(len(held.names)).size
     titles = {"good": f"{(ranks == 1).mean():.0%} of captions find their photo first; three of them",
-              "median": f"A median caption finds its photo at rank {int(np.median(ranks))} of {kernel.POOL}",
-              "worst": f"The worst of {ranks.size} captions finds its photo at rank {ranks.max()} of {kernel.POOL}"}
-    return {f"contact_{name}": draw.contact_figure(titles[name], contact_rows(picked, predictions, held, ranks,
-                                                                              kernel.POOL), photos, held.captions[0])
+              "median": f"A median caption finds its photo at rank {int(np.median(ranks))} of {size}",
+              "worst": f"The worst of {ranks.size:,} captions finds its photo at rank {ranks.max()} of {size}"}
+    return {f"contact_{name}": draw.contact_figure(titles[name], contact_rows(picked, predictions, held, ranks, size),
+                                                   photos, held.captions[0])
             for name, picked in pick_captions(ranks).items()}
 
 
-def all_figures(results: dict[str, Any], predictions: np.ndarray, held: Validation, measured: dict[str, tuple],
+def all_figures(results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation,
                 photos: draw.Photos) -> dict[str, Figure]:
-    """Every picture by its file's name."""
+    """Every picture by its file's name, in the theme that is in use."""
     ranks = np.stack([kernel.true_ranks(view, held.images) for view in predictions])
-    calibrated = results["calibration"]
-    with draw.plt.rc_context(draw.STYLE):
-        return {"distances": draw.distance_figure(measured, results["distances"], photos, held.captions[0]),
-                "baselines": draw.baseline_figure(results["baselines"]),
-                "pool_sizes": draw.pool_figure(results["pool_sizes"]), "ranks": draw.rank_figure(ranks),
-                "caption_length": draw.length_figure(results["caption_length"]),
-                "hubness": draw.hub_figure(results["hubness"]),
-                "calibration": draw.calibration_figure(calibrated["learnt"], calibrated["best"]),
-                **contact_figures(predictions, held, photos)}
+    pools, calibrated = Pools(len(held.names)), results["calibration"]
+    return {"ranks": draw.rank_figure(ranks, pools), "pool_sizes": draw.pool_figure(results["pool_sizes"]),
+            "baselines": draw.baseline_figure(results),
+            "caption_length": draw.length_figure(results["caption_length"], pools),
+            **contact_figures(predictions, ranks, held, photos),
+            "hubness": draw.hub_figure(results["hubness"]),
+            "calibration": draw.calibration_figure(calibrated["learnt"], calibrated["best"]),
+            "distances": draw.distance_figure(measured, results["distances"], photos, held.captions[0])}
 
 
-# --------------------------------------------------------------------------------------------------------- report
+# --------------------------------------------------------------------------------------------------------- tables
 
-def distance_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and rows."""
+def retrieval_rows(named: dict[str, dict[str, float]]) -> list[list[str]]:
+    """Rows of the official numbers."""
+    return [[name, *(f"{table[key]:.4f}" for key in RETRIEVAL)] for name, table in named.items()]
+
+
+def official_table(results: dict[str, Any]) -> Table:
+    """The official metric and its twins over all captions; beside them what repulsion gave and what was learnt."""
+    named = {label: results["retrieval"]["pooled"][key] for key, label in POOLED.items()}
+    if plain := results["without_repulsion"]:
+        named |= {"raw, without repulsion": plain["pool100_raw"], "cosine, without repulsion": plain["pool100_cosine"]}
+    seen = results["seen"]
+    named[f"raw, {seen['images']:,} seen images (no measure of quality)"] = seen
+    return RETRIEVAL_HEADER, retrieval_rows(named)
+
+
+def view_table(results: dict[str, Any]) -> Table:
+    """The same by view: one caption of every image each."""
+    return RETRIEVAL_HEADER, retrieval_rows({
+        f"caption {number}, {name}": view[name] for name in ("raw", "cosine")
+        for number, view in enumerate(results["retrieval"]["views"], 1)})
+
+
+def baseline_table(results: dict[str, Any]) -> Table:
+    return BASELINE_HEADER, [[row["model"], *(f"{value:.4f}" for value in list(row.values())[1:])]
+                             for row in results["baselines"]]
+
+
+def distance_table(results: dict[str, Any]) -> Table:
     rows = []
     for metric, each in results["distances"].items():
         cells = [f"{each[who][what]:.4g}" for who in ("own", "random") for what in ("mean", "sd", "median")]
@@ -94,72 +123,79 @@ def distance_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[
     return DISTANCE_HEADER, rows
 
 
-def baseline_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and rows."""
-    return BASELINE_HEADER, [[row["model"], *(f"{value:.4f}" for value in list(row.values())[1:])]
-                             for row in results["baselines"]]
-
-
-def retrieval_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and rows: each view, then all of them."""
-    found = results["retrieval"]
-    rows = [[f"view {number}, {name}", view[name]] for name in ("raw", "cosine")
-            for number, view in enumerate(found["views"], 1)]
-    rows += [[f"all, {name}", table] for name, table in found["pooled"].items()]
-    return ("captions", *RETRIEVAL), [[name, *(f"{table[key]:.4f}" for key in RETRIEVAL)] for name, table in rows]
-
-
-def hub_table(results: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+def hub_table(results: dict[str, Any]) -> Table:
     hubs = results["hubness"]
     return ("worst hubs", f"first {hubs['k']} of", "of captions"), [
         [hub["image"], str(hub["lists"]), f"{hub['lists'] / hubs['captions']:.1%}"] for hub in hubs["worst"]]
 
 
-def against_lines(results: dict[str, Any]) -> list[str]:
-    """The paired bootstrap in words."""
-    return [f"{name.capitalize()} MRR: {row['difference']:+.4f} against {results['baselines'][1]['model']} (95% "
-            f"interval {row['low']:+.4f}..{row['high']:+.4f}, p = {row['p']:.2g}, paired bootstrap over "
-            f"{row['images']} images)"
-            for name, row in (results["against"] or {}).items()]
+# --------------------------------------------------------------------------------------------------------- report
+
+def difference_in_words(row: dict[str, float], other: str, name: str) -> str:
+    """A paired difference: the verdict first, then what it rests on."""
+    return (f"{verdict(row, other)} ({name} MRR {row['difference']:+.4f}, 95% interval {row['low']:+.4f} to "
+            f"{row['high']:+.4f}, p = {row['p']:.2g}, paired over {row['images']:,} images)")
 
 
-def sections(results: dict[str, Any], pictures: dict[str, bytes], titles: dict[str, str]) -> list[Section]:
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """Better than the other run, or than ridge where there is none: sure or not sure, by raw and by cosine."""
+    rows = results["against"] or results["against_ridge"]
+    other = results["baselines"][1]["model"] if results["against"] else "ridge"
+    return [difference_in_words(row, other, name) for name, row in rows.items()]
+
+
+def opening(results: dict[str, Any]) -> list[str]:
+    """The official metric in a sentence, the comparison in another, and whose figures they are."""
+    table = results["retrieval"]["pooled"]["pool100_raw"]
+    return [f"Among {results['pool']} photos the right one comes first for {table['recall@1']:.0%} of captions, within "
+            f"the first ten for {table['recall@10']:.0%}.", verdicts(results)[0] + ".",
+            f"Run {Path(results['run']).name}, {results['captions']:,} captions of {results['images']:,} photos that "
+            "these weights have never seen. MRR is the mean of 1/rank by raw dot product, the competition's metric."]
+
+
+def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Section]:
     """The report in reading order."""
-    def show(*names: str) -> list[tuple[str, bytes]]:
-        return [(titles[name], pictures[name]) for name in names]
+    def show(*names: str) -> list[Picture]:
+        return [pictures[name] for name in names]
 
     facts = results["anisotropy"]
     return [
+        Section("The official metric", f"One caption of an image in a view, {results['pools']}, raw dot product; a "
+                "cosine gives all photos the same length. Errors are standard errors over images.",
+                show("ranks", "pool_sizes"), [official_table(results)]),
+        Section("Beside others", ". ".join(verdicts(results)) + ".", show("baselines"), [baseline_table(results)]),
+        Section("Examples", "The true image, then the five best retrieved of its pool; the true one is framed.",
+                show("contact_good", "contact_median", "contact_worst")),
+        Section("By caption", "Longer and shorter ones, and each of an image's captions by itself.",
+                show("caption_length"), [view_table(results)]),
+        Section("Hubs and calibration", "Images that come up for many captions take places from others. The softmax "
+                "over a pool can be read as a probability.", show("hubness", "calibration"), [hub_table(results)]),
         Section("Distances", "Each prediction against its own image and against random others, for all captions. Two "
                 f"random photos have a cosine of {facts['cosine_image_to_random_image']:.2f}, a prediction and a "
-                f"random photo {facts['cosine_prediction_to_random_image']:.2f}.", show("distances"),
-                [distance_table(results)]),
-        Section("Against baselines", ". ".join(against_lines(results)) or "A second run can be given with --against.",
-                show("baselines"), [baseline_table(results)]),
-        Section("Retrieval", "The official metric: pools of 100, one caption of an image in a view, raw dot product; "
-                "cosine beside it.", show("ranks", "pool_sizes", "caption_length"), [retrieval_table(results)]),
-        Section("Hubs", "Images that come up for many captions take places from others.", show("hubness"),
-                [hub_table(results)]),
-        Section("Calibration", "The softmax over a pool read as a probability.", show("calibration")),
-        Section("Examples", "The true image, then the five best retrieved of its pool; the true one is framed.",
-                show("contact_good", "contact_median", "contact_worst"))]
+                f"random photo {facts['cosine_prediction_to_random_image']:.2f}. "
+                + "".join(f"{note}. " for note in results["distance_notes"]), show("distances"),
+                [distance_table(results)])]
 
 
-def write_outputs(output: Path, results: dict[str, Any], figures: dict[str, Figure]) -> None:
-    """Each figure as PNG, the numbers as JSON, and last the page that shows all of it."""
-    pictures, titles = {}, {}
-    for name, figure in figures.items():
-        titles[name] = " ".join(figure.get_suptitle().split())
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        draw.plt.close(figure)
-        pictures[name] = buffer.getvalue()
-    lead = (f"Run {Path(results['run']).name}, {results['captions']} captions of {results['images']} photos that these "
-            "weights have never seen.")
+def draw_all(results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation,
+             photos: draw.Photos) -> dict[str, Picture]:
+    """Every picture in both themes, by its file's name."""
+    titles, drawn = {}, {}
+    for theme in (LIGHT, DARK):
+        with themed(theme):
+            figures = all_figures(results, predictions, measured, held, photos)
+            titles = {name: " ".join(figure.get_suptitle().split()) for name, figure in figures.items()}
+            drawn[theme] = {name: png_of(figure) for name, figure in figures.items()}
+    return {name: Picture(title, drawn[LIGHT][name], drawn[DARK][name]) for name, title in titles.items()}
+
+
+def write_outputs(output: Path, results: dict[str, Any], pictures: dict[str, Picture]) -> None:
+    """Each picture as PNG, the numbers as JSON, and last the page that shows all of it."""
     best = results["baselines"][0]
-    text = page(f"{best['model']}: MRR {best['raw']:.3f} in pools of 100 (+- {best['raw_se']:.3f})", lead,
-                results["warnings"], sections(results, pictures, titles))
-    files = {f"{name}.png": data for name, data in pictures.items()}
+    title = f"{best['model']}: MRR {best['raw']:.3f} ± {best['raw_se']:.3f} in {results['pools']}"
+    text = page(title, opening(results), results["warnings"], sections(results, pictures))
+    files = {f"{name}.png": picture.light for name, picture in pictures.items()}
+    files |= {f"dark/{name}.png": picture.dark for name, picture in pictures.items()}
     files |= {"verify.json": (json.dumps(results, indent=1) + "\n").encode(), "report.html": text.encode()}
     try:
         for name, data in files.items():

@@ -3,11 +3,12 @@
 Shapes: predictions (views, m, d_image), one caption of each of m images in a view; gallery (m, d_image), row i the
 image of caption i. Captions of one image go together: whatever is resampled, is resampled by image.
 
-    gains = image_gains(kernel, predictions, gallery, kernel.POOL, cosine=False)     # (m,), their mean is the MRR
-    paired_bootstrap(gains, gains_of_another_model)["p"]
+    gains = image_gains(predictions, gallery, kernel.POOL, cosine=False)     # (m,), their mean is the MRR
+    verdict(paired_bootstrap(gains, gains_of_another_model), "the other run")   # "Better than the other run: sure"
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,24 @@ POOL_SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors of length one; a zero vector stays zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The pools that this many images really make: whole ones of 100, or a single smaller one."""
+
+    images: int
+
+    @property
+    def size(self) -> int:
+        """Photos that a query chooses from."""
+        return min(kernel.POOL, self.images)
+
+    def __str__(self) -> str:
+        if self.images < kernel.POOL:
+            return f"one pool of {self.images}"
+        rest = self.images % kernel.POOL
+        return f"pools of {kernel.POOL}" + (f" (the last of {rest})" if rest else "")
 
 
 # ------------------------------------------------------------------------------------------------ resampling
@@ -45,6 +64,15 @@ def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, rounds: int = 10_000,
     low, high = np.percentile(drawn, [2.5, 97.5])
     return {"difference": difference, "low": float(low), "high": float(high),
             "p": float((1 + beyond.sum()) / (1 + rounds)), "images": len(ours), "rounds": rounds}
+
+
+def verdict(difference: dict[str, float], other: str) -> str:
+    """A paired difference in plain words: sure where its 95% interval leaves no doubt about the sign."""
+    if not difference["difference"]:
+        return f"As good as {other}, to the digit"
+    word = "Better" if difference["difference"] > 0 else "Worse"
+    sure = difference["low"] > 0 or difference["high"] < 0
+    return f"{word} than {other}: {'sure' if sure else 'not sure'}"
 
 
 # ------------------------------------------------------------------------------------------------- distances
@@ -109,16 +137,14 @@ def distance_warnings(facts: dict[str, float]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------- retrieval
 
-def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int | None,
-             cosine: bool) -> np.ndarray:
+def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int | None, cosine: bool) -> np.ndarray:
     """(views, m) reciprocal ranks; in the official pools by the official rule, which counts 99 ranks."""
     rule = pool if pool == kernel.POOL else None
     return np.stack([kernel.reciprocal_ranks(kernel.true_ranks(view, gallery, pool, cosine), rule)
                      for view in predictions])
 
 
-def image_gains(predictions: np.ndarray, gallery: np.ndarray, pool: int | None,
-                cosine: bool) -> np.ndarray:
+def image_gains(predictions: np.ndarray, gallery: np.ndarray, pool: int | None, cosine: bool) -> np.ndarray:
     """(m,) reciprocal ranks, mean over an image's captions."""
     return gains_of(predictions, gallery, pool, cosine).mean(0)
 
@@ -191,15 +217,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def calibration(scores: np.ndarray, temperature: float, bins: int = 10) -> dict[str, Any]:
-    """Is the first image of a pool right as often as the softmax says? Mean gap (ECE), loss and the curve."""
+    """Is the first image of a pool right as often as the softmax says? Mean gap (ECE), loss, curve, its worst bin."""
     probability = softmax(scores / temperature)
     confidence, right = probability.max(1), probability.argmax(1) == 0
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     curve = [{"confidence": float(confidence[which == b].mean()), "right": float(right[which == b].mean()),
               "captions": int((which == b).sum())} for b in range(bins) if (which == b).any()]
     gap = sum(row["captions"] * abs(row["confidence"] - row["right"]) for row in curve) / len(scores)
+    filled = [row for row in curve if row["captions"] >= max(10, len(scores) / 50)]  # else chance alone makes a gap
+    worst = max(filled, key=lambda row: abs(row["confidence"] - row["right"]), default=None)
     return {"temperature": float(temperature), "says": float(confidence.mean()), "right": float(right.mean()),
-            "ece": float(gap), "loss": float(-np.log(np.maximum(probability[:, 0], 1e-12)).mean()), "curve": curve}
+            "ece": float(gap), "loss": float(-np.log(np.maximum(probability[:, 0], 1e-12)).mean()), "curve": curve,
+            "worst": worst}
 
 
 def best_temperature(scores: np.ndarray) -> float:

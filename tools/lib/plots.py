@@ -1,0 +1,111 @@
+"""How every picture of the tools looks: one palette, light and dark, and letters that a phone shows large enough.
+
+    with themed(LIGHT):
+        figure, axes = new_figure("What the picture shows, in one sentence")
+        axes.plot(times, scores, color=BLUE, label="raw")
+        legend_below(figure, axes)
+        data = png_of(figure)
+"""
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lib.project import atomic_path
+
+WIDTH = 4.6  # inches: 358 points of a phone's screen then show 9-point letters at 10 pixels
+DPI = 160
+SMALL = 9  # points; nothing is written smaller
+
+# Colours by their place in the theme's cycle: told apart by every eye (Okabe and Ito), each theme has its own shades.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = CYCLE = tuple(f"C{place}" for place in range(7))
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of pictures and page."""
+
+    name: str
+    page: str
+    ink: str
+    line: str
+    soft: str
+    warn: str
+    colours: tuple[str, ...]  # in the order of CYCLE
+
+
+LIGHT = Theme("light", "#ffffff", "#1b1b1b", "#d5d5d5", "#f1f1f1", "#fff4d6",
+              ("#0072B2", "#D98A00", "#009E73", "#D55E00", "#B0568F", "#56B4E9", "#777777"))
+DARK = Theme("dark", "#16181b", "#e8e8e8", "#3b3f45", "#25292e", "#40361a",
+             ("#4AA8E0", "#E9A820", "#2DBB8F", "#F0824A", "#D98ABB", "#A5D8F7", "#9a9a9a"))
+
+
+@contextmanager
+def themed(theme: Theme) -> Iterator[None]:
+    """What is drawn inside has the theme's colours."""
+    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color",
+                         "ytick.color", "patch.edgecolor", "lines.color"), theme.ink)
+    page = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), theme.page)
+    style = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 10, "figure.titlesize": 12, "legend.fontsize": 10,
+             "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.frameon": False, "axes.spines.top": False,
+             "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": theme.line,
+             "grid.linewidth": 0.6, "text.parse_math": False, "axes.prop_cycle": cycler(color=theme.colours)}
+    with matplotlib.rc_context(style | ink | page):
+        yield
+
+
+def ink() -> str:
+    """The colour of letters and reference lines in the theme that is in use."""
+    return str(matplotlib.rcParams["text.color"])
+
+
+def new_figure(title: str, height: float = 3.4, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """One panel with its finding above it."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    headline(figure, title)
+    return figure, figure.subplots()
+
+
+def headline(figure: Figure, title: str) -> None:
+    """The finding, at the left above the panels, in lines of about one length."""
+    fits = int(9.6 * figure.get_figwidth())  # letters a line
+    lines = -(-len(title) // fits)
+    wrapped = textwrap.fill(title, min(fits, len(title) // lines + 8), break_on_hyphens=False, break_long_words=False)
+    figure.suptitle(wrapped, x=0.02, ha="left")
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """The legend under the panel, where it hides no line, in as many columns as its words leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    widest = max(map(len, labels)) + 8  # letters; the line before them counts
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, int(11 * figure.get_figwidth()) // widest))
+
+
+def png_of(figure: Figure) -> bytes:
+    """The picture as a file's content, in 256 colours, a third of the bytes; to be called within its theme."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    buffer = io.BytesIO()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    pixels.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """The picture as a file that is never half there."""
+    data = png_of(figure)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)

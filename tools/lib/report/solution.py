@@ -1,0 +1,85 @@
+"""A submission against the answers, where somebody has them: the kernel's metric on test captions."""
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib import kernel
+from lib.project import InputError
+from lib.report.contents import POOLED, RETRIEVAL_HEADER, difference_in_words, retrieval_rows
+from lib.report.measure import compare
+from lib.report.numbers import Pools
+from lib.report.page import Table
+
+IDS, IMAGES = "captions/ids", "images/embeddings"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answers in the submission's order."""
+
+    ids: np.ndarray  # (n,) int64
+    images: np.ndarray  # (n, d_image) float32, row i the image of caption ids[i]
+
+
+def read_solution(path: Path) -> Solution:
+    """An npz with `captions/ids` (n,) and `images/embeddings` (n, d_image); anything else is the user's error."""
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            ids, images = np.asarray(npz[IDS]), np.asarray(npz[IMAGES], np.float32)
+    except KeyError:
+        raise InputError(f"{path}: not a file of answers: it needs the keys {IDS} and {IMAGES}") from None
+    except Exception as error:  # damaged bytes can fail anywhere in zip, zlib or header
+        raise InputError(f"{path}: not a readable npz ({str(error)[:100]})") from error
+    if ids.dtype.kind not in "iu" or ids.ndim != 1 or images.ndim != 2 or len(ids) != len(images) or len(ids) < 2:
+        raise InputError(f"{path}: {IDS} of shape {ids.shape} and {IMAGES} of shape {images.shape}: expected as many "
+                         "whole numbers as vectors, two at least")
+    if not np.isfinite(images).all():
+        raise InputError(f"{path}: {IMAGES} holds NaN or infinity")
+    return Solution(ids.astype(np.int64), images)
+
+
+def submission_of(place: Path) -> Path:
+    """The csv itself, or that of a run's folder."""
+    path = place / kernel.SUBMISSION if place.is_dir() else place
+    if not path.is_file():
+        raise InputError(f"{path}: no such submission; give a run's folder or a csv with --run")
+    return path
+
+
+def read_submission(path: Path, solution: Solution) -> np.ndarray:
+    """Predictions (n, d_image), once the kernel has found the file to be a submission for these ids."""
+    kernel.check_submission(path, solution.ids, solution.images.shape[1])  # also lifts csv's limit on a cell's length
+    with path.open(newline="", encoding="utf-8") as file:
+        return np.array([json.loads(row["embedding"]) for row in csv.DictReader(file)], np.float32)
+
+
+def score(place: Path, answers: Path, against: Path | None) -> dict[str, Any]:
+    """The official numbers of a submission, and a paired comparison with another one of the same captions."""
+    solution, path = read_solution(answers), submission_of(place)
+    predictions, result = read_submission(path, solution), {}
+    if against:
+        other = submission_of(against)
+        theirs = read_submission(other, solution)
+        result = {"against": {"submission": str(other),
+                              **compare(predictions[None], theirs[None], solution.images)}}
+    return {"submission": str(path), "solution": str(answers), "captions": len(solution.ids),
+            "pool": Pools(len(solution.ids)).size, "pools": str(Pools(len(solution.ids))),
+            "scores": kernel.evaluate(predictions[None], solution.images), **result}
+
+
+def score_table(result: dict[str, Any]) -> Table:
+    return RETRIEVAL_HEADER, retrieval_rows({label: result["scores"][key] for key, label in POOLED.items()})
+
+
+def score_lines(result: dict[str, Any]) -> list[str]:
+    """What the table is of, and the comparison in words."""
+    lines = [f"{result['submission']}: {result['captions']:,} captions in {result['pools']}"]
+    if against := result.get("against"):
+        lines += [difference_in_words(against[name], against["submission"], name) for name in ("raw", "cosine")]
+    return lines
