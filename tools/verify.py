@@ -18,20 +18,18 @@ from typing import Any
 
 from lib import kernel
 from lib.data import choose_data
-from lib.project import RUNS, InputError, format_table, run_tool
+from lib.project import InputError, format_table, make_parser, run_tool
 from lib.report import contents, solution
 from lib.report.figures import find_photos
-from lib.report.measure import disagreement, measure, other_run
+from lib.report.measure import disagreement, measure, other_run, recorded
 from lib.report.weights import held_out, load_run
 from lib.runs import newest_run
 
-HELP = """example: python tools/verify.py --run runs/20260102-120000-align --against runs/20260101-120000-base
+EXAMPLE = """python tools/verify.py --run runs/20260102-120000-align --against runs/20260101-120000-base
 
 --solution FILE is an npz with two arrays, row for row: captions/ids (n,) whole numbers, the submission's ids in its
 order, and images/embeddings (n, d), the vector of each one's photo. --run and --against are then runs or csv files,
-and nothing is written.
-
-exit codes: 0 measured (and written), 1 the report could not be written, 2 wrong input"""
+and nothing is written."""
 
 
 def say(text: str) -> None:
@@ -46,7 +44,7 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
     say(f"{run.name}: {len(held.names)} validation images, {len(held.captions)} captions each")
     name, theirs, more = other_run(against, bundle, held) if against else ("", None, [])
     measured, drawable = measure(bundle, held, None if theirs is None else (name, theirs))
-    results = {"run": str(run), "data": str(data), **measured}
+    results = {"run": str(run), "data": str(data), "recorded": recorded(run), **measured}
     photos = find_photos(data, held.names)
     results["warnings"] = notes + more + disagreement(run, results) + photos.warnings(data)
     results["photos"] = {"shown_from": len(photos.paths), "missing": len(photos.missing),
@@ -58,16 +56,13 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Verify a run on its own validation images: the official metric, baselines, pictures, a report.",
-        epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="a run's folder (default: the newest with weights in --runs)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are (default: runs/)")
-    parser.add_argument("--data", type=Path, help="the run's data (default: data/, else the drawn sample)")
-    parser.add_argument("--output", type=Path, help="folder to write to (default: RUN/verify)")
+    parser = make_parser("Verify a run on its own validation images: the official metric, baselines, pictures, a page.",
+                         EXAMPLE, "0 measured (and written), 1 the report could not be written, 2 wrong input",
+                         "--runs", "--data", "--json")
+    parser.add_argument("--run", type=Path, metavar="RUN", help="a run's folder (default: the newest in --runs)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (default: RUN/verify)")
     parser.add_argument("--against", type=Path, metavar="RUN", help="another run on the same split, for a paired test")
     parser.add_argument("--solution", type=Path, metavar="FILE", help="score a submission against these answers (npz)")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     given = parser.parse_args(argv)
     if given.solution and (given.data or given.output):
         raise InputError("--solution reads no data and writes no report: leave out --data and --output")

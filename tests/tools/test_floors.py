@@ -14,7 +14,7 @@ from lib.project import REPO
 TOOLS = REPO / "tools"
 FLOORS = (
     {"project"},
-    {"kernel", "process", "record", "sample", "kaggle_api"},
+    {"kernel", "process", "record", "sample", "kaggle_api", "plots"},
     {"data", "runs"},
     {"jobs", "report", "bench"},
     {"commands"},

@@ -23,8 +23,7 @@ import verify
 from drawn import TINY, draw_data
 from forked import KernelServer
 from lib.report import contents, figures, numbers
-from lib.report.figures import find_photos
-from lib.report.measure import ridge
+from lib.report.measure import measure, ridge
 from lib.report.page import Picture
 from lib.report.weights import held_out, load_run, predict, repelled
 
@@ -96,15 +95,17 @@ def pairs(run: Path, data: Path, kernel) -> tuple[np.ndarray, np.ndarray]:
     train = kernel.read_train(data / "train/train/train.npz")
     chosen = [train.image_names.index(name) for name in bundle["val_images"]]
     views = [[5 * i + view for i in chosen] for view in range(5)]
-    return np.stack([kernel.repel(bundle, kernel.predict(bundle, train.text[view])) for view in views]), \
+    predictions = [kernel.predict(bundle, train.text[view], [train.captions[i] for i in view]) for view in views]
+    return np.stack([kernel.repel(each, bundle["repulsion"], bundle["length"]) for each in predictions]), \
         train.images[chosen]
 
 
 def test_the_run_s_own_record_says_the_same(run: Path, verified: tuple[Path, dict], kernel) -> None:
     recorded = json.loads((run / kernel.METRICS).read_text())["validation"]
-    for name, table in verified[1]["retrieval"]["pooled"].items():
-        assert table["mrr"] == pytest.approx(recorded[name]["mrr"], abs=1e-6)
-        assert table["recall@10"] == pytest.approx(recorded[name]["recall@10"], abs=1e-6)
+    for name, table in verified[1]["retrieval"]["pooled"].items():  # the blend is chosen here, half by half there
+        assert table["mrr"] == pytest.approx(recorded[name]["mrr"], abs=recorded[name]["mrr_se"])
+        assert table["recall@10"] == pytest.approx(recorded[name]["recall@10"], abs=0.02)
+    assert verified[1]["recorded"] == recorded["pool100_raw"]
     assert not [line for line in verified[1]["warnings"] if "metrics.json" in line]
 
 
@@ -126,26 +127,16 @@ def test_distances_against_loops(verified: tuple[Path, dict], pairs) -> None:
     measures = {"euclidean": lambda p, y: math.dist(p, y),
                 "manhattan": lambda p, y: sum(abs(a - b) for a, b in zip(p.tolist(), y.tolist(), strict=True)),
                 "cosine": lambda p, y: 1 - p @ y / np.sqrt((p @ p) * (y @ y))}
-    for metric, measure in measures.items():
-        own = [measure(view[i], gallery[i]) for view in predictions for i in range(len(gallery))]
+    for metric, distance in measures.items():
+        own = [distance(view[i], gallery[i]) for view in predictions for i in range(len(gallery))]
         assert table[metric]["own"]["mean"] == pytest.approx(np.mean(own), rel=1e-4)
         assert table[metric]["own"]["sd"] == pytest.approx(np.std(own, ddof=1), rel=1e-3)
         assert table[metric]["own"]["median"] == pytest.approx(np.median(own), rel=1e-4)
-        others = np.mean([measure(view[i], gallery[j]) for view in predictions for i in range(0, 100, 5)
+        others = np.mean([distance(view[i], gallery[j]) for view in predictions for i in range(0, 100, 5)
                           for j in range(0, 100, 7) if i != j])
         assert table[metric]["random"]["mean"] == pytest.approx(others, rel=0.03)
         assert table[metric]["improvement_low"] < table[metric]["improvement_percent"] \
             < table[metric]["improvement_high"]
-
-
-def test_distances_pair_each_caption_with_other_images_only() -> None:
-    gallery = np.eye(30, dtype=np.float32)
-    own, others = numbers.distances(np.stack([gallery] * 2), gallery)["euclidean"]
-    assert (own == 0).all()
-    assert others.shape == (2, 30, numbers.OTHERS)
-    assert others == pytest.approx(2**0.5)
-    summary = numbers.summarise_distance(own, others)
-    assert (summary["nearer_to_own"], summary["improvement_percent"]) == (1.0, 100.0)
 
 
 def test_mean_image_and_permutation_are_chance(verified: tuple[Path, dict]) -> None:
@@ -163,33 +154,9 @@ def test_ridge_is_ridge(run: Path, data: Path, kernel) -> None:
     penalty = kernel.Knobs().ridge * np.trace(np.cov(x.T, bias=True)) / x.shape[1]
     weight = np.linalg.solve(np.cov(x.T, bias=True) + penalty * np.eye(x.shape[1]),
                              (x - x.mean(0)).T @ (y - held.train.images[held.seen].mean(0)) / len(x))
-    expected = (held.text - x.mean(0)) @ weight
-    cosine = (numbers.unit(found) * numbers.unit(expected)).sum(-1)
+    expected = (held.train.text[held.views] - x.mean(0)) @ weight
+    cosine = (kernel.unit(found) * kernel.unit(expected)).sum(-1)
     assert cosine.min() > 0.999
-
-
-# ------------------------------------------------------------------------------------------------------- statistics
-
-def test_paired_bootstrap_has_the_right_size_on_shuffled_pairs() -> None:
-    rng, refused = np.random.default_rng(0), []
-    for seed in range(400):
-        pair = 1 / rng.integers(1, 30, size=(2, 100))
-        pair = np.where(rng.random(100) < 0.5, pair, pair[::-1])  # who is who is chance: there is no difference
-        refused.append(numbers.paired_bootstrap(*pair, rounds=400, seed=seed)["p"] < 0.05)
-    assert 0.02 < np.mean(refused) < 0.09
-
-
-def test_paired_bootstrap_finds_a_real_difference() -> None:
-    rng = np.random.default_rng(0)
-    theirs = 1 / rng.integers(1, 30, size=300)
-    result = numbers.paired_bootstrap(theirs + rng.normal(0.05, 0.1, 300), theirs)
-    assert result["p"] < 0.001
-    assert 0 < result["low"] < result["difference"] < result["high"]
-    assert numbers.verdict(result, "B") == "Better than B: sure"
-    same = numbers.paired_bootstrap(theirs, theirs)
-    assert (same["p"], numbers.verdict(same, "B")) == (1, "As good as B, to the digit")
-    swapped = numbers.paired_bootstrap(theirs, theirs + rng.normal(0.001, 0.1, 300))
-    assert re.fullmatch("(Better|Worse) than B: not sure", numbers.verdict(swapped, "B"))
 
 
 def test_the_comparison_pairs_images(verified: tuple[Path, dict]) -> None:
@@ -200,22 +167,6 @@ def test_the_comparison_pairs_images(verified: tuple[Path, dict]) -> None:
         assert against[name]["images"] == 100
 
 
-def test_hubs_against_loops() -> None:
-    rng = np.random.default_rng(0)
-    predictions, gallery = rng.normal(size=(2, 40, 8)), rng.normal(size=(40, 8)) * rng.uniform(0.5, 2, size=(40, 1))
-    hubs = numbers.hubness(predictions, gallery, [f"{i}.jpg" for i in range(40)])
-    counts = [0] * 40
-    for query in predictions.reshape(-1, 8):
-        for image in sorted(range(40), key=lambda j: -(query @ gallery[j]))[:10]:
-            counts[image] += 1
-    assert hubs["counts"] == counts
-    assert hubs["expected"] == 20
-    assert hubs["worst"][0]["lists"] == max(counts)
-    spread = np.array(counts) - 20
-    assert hubs["skew"] == pytest.approx(np.mean(spread**3) / np.mean(spread**2) ** 1.5)
-    assert hubs["never"] == counts.count(0) / 40
-
-
 def test_pool_sizes_end_at_the_full_gallery(verified: tuple[Path, dict], kernel, pairs) -> None:
     rows = verified[1]["pool_sizes"]
     assert [row["pool"] for row in rows] == [10, 20, 50, 100]
@@ -224,36 +175,6 @@ def test_pool_sizes_end_at_the_full_gallery(verified: tuple[Path, dict], kernel,
            for view in pairs[0] for start in range(0, 100, 10)]
     assert rows[0]["raw"] == pytest.approx(np.mean(1 / np.concatenate(ten)))
     assert all(a["raw"] >= b["raw"] for a, b in pairwise(rows))
-
-
-def test_calibration_of_scores_whose_truth_is_known() -> None:
-    rng, temperature = np.random.default_rng(0), 0.1
-    logits = rng.normal(size=(4000, 20)) * 2
-    own = np.array([rng.choice(20, p=row) for row in numbers.softmax(logits)])
-    scores = temperature * np.take_along_axis(logits, (own[:, None] + np.arange(20)) % 20, axis=1)
-    right = numbers.calibration(scores, temperature)
-    assert right["ece"] < 0.03
-    assert numbers.calibration(scores, temperature / 4)["ece"] > 0.2
-    assert numbers.best_temperature(scores) == pytest.approx(temperature, rel=0.12)
-    assert sum(row["captions"] for row in right["curve"]) == 4000
-
-
-def test_pool_scores_put_the_own_image_first() -> None:
-    rng = np.random.default_rng(0)
-    gallery = rng.normal(size=(250, 6))
-    scores = numbers.pool_scores(gallery[None], gallery, 100)
-    assert scores.shape == (200, 100)
-    expected = (numbers.unit(gallery) * gallery).sum(1) / np.linalg.norm(gallery, axis=1).mean()
-    assert scores[:, 0] == pytest.approx(expected[:200])
-
-
-def test_caption_lengths_cover_every_caption_once() -> None:
-    captions = [["a dog ."] * 10 + ["a big dog runs , fast"] * 10, ["one two three four five six"] * 20]
-    rows = numbers.by_caption_length(captions, np.arange(40).reshape(2, 20) / 40)
-    assert sum(row["captions"] for row in rows) == 40
-    assert (rows[0]["from"], rows[-1]["to"]) == (2, 6)
-    same = numbers.by_caption_length([["a dog"] * 4], np.ones((1, 4)))
-    assert [(row["captions"], row["mrr"]) for row in same] == [(4, 1.0)]
 
 
 def test_a_distance_that_says_nothing_is_called_so(verified: tuple[Path, dict]) -> None:
@@ -302,71 +223,17 @@ def test_the_page_opens_with_the_metric_and_the_verdict(verified: tuple[Path, di
     assert places == sorted(places)
 
 
-def test_repulsion_and_seen_images_are_lines_of_the_table(verified: tuple[Path, dict], run: Path, data: Path,
-                                                          kernel) -> None:
-    bundle = load_run(run)[0]
+def test_repulsion_and_seen_images_are_lines_of_the_table(run: Path, data: Path, tmp_path: Path, kernel) -> None:
+    bundle = load_run(run)[0] | {"repulsion": 0.3}
     held = held_out(bundle, data)
-    plain = kernel.evaluate(predict(bundle, held.text, held.captions), held.images)
-    rows = {row[0]: row[1] for row in contents.official_table(verified[1])[1]}
-    assert rows["raw, without repulsion"] == f"{plain['pool100_raw']['mrr']:.4f}"
-    text = held.train.text[kernel.caption_views(held.train.image_of, held.seen, 1)]
-    seen = kernel.evaluate(repelled(bundle, predict(bundle, text, [["a drawing"] * len(held.seen)])),
-                           held.train.images[held.seen])
+    plain = predict(bundle, held, held.views)
+    results, _ = measure(bundle, held, None)
+    rows = {row[0]: row[1] for row in contents.official_table(results | {"recorded": None})[1]}
+    assert rows["raw, without repulsion"] == f"{kernel.evaluate(plain, held.images)['pool100_raw']['mrr']:.4f}"
+    assert rows["raw: the official metric"] != rows["raw, without repulsion"]
+    views = kernel.caption_views(held.train.image_of, held.seen, 1)
+    seen = kernel.evaluate(repelled(bundle, predict(bundle, held, views)), held.train.images[held.seen])
     assert rows[f"raw, {len(held.seen)} seen images (no measure of quality)"] == f"{seen['pool100_raw']['mrr']:.4f}"
-
-
-# ----------------------------------------------------------------------------------------------------------- pictures
-
-def results_of(*scores: tuple[str, float], against: dict[str, float] | None = None) -> dict[str, Any]:
-    rows = [{"model": name, "raw": score, "raw_se": 0.01, "cosine": score, "cosine_se": 0.01} for name, score in scores]
-    return {"baselines": rows, "pools": "pools of 100", "against": {"raw": against} if against else None}
-
-
-def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
-    long = "20260101-000000-a-run-of-a-rather-long-name"
-    results = results_of(("align", 0.61), (long, 0.6), ("ridge", 0.3), ("random permutation", 0.05),
-                         against={"difference": 0.01, "low": -0.01, "high": 0.03})
-    figure = figures.baseline_figure(results)
-    assert " ".join(figure.get_suptitle().split()) == f"Better than {long}: not sure. MRR 0.610 against 0.600"
-    figure.draw_without_rendering()
-    (axes,) = figure.axes
-    names = [text for text in axes.texts if text.get_text() in ("align", long, "ridge")]
-    assert len(names) == 3
-    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in names)
-    assert "2.00 times ridge" in figures.baseline_title(results_of(("align", 0.6), ("ridge", 0.3),
-                                                                   ("random permutation", 0.05)))
-
-
-@pytest.mark.parametrize(("top", "word"), [(0.97, "is well calibrated"), (0.79, "is too sure at 95%")])
-def test_one_wide_gap_is_not_well_calibrated(top: float, word: str) -> None:
-    """The mean gap is small in both: most captions lie where probability and truth agree."""
-    shown = {"temperature": 0.02, "ece": 0.02, "worst": {"confidence": 0.95, "right": top, "captions": 60}}
-    assert word in figures.calibration_title(shown, True)
-
-
-def test_the_worst_gap_is_of_a_well_filled_bin() -> None:
-    confident, unsure = np.array([[9.0, 0, 0, 0]]), np.array([[0.0, 0.1, 0, 0]])
-    scores = np.concatenate([np.repeat(confident, 70, 0), np.repeat(np.roll(confident, 1, 1), 30, 0), unsure])
-    worst = numbers.calibration(scores, 1.0)["worst"]
-    assert worst["captions"] == 100
-    assert worst["confidence"] - worst["right"] == pytest.approx(0.3, abs=0.01)
-
-
-@pytest.mark.parametrize("worst", [3, 29, 30, 200])
-def test_hub_bins_hold_equally_many_whole_numbers(worst: int) -> None:
-    counts = np.arange(worst + 1)
-    (axes,) = figures.hub_figure({"counts": counts.tolist(), "worst": [{"lists": worst}], "expected": 2.0, "k": 10,
-                                  "never": 0.0}).axes
-    heights = [bar.get_height() for bar in axes.patches]
-    assert len(set(heights[:-1])) == 1 and sum(heights) == worst + 1
-
-
-def test_legends_lie_outside_the_panels() -> None:
-    figure = figures.calibration_figure(None, {"temperature": 0.02, "ece": 0.1, "worst": None, "curve": [
-        {"confidence": 0.1, "right": 0.9, "captions": 5}]})
-    figure.draw_without_rendering()
-    legend, (axes,) = figure.legends[0].get_window_extent(), figure.axes
-    assert legend.y1 <= axes.get_window_extent().y0
 
 
 MEASURE = """<!doctype html><body>{frames}<pre id="found"></pre><script>
@@ -427,13 +294,16 @@ def copy_of(data: Path, root: Path) -> Path:
     return Path(shutil.copytree(data, root / "data"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_photos_captions_are_shown_and_it_is_said(run: Path, data: Path, tmp_path: Path, tool) -> None:
     other = copy_of(data, tmp_path)
     shutil.rmtree(other / "train/train/Images")
     outcome = tool(verify.main, "--run", run, "--data", other, "--output", tmp_path / "out")
     assert outcome.code == 0
     assert "No photos below" in outcome.err
-    assert (tmp_path / "out/contact_worst.png").exists()
+    row = {"rank": 3, "caption": "a dog runs", "image": 1, "retrieved": [0, 1]}
+    sheet = figures.contact_figure("title", [row], figures.Photos(), ["a cat sits .", "a dog lies ."])
+    assert [axes.texts[0].get_text() for axes in sheet.axes] == ["a dog lies.", "a cat sits.", "a dog lies."]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -454,16 +324,7 @@ def test_missing_and_damaged_photos_are_counted_and_skipped(run: Path, data: Pat
     assert "3 of 100 validation photos damaged" in outcome.err
 
 
-def test_a_photo_is_found_in_any_folder_called_images(tmp_path: Path) -> None:
-    (tmp_path / "deep/er/images").mkdir(parents=True)
-    Image.new("L", (500, 900), 7).save(tmp_path / "deep/er/images/1.jpg")
-    photos = find_photos(tmp_path, ["1.jpg", "2.jpg"])
-    assert photos.thumbnail(0).shape == (230, 128, 3)
-    assert photos.thumbnail(1) is None
-    assert photos.missing == ["2.jpg"]
-
-
-# --------------------------------------------------------------------------- small, interrupted, known answers
+# ----------------------------------------------------------------------------------------------- small, interrupted
 
 @pytest.mark.usefixtures("undrawn")
 def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, tmp_path: Path, tool) -> None:
@@ -478,11 +339,6 @@ def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, 
     figure = figures.rank_figure(ranks, numbers.Pools(60))
     assert "of 60" in figure.get_suptitle() and "60" in figure.axes[0].get_xlabel()
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()][-1] == "51-60"
-
-
-def test_pools_are_named_by_what_they_are() -> None:
-    assert [str(numbers.Pools(images)) for images in (60, 100, 600, 250)] == [
-        "one pool of 60", "pools of 100", "pools of 100", "pools of 100 (the last of 50)"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -507,74 +363,6 @@ def test_a_run_that_is_not_finished_says_so(run: Path, data: Path, tmp_path: Pat
         assert said in text if said else "not finished" not in text
 
 
-@pytest.fixture
-def answers(tmp_path: Path) -> Path:
-    """Known answers for the test captions of the drawn data."""
-    vectors = np.random.default_rng(5).normal(size=(100, 48)).astype(np.float32)
-    path = tmp_path / "solution.npz"
-    np.savez(path, **{"captions/ids": np.arange(1, 101), "images/embeddings": vectors})
-    return path
-
-
-def submission(path: Path, vectors: np.ndarray, kernel) -> Path:
-    kernel.write_submission(path, np.arange(1, len(vectors) + 1), vectors.astype(np.float32))
-    return path
-
-
-def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, tool, kernel) -> None:
-    images = np.load(answers)["images/embeddings"]
-    guess = images + 4 * np.random.default_rng(0).normal(size=images.shape)
-    path = submission(tmp_path / "guess.csv", guess, kernel)
-    outcome = tool(verify.main, "--solution", answers, "--run", path, "--json")
-    found = json.loads(outcome.out)
-    ranks = [1 + sum(g @ other >= g @ own for j, other in enumerate(images) if j != i)
-             for i, (g, own) in enumerate(zip(guess, images, strict=True))]
-    gains = [1 / rank if rank < 100 else 0 for rank in ranks]
-    assert found["scores"]["pool100_raw"]["mrr"] == pytest.approx(np.mean(gains), abs=1e-4)
-    assert found["scores"]["pool100_raw"]["mrr_se"] == pytest.approx(np.std(gains, ddof=1) / 10, abs=1e-4)
-    assert (found["captions"], found["pool"]) == (100, 100)
-    text = tool(verify.main, "--solution", answers, "--run", path).out
-    assert re.search(rf"^raw: the official metric +{np.mean(gains):.4f} ", text, re.MULTILINE)
-    assert "100 captions in pools of 100" in text
-
-
-def test_two_submissions_are_compared(answers: Path, tmp_path: Path, tool, kernel) -> None:
-    images = np.load(answers)["images/embeddings"]
-    good = submission(tmp_path / "good.csv", images, kernel)
-    bad = submission(tmp_path / "bad.csv", np.random.default_rng(1).normal(size=images.shape), kernel)
-    text = tool(verify.main, "--solution", answers, "--run", good, "--against", bad).out
-    assert f"Better than {bad}: sure (raw MRR +0.9" in text
-
-
-def test_a_run_s_own_submission_is_found(run: Path, answers: Path, tool, kernel) -> None:
-    found = json.loads(tool(verify.main, "--solution", answers, "--run", run, "--json").out)
-    assert found["submission"] == str(run / kernel.SUBMISSION)
-    assert 0.01 < found["scores"]["pool100_raw"]["mrr"] < 0.15  # these answers are drawn at random
-    newest = json.loads(tool(verify.main, "--solution", answers, "--runs", run.parent, "--json").out)
-    assert newest["captions"] == 100
-
-
-def test_answers_and_submissions_that_cannot_be_scored(answers: Path, run: Path, data: Path, tmp_path: Path, tool,
-                                                       kernel) -> None:
-    images, csv = np.load(answers)["images/embeddings"], run / kernel.SUBMISSION
-    refused(tool, "leave out --data and --output", "--solution", answers, "--run", run, "--data", data)
-    refused(tool, "no such submission", "--solution", answers, "--run", tmp_path / "none.csv")
-    refused(tool, "needs the keys captions/ids and images/embeddings", "--solution", data / "test/test/test.clean.npz",
-            "--run", csv)
-    broken = tmp_path / "broken.npz"
-    broken.write_bytes(answers.read_bytes()[:-200])
-    refused(tool, "not a readable npz", "--solution", broken, "--run", csv)
-    refused(tool, "not a readable npz", "--solution", tmp_path / "none.npz", "--run", csv)
-    np.savez(broken, **{"captions/ids": np.arange(1, 100), "images/embeddings": images})
-    refused(tool, "expected as many whole numbers as vectors", "--solution", broken, "--run", csv)
-    np.savez(broken, **{"captions/ids": np.arange(1, 101), "images/embeddings": images * np.nan})
-    refused(tool, "NaN or infinity", "--solution", broken, "--run", csv)
-    np.savez(broken, **{"captions/ids": np.arange(2, 102), "images/embeddings": images})
-    refused(tool, "row 1: expected id 2", "--solution", broken, "--run", csv)
-    np.savez(broken, **{"captions/ids": np.arange(1, 101), "images/embeddings": images[:, :7]})
-    refused(tool, "expected a list of 7 numbers", "--solution", broken, "--run", csv)
-
-
 # --------------------------------------------------------------------------------------------------------- bad input
 
 def refused(tool: Callable, message: str, *arguments: Any) -> None:
@@ -591,7 +379,7 @@ def test_runs_that_cannot_be_verified(run: Path, data: Path, tmp_path: Path, too
     refused(tool, "no weights", "--run", tmp_path / "empty", "--data", data)
     refused(tool, f"no run with {kernel.VALIDATED_MODEL}", "--runs", tmp_path, "--data", data)
     (tmp_path / "empty" / kernel.VALIDATED_MODEL).write_bytes(b"no weights")
-    refused(tool, "not a readable weights file", "--run", tmp_path / "empty", "--data", data)
+    refused(tool, "the weights file cannot be read", "--run", tmp_path / "empty", "--data", data)
     refused(tool, "no such folder", "--run", run, "--data", tmp_path / "none")
 
 
@@ -625,10 +413,10 @@ def test_a_run_of_another_split_is_no_comparison(run: Path, train, data: Path, t
 def test_a_record_that_disagrees_is_pointed_out(run: Path, data: Path, tmp_path: Path, tool, kernel) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     record = json.loads((other / kernel.METRICS).read_text())
-    record["validation"]["pool100_raw"]["mrr"] = 0.9
+    record["validation"]["pool100_raw"]["mrr"] = 0.2
     (other / kernel.METRICS).write_text(json.dumps(record))
     outcome = tool(verify.main, "--run", other, "--data", data)
-    assert (outcome.code, "says MRR 0.9000, measured here" in outcome.err) == (0, True)
+    assert (outcome.code, "says MRR 0.2000, measured here" in outcome.err) == (0, True)
 
 
 @pytest.mark.usefixtures("undrawn")

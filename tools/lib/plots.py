@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -58,10 +59,11 @@ def themed(theme: Theme) -> Iterator[None]:
     ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color",
                          "ytick.color", "patch.edgecolor", "lines.color"), theme.ink)
     page = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), theme.page)
-    style = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 10, "figure.titlesize": 12, "legend.fontsize": 10,
-             "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.frameon": False, "axes.spines.top": False,
-             "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": theme.line,
-             "grid.linewidth": 0.6, "text.parse_math": False, "axes.prop_cycle": cycler(color=theme.colours)}
+    style: dict[Any, Any] = {
+        "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 10, "figure.titlesize": 12, "legend.fontsize": 10,
+        "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.frameon": False, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": theme.line,
+        "grid.linewidth": 0.6, "text.parse_math": False, "axes.prop_cycle": cycler(color=theme.colours)}
     with matplotlib.rc_context(style | ink | page):
         yield
 

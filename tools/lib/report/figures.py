@@ -167,7 +167,7 @@ def pool_figure(rows: list[dict[str, float]]) -> Figure:
     return figure
 
 
-def length_figure(rows: list[dict[str, float]], pools: Pools) -> Figure:
+def length_figure(rows: list[dict[str, Any]], pools: Pools) -> Figure:
     """MRR by the number of words in a caption."""
     short, long = rows[0], rows[-1]
     gap, error = long["mrr"] - short["mrr"], np.hypot(short["mrr_se"], long["mrr_se"])
@@ -190,7 +190,7 @@ def hub_figure(hubs: dict[str, Any]) -> Figure:
     figure, axes = new_figure(f"The worst hub is in {worst} lists of the first {hubs['k']} where "
                               f"{hubs['expected']:.0f} are fair; {hubs['never']:.0%} of photos are in none")
     width = -(-(worst + 1) // 30)
-    axes.hist(counts, bins=np.arange(0, worst + width + 1, width) - 0.5, color=BLUE, log=True)
+    axes.hist(counts, bins=[edge - 0.5 for edge in range(0, worst + width + 1, width)], color=BLUE, log=True)
     axes.axvline(hubs["expected"], color=ORANGE, linewidth=2, label=f"fair share: {hubs['expected']:.0f}")
     axes.set(xlabel=f"lists that a photo is in (first {hubs['k']} of {len(counts):,})", ylabel="photos")
     axes.yaxis.set_major_formatter("{x:g}")  # the default would be mathematics, which is not parsed
@@ -231,7 +231,7 @@ def distance_figure(measured: dict[str, tuple[np.ndarray, np.ndarray]], summary:
     figure = Figure(figsize=(WIDTH, 6.0), layout="constrained")
     headline(figure, f"{summary[best]['nearer_to_own']:.1%} of captions are nearer to their own photo than to a random "
                      f"one ({best} distance)")
-    top, panels = figure.subfigures(2, 1, height_ratios=(1, 5.4))
+    top, panels = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 5.4)))
     samples = sorted(photos.paths) or range(len(captions))
     samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(4, len(samples))).astype(int)]
     for axes, index in zip(np.ravel(top.subplots(1, len(samples))), samples, strict=True):

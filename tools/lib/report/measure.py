@@ -7,34 +7,28 @@ from typing import Any
 import numpy as np
 
 from lib import kernel
-from lib.project import InputError
+from lib.project import InputError, read_json
 from lib.report import numbers
 from lib.report.numbers import Pools
-from lib.report.weights import (
-    Bundle,
-    Validation,
-    learnt_temperature,
-    load_run,
-    predict,
-    record_of,
-    repelled,
-    repulsion_of,
-)
+from lib.report.weights import Bundle, Validation, learnt_temperature, load_run, predict, repelled
+from lib.runs import ADVICE
 
 SEEN = 1000  # training images for the line that is no measure of quality
 
 
+def recorded(run: Path) -> dict[str, float] | None:
+    """The run's own official numbers, if it has any: every choice in them was made on other images than measured."""
+    tables = read_json(run / kernel.METRICS, ADVICE, optional=True).get("validation") or {}
+    return tables.get("pool100_raw")
+
+
 def disagreement(run: Path, results: dict[str, Any]) -> list[str]:
     """A warning where the run's own record says otherwise: other data under the same names, or another kernel."""
-    try:
-        recorded = record_of(run, kernel.METRICS)["validation"]["pool100_raw"]["mrr"]
-    except (KeyError, TypeError):
+    found, said = results["baselines"][0]["raw"], results["recorded"]
+    if not said or abs(found - said["mrr"]) < max(1e-3, said["mrr_se"]):  # the blend was chosen on these images
         return []
-    found = results["baselines"][0]["raw"]
-    if abs(found - recorded) < 1e-3:
-        return []
-    return [f"{run / kernel.METRICS} says MRR {recorded:.4f}, measured here {found:.4f}: is this the data of the run, "
-            "and the script that made it?"]
+    return [f"{run / kernel.METRICS} says MRR {said['mrr']:.4f}, measured here {found:.4f}: is this the data of the "
+            "run, and the script that made it?"]
 
 
 # ------------------------------------------------------------------------------------------------------ baselines
@@ -43,14 +37,13 @@ def ridge(held: Validation) -> np.ndarray:
     """Ridge on the run's training images: the kernel's closed form with the whitening drowned in its floor."""
     import torch  # here, so that a command's --help does not wait for it
 
-    knobs = kernel.resolve_knobs({"recipe": "closed_form", "whiten": 1e6})
-    position = np.full(len(held.train.images), -1)
-    position[held.seen] = np.arange(len(held.seen))
-    label = position[held.train.image_of]
-    text, images = held.train.text[label >= 0], held.train.images[held.seen]
-    state = kernel.fit_closed_form(torch.from_numpy(text), torch.from_numpy(images),
-                                   torch.from_numpy(label[label >= 0]), knobs)
-    return (held.text @ state["weight"].numpy().T + state["bias"].numpy()) * 1e6  # back to lengths of order one
+    knobs, train = kernel.resolve_knobs({"recipe": "closed_form", "whiten": 1e6}), held.train
+    nothing = np.zeros((len(train.captions), 0), np.int32)  # it looks at no words
+    unseen = np.setdiff1d(np.arange(train.own), held.seen)
+    problem = kernel.Problem(train, held.test, nothing, held.seen, unseen, held.views)
+    task = kernel.make_task(problem, "validate", knobs, torch.device("cpu"), torch.float32)
+    member = kernel.member_of(knobs, kernel.fit_closed_form(task, knobs), 1.0)
+    return predict(kernel.make_bundle(problem, knobs, [member], 0.0), held, held.views)
 
 
 def baselines(predictions: np.ndarray, held: Validation) -> dict[str, np.ndarray]:
@@ -79,16 +72,18 @@ def other_run(path: Path, bundle: Bundle, held: Validation) -> tuple[str, np.nda
     if set(other["val_images"]) != set(bundle["val_images"]):
         raise InputError(f"{path}: was validated on other images; make it again with --set split_seed="
                          f"{bundle['knobs']['split_seed']} on the same data")
-    predictions = repelled(other, predict(other, held.text, held.captions))
+    predictions = repelled(other, predict(other, held, held.views))
     recipe = other["knobs"]["recipe"]
     return path.name if recipe in path.name else f"{recipe} ({path.name})", predictions, notes
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray, gallery: np.ndarray) -> dict[str, dict[str, float]]:
     """The paired bootstrap of the difference in MRR, raw and cosine."""
-    return {name: numbers.paired_bootstrap(*(numbers.image_gains(each, gallery, kernel.POOL, cosine)
-                                             for each in (ours, theirs)))
-            for name, cosine in (("raw", False), ("cosine", True))}
+    found = {}
+    for name, cosine in (("raw", False), ("cosine", True)):
+        gains = [numbers.image_gains(each, gallery, kernel.POOL, cosine) for each in (ours, theirs)]
+        found[name] = numbers.paired_bootstrap(gains[0], gains[1])
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------- everything
@@ -109,10 +104,9 @@ def retrieval(predictions: np.ndarray, held: Validation) -> dict[str, Any]:
 
 def on_seen_images(bundle: Bundle, held: Validation) -> dict[str, Any]:
     """The official numbers on images that were trained on: how much was learnt by heart, no measure of quality."""
-    seen, train = held.seen[:SEEN], held.train
-    view = kernel.caption_views(train.image_of, seen, 1)
-    predictions = repelled(bundle, predict(bundle, train.text[view], [[train.captions[i] for i in view[0]]]))
-    return {"images": len(seen), **kernel.evaluate(predictions, train.images[seen])["pool100_raw"]}
+    seen = held.seen[:SEEN]
+    predictions = repelled(bundle, predict(bundle, held, kernel.caption_views(held.train.image_of, seen, 1)))
+    return {"images": len(seen), **kernel.evaluate(predictions, held.train.images[seen])["pool100_raw"]}
 
 
 Drawable = tuple[np.ndarray, dict[str, tuple]]  # predictions, distances by metric: what pictures are drawn of
@@ -121,7 +115,7 @@ Drawable = tuple[np.ndarray, dict[str, tuple]]  # predictions, distances by metr
 def measure(bundle: Bundle, held: Validation,
             against: tuple[str, np.ndarray] | None) -> tuple[dict[str, Any], Drawable]:
     """Every number of the report, and what the pictures need beside them."""
-    plain = predict(bundle, held.text, held.captions)
+    plain = predict(bundle, held, held.views)
     predictions = repelled(bundle, plain)
     measured, facts = numbers.distances(predictions, held.images), numbers.anisotropy(predictions, held.images)
     others = baselines(predictions, held)
@@ -134,7 +128,7 @@ def measure(bundle: Bundle, held: Validation,
         "against": compare(predictions, against[1], held.images) if against else None,
         "against_ridge": compare(predictions, others["ridge"], held.images),
         "retrieval": retrieval(predictions, held),
-        "without_repulsion": kernel.evaluate(plain, held.images) if repulsion_of(bundle) else None,
+        "without_repulsion": kernel.evaluate(plain, held.images) if bundle["repulsion"] else None,
         "seen": on_seen_images(bundle, held),
         "pool_sizes": numbers.pool_curve(predictions, held.images),
         "caption_length": numbers.by_caption_length(held.captions, gains),

@@ -22,11 +22,6 @@ METRICS = ("euclidean", "manhattan", "cosine")
 POOL_SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length one; a zero vector stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
 @dataclass(frozen=True)
 class Pools:
     """The pools that this many images really make: whole ones of 100, or a single smaller one."""
@@ -90,7 +85,7 @@ def distance(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
     """(3, m): Euclidean, Manhattan and cosine distance, row by row."""
     gap = predictions - images
     return np.stack([np.linalg.norm(gap, axis=1), np.abs(gap).sum(1),
-                     1 - np.einsum("ij,ij->i", unit(predictions), unit(images))])
+                     1 - np.einsum("ij,ij->i", kernel.unit(predictions), kernel.unit(images))])
 
 
 def summarise_distance(own: np.ndarray, others: np.ndarray, rounds: int = 2000) -> dict[str, Any]:
@@ -107,7 +102,7 @@ def summarise_distance(own: np.ndarray, others: np.ndarray, rounds: int = 2000) 
 
 def anisotropy(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, float]:
     """How far images, and predictions, share one direction; how far the lengths of predictions mean anything."""
-    images, queries = unit(gallery), unit(predictions.reshape(-1, gallery.shape[1]))
+    images, queries = kernel.unit(gallery), kernel.unit(predictions.reshape(-1, gallery.shape[1]))
     m, mean = len(images), images.mean(0)
     between = (m * mean @ mean - 1) / (m - 1)  # mean cosine over all pairs but those of an image with itself
     lengths = np.linalg.norm(predictions, axis=2)
@@ -161,7 +156,7 @@ def pool_curve(predictions: np.ndarray, gallery: np.ndarray) -> list[dict[str, f
     return rows
 
 
-def by_caption_length(captions: list[list[str]], gains: np.ndarray, groups: int = 5) -> list[dict[str, float]]:
+def by_caption_length(captions: list[list[str]], gains: np.ndarray, groups: int = 5) -> list[dict[str, Any]]:
     """MRR by the number of words, in groups of about equal size; standard errors over images."""
     words = np.array([[sum(any(c.isalnum() for c in word) for word in text.split()) for text in view]
                       for view in captions])
@@ -200,7 +195,7 @@ def pool_scores(predictions: np.ndarray, gallery: np.ndarray, pool: int) -> np.n
 
     An incomplete last pool is left out, unless it is the only one.
     """
-    images, queries = gallery / np.linalg.norm(gallery, axis=1).mean(), unit(predictions)
+    images, queries = gallery / np.linalg.norm(gallery, axis=1).mean(), kernel.unit(predictions)
     size, rows = min(pool, len(gallery)), []
     for view in queries:
         for start in range(0, len(gallery) - size + 1, size):

@@ -4,7 +4,8 @@ What the report knows of a bundle's keys and of how the kernel predicts stands h
 """
 from __future__ import annotations
 
-import json
+import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from lib import kernel
-from lib.project import InputError
+from lib.data import FILES
+from lib.project import InputError, read_json
+from lib.runs import ADVICE
 
 Bundle = dict[str, Any]
 
@@ -23,10 +26,16 @@ class Validation:
 
     names: list[str]
     images: np.ndarray  # (m, d_image)
-    captions: list[list[str]]  # [view][image]
-    text: np.ndarray  # (views, m, d_text)
-    train: Any  # the kernel's TrainSet, and ...
-    seen: np.ndarray  # ... its images that were trained on
+    views: np.ndarray  # (views, m) their captions
+    seen: np.ndarray  # the images that were trained on
+    train: Any  # the kernel's TrainSet, of which these are rows
+    test: Any  # its TestSet
+    words: list[str]  # training captions as networks see them that look at words: cut as often as the test's are
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """[view][image], as they are to be read."""
+        return [[self.train.captions[i] for i in view] for view in self.views]
 
 
 def load_run(run: Path) -> tuple[Bundle, list[str]]:
@@ -49,25 +58,15 @@ def load_run(run: Path) -> tuple[Bundle, list[str]]:
                             "same model"]
 
 
-def record_of(run: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run, {} where it has none that can be read: weights alone are enough to be verified."""
-    try:
-        content = json.loads((run / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def unfinished(run: Path) -> list[str]:
     """What has to be said of a run that was interrupted: how far it came, and what its submission was predicted by."""
-    manifest = record_of(run, kernel.MANIFEST)
+    manifest, metrics = (read_json(run / name, ADVICE, optional=True) for name in (kernel.MANIFEST, kernel.METRICS))
     if not manifest:
         return [f"{run} has no {kernel.MANIFEST}: it was interrupted or still runs, and the figures are of what it "
                 "has trained so far"]
     if manifest.get("complete"):
         return []
-    trained = [f"candidate {one['candidate']} for {one['epochs']:g} epochs"
-               for one in record_of(run, kernel.METRICS).get("members", [])]
+    trained = [f"candidate {one['candidate']} for {one['epochs']:g} epochs" for one in metrics.get("members", [])]
     predicted = [f"candidate {one['candidate']}{'' if one['refitted'] else ' (not refitted)'}"
                  for one in manifest.get("predicted_by", [])]
     parts = [f"{run} is not finished ({manifest.get('stopped') or 'it failed, or still runs'})"]
@@ -78,8 +77,8 @@ def unfinished(run: Path) -> list[str]:
 
 def held_out(bundle: Bundle, data: Path) -> Validation:
     """The run's validation images in its own order, looked up by name in the data."""
-    path = kernel.find_file(data, "train.npz")
-    train = kernel.read_train(path)
+    path = kernel.find_file(data, FILES[0])
+    train = kernel.read_train(path, bundle["knobs"]["consecutive_captions"])
     have = [train.text.shape[1], train.images.shape[1]]
     if have != list(bundle["dims"]):
         raise InputError(f"{path}: {have[0]}-d captions and {have[1]}-d images, but the run has "
@@ -90,31 +89,29 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
         raise InputError(f"{path}: {len(absent)} of the run's {len(bundle['val_images'])} validation images are not in "
                          f"it (the first: {absent[0]}); give its own data with --data")
     chosen = np.array([place[name] for name in bundle["val_images"]])
-    views = kernel.caption_views(train.image_of, chosen)
-    captions = [[train.captions[i] for i in view] for view in views]
     seen = np.setdiff1d(np.arange(len(train.images)), chosen)
-    return Validation(list(bundle["val_images"]), train.images[chosen], captions, train.text[views], train, seen)
+    test = kernel.read_test(kernel.find_file(data, FILES[1]))
+    with contextlib.redirect_stdout(sys.stderr):  # the kernel's log; stdout is for the result
+        words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
+    return Validation(list(bundle["val_images"]), train.images[chosen], kernel.caption_views(train.image_of, chosen),
+                      seen, train, test, words)
 
 
 # ----------------------------------------------------------------------------------------------------- predicting
 
-def predict(bundle: Bundle, text: np.ndarray, captions: list[list[str]]) -> np.ndarray:
-    """Predictions (views, m, d_image) without repulsion of text (views, m, d_text) and captions [view][image]."""
-    views, m, width = text.shape
-    return kernel.predict(bundle, text.reshape(-1, width)).reshape(views, m, -1)
+def predict(bundle: Bundle, held: Validation, views: np.ndarray) -> np.ndarray:
+    """Predictions (views, m, d_image) without repulsion, of caption indices (views, m)."""
+    rows = views.ravel()
+    return kernel.predict(bundle, held.train.text[rows], [held.words[i] for i in rows]).reshape(*views.shape, -1)
 
 
 def repelled(bundle: Bundle, predictions: np.ndarray) -> np.ndarray:
     """Predictions (views, m, d_image) as the submission's are made of them, view by view."""
-    return np.stack([kernel.repel(bundle, view) for view in predictions])
-
-
-def repulsion_of(bundle: Bundle) -> float:
-    """The strength of repulsion that the run predicts with; 0: none."""
-    return float(bundle["knobs"]["repulsion"])
+    return np.stack([kernel.repel(view, bundle["repulsion"], bundle["length"]) for view in predictions])
 
 
 def learnt_temperature(bundle: Bundle) -> float | None:
     """The softmax temperature learnt for raw-length images, the members' geometric mean; None where none is learnt."""
-    scales = [member["state"]["log_scale"][0].item() for member in bundle["members"] if "log_scale" in member["state"]]
+    scales = [member["state"]["logit_scale"][0].item() for member in bundle["members"]
+              if member["knobs"]["loss"] == "softmax" and member["knobs"]["network"] == "align"]
     return float(np.exp(-np.minimum(scales, np.log(200)).mean())) if scales else None  # 200: the kernel's own clamp

@@ -1,0 +1,94 @@
+"""verify --solution: submissions against known answers, and every input that cannot be scored."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import verify
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    """Known answers for the test captions of the drawn data."""
+    vectors = np.random.default_rng(5).normal(size=(100, 48)).astype(np.float32)
+    path = tmp_path / "solution.npz"
+    np.savez(path, **{"captions/ids": np.arange(1, 101), "images/embeddings": vectors})
+    return path
+
+
+def submission(path: Path, vectors: np.ndarray, kernel) -> Path:
+    kernel.write_submission(path, np.arange(1, len(vectors) + 1), vectors.astype(np.float32))
+    return path
+
+
+def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, tool, kernel) -> None:
+    images = np.load(answers)["images/embeddings"]
+    guess = images + 4 * np.random.default_rng(0).normal(size=images.shape)
+    path = submission(tmp_path / "guess.csv", guess, kernel)
+    outcome = tool(verify.main, "--solution", answers, "--run", path, "--json")
+    found = json.loads(outcome.out)
+    ranks = [1 + sum(g @ other >= g @ own for j, other in enumerate(images) if j != i)
+             for i, (g, own) in enumerate(zip(guess, images, strict=True))]
+    gains = [1 / rank if rank < 100 else 0 for rank in ranks]
+    assert found["scores"]["pool100_raw"]["mrr"] == pytest.approx(np.mean(gains), abs=1e-4)
+    assert found["scores"]["pool100_raw"]["mrr_se"] == pytest.approx(np.std(gains, ddof=1) / 10, abs=1e-4)
+    assert (found["captions"], found["pool"]) == (100, 100)
+    text = tool(verify.main, "--solution", answers, "--run", path).out
+    assert re.search(rf"^raw: the official metric +{np.mean(gains):.4f} ", text, re.MULTILINE)
+    assert "100 captions in pools of 100" in text
+
+
+def test_two_submissions_are_compared(answers: Path, tmp_path: Path, tool, kernel) -> None:
+    images = np.load(answers)["images/embeddings"]
+    good = submission(tmp_path / "good.csv", images, kernel)
+    bad = submission(tmp_path / "bad.csv", np.random.default_rng(1).normal(size=images.shape), kernel)
+    text = tool(verify.main, "--solution", answers, "--run", good, "--against", bad).out
+    assert f"Better than {bad}: sure (raw MRR +0.9" in text
+
+
+def test_a_run_s_own_submission_is_found(answers: Path, tmp_path: Path, tool, kernel) -> None:
+    run = tmp_path / "runs" / "20260101-000000-align"
+    run.mkdir(parents=True)
+    submission(run / kernel.SUBMISSION, np.load(answers)["images/embeddings"], kernel)
+    for place in ("--run", run), ("--runs", run.parent):
+        found = json.loads(tool(verify.main, "--solution", answers, *place, "--json").out)
+        assert found["submission"] == str(run / kernel.SUBMISSION)
+        assert found["scores"]["pool100_raw"]["recall@1"] > 0.99
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"images/embeddings": None}, "needs the keys captions/ids and images/embeddings"),
+    ({"captions/ids": np.arange(1, 100)}, "expected as many whole numbers as vectors"),
+    ({"captions/ids": np.arange(1, 101) / 2}, "expected as many whole numbers as vectors"),
+    ({"images/embeddings": np.full((100, 48), np.nan)}, "NaN or infinity"),
+    ({"captions/ids": np.arange(2, 102)}, "row 1: expected id 2"),
+    ({"images/embeddings": np.ones((100, 7))}, "expected a list of 7 numbers"),
+])
+def test_answers_that_do_not_fit_are_named(answers: Path, tmp_path: Path, tool, kernel, change: dict,
+                                           message: str) -> None:
+    arrays = dict(np.load(answers))
+    csv = submission(tmp_path / "guess.csv", arrays["images/embeddings"], kernel)
+    np.savez(answers, **{key: array for key, array in (arrays | change).items() if array is not None})
+    refused(tool, message, "--solution", answers, "--run", csv)
+
+
+def test_what_cannot_be_read_is_named(answers: Path, tmp_path: Path, tool, kernel) -> None:
+    csv = submission(tmp_path / "guess.csv", np.load(answers)["images/embeddings"], kernel)
+    refused(tool, "leave out --data and --output", "--solution", answers, "--run", csv, "--data", tmp_path)
+    refused(tool, "no such submission", "--solution", answers, "--run", tmp_path / "none.csv")
+    refused(tool, "no such submission", "--solution", answers, "--run", tmp_path)
+    refused(tool, "not a readable npz", "--solution", tmp_path / "none.npz", "--run", csv)
+    refused(tool, "not a readable npz", "--solution", csv, "--run", csv)
+    answers.write_bytes(answers.read_bytes()[:-200])
+    refused(tool, "not a readable npz", "--solution", answers, "--run", csv)
+
+
+def refused(tool, message: str, *arguments: object) -> None:
+    outcome = tool(verify.main, *arguments)
+    assert outcome.code == 2
+    assert outcome.error.startswith("error: ") and message in outcome.error
+    assert not outcome.out
