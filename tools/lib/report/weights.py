@@ -4,8 +4,6 @@ What the report knows of a bundle's keys and of how the kernel predicts stands h
 """
 from __future__ import annotations
 
-import contextlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +89,7 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
     chosen = np.array([place[name] for name in bundle["val_images"]])
     seen = np.setdiff1d(np.arange(len(train.images)), chosen)
     test = kernel.read_test(kernel.find_file(data, FILES[1]))
-    with contextlib.redirect_stdout(sys.stderr):  # the kernel's log; stdout is for the result
-        words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
+    words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
     return Validation(list(bundle["val_images"]), train.images[chosen], kernel.caption_views(train.image_of, chosen),
                       seen, train, test, words)
 
