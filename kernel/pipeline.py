@@ -115,6 +115,7 @@ class Knobs:
     margin: float = knob(0.2, "of the triplet loss", 0, 10)
     negatives: int = knob(3, "of the triplet loss: the hardest other images of the batch", 1)
     logit_block: int = knob(512, "rows of gallery logits held at once: bounds memory for any batch", 1)
+    prior: float = knob(1.0, "its weight in the blend, unless chosen weights gain more than their error", 0, 100)
     # its training
     epochs: int = knob(0, "ends at a rate of zero, so none is picked on validation; 0: by the number of photos")
     epoch_factor: float = knob(1.0, "times that number: cheap epochs can be more", 1e-3)
@@ -128,10 +129,10 @@ class Knobs:
 
 
 FIELDS = {one.name: one for one in dataclasses.fields(Knobs)}
-CLOSED_FORM: dict[str, Any] = {"network": "linear"}  # ridge, then residual whitening: seconds
+CLOSED_FORM: dict[str, Any] = {"network": "linear", "prior": 0.0}  # ridge, then residual whitening: seconds
 # Hardest images of the batch, on raw dot products: a third of the time of the softmax over all of them.
 TRIPLET: dict[str, Any] = {"loss": "triplet", "skip": False, "dropout": 0.7, "input_dropout": 0.1, "lr": 2e-3}
-TRIPLET |= {"batch": 2000, "epoch_factor": 1.25}
+TRIPLET |= {"batch": 2000, "epoch_factor": 1.25, "prior": 2.0}
 SOFTMAX: dict[str, Any] = {"epoch_factor": 0.67}  # over all images, raw and unit length at once
 JOINED: dict[str, Any] = {"sees": "both", "epoch_factor": 0.6}  # the same on vector and words
 WORDS: dict[str, Any] = {"sees": "words", "epoch_factor": 0.42, "word_rate": 4.0}
@@ -820,8 +821,8 @@ def triplet_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, k
     scores = (F.normalize(query, dim=1).to(gallery.dtype) @ gallery.T).float()
     right = scores.gather(1, own.unsqueeze(1))
     others = scores.scatter(1, own.unsqueeze(1), -math.inf)
-    hardest = others.topk(min(knobs.negatives, len(images) - 1), dim=1).values
-    return F.relu(knobs.margin + hardest - right).mean(dim=1)
+    count = min(knobs.negatives, len(images) - 1)  # none in a batch of one image
+    return F.relu(knobs.margin + others.topk(count, dim=1).values - right).sum(dim=1) / max(1, count)
 
 
 def cosine_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
@@ -958,28 +959,28 @@ class Blend:
     weights: np.ndarray  # (k,), sum 1
     repulsion: float
     predictions: np.ndarray  # (views, m, d): each image's by what was chosen on the other half of the images
-    chosen: bool  # weights were chosen; else they are equal
-    equal_mrr: float  # of equal weights, before repulsion
-    chosen_mrr: float  # of chosen ones: of each image by the weights of the other half
+    chosen: bool  # weights were chosen; else they are the priors
+    prior_mrr: float  # of the priors, before repulsion
+    chosen_mrr: float  # of chosen weights: of each image by those of the other half
 
 
-def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float, equal: list[bool]) -> Blend:
+def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float, priors: list[float]) -> Blend:
     """Weights and repulsion (none, half or all of it) by pool-100 raw MRR, for each member's predictions (views, m, d).
 
     Weights come from greedy forward selection with replacement (Caruana et al. 2004), unless that gains less than its
-    standard error over equal weights of the members marked in `equal`. What is chosen on one half of the pools is
-    measured on the other, both ways: the figure owes nothing to the choice.
+    standard error over weights in proportion to `priors`. What is chosen on one half of the pools is measured on the
+    other, both ways: the figure owes nothing to the choice.
     """
     units, length = np.stack([unit(one) for one in members]), float(np.linalg.norm(images, axis=1).mean())
     leads = np.stack([pool_leads(one, images) for one in units])
     pool = np.arange(len(images)) // POOL
     half = pool % 2 if pool[-1] else np.arange(len(images)) % 2  # a single pool is halved by its queries
     fitted = [greedy_weights(leads[:, :, half == side]) for side in (0, 1)]
-    same = np.array(equal, np.float32) / max(1, sum(equal))
+    prior = np.array(priors, np.float32) / (sum(priors) or math.inf)
     crossed = np.where(half == 1, *(mean_gains(np.tensordot(one, leads, 1)) for one in fitted))
-    gain = crossed - mean_gains(np.tensordot(same, leads, 1))
-    chosen = gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)) or not same.any()
-    *fitted, weights = [*fitted, greedy_weights(leads)] if chosen else [same] * 3
+    gain = crossed - mean_gains(np.tensordot(prior, leads, 1))
+    chosen = gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)) or not prior.any()
+    *fitted, weights = [*fitted, greedy_weights(leads)] if chosen else [prior] * 3
     picked = []
     for one, queries in zip((*fitted, weights), (half == 0, half == 1, half >= 0), strict=True):
         mean = np.tensordot(one, units, 1) * np.float32(length)
@@ -1220,7 +1221,7 @@ def train_network(
         knobs = dataclasses.replace(knobs, lr=at.lr)  # it may have been halved
         log(f"{name}: going on from epoch {at.epoch}, step {at.step}")
 
-    size, block, ends = batch_size(knobs, len(task.captions)), knobs.logit_block, at.seconds + allotted
+    size, block, ends = batch_size(knobs, len(task.captions)), knobs.logit_block, at.seconds + max(allotted, 1e-9)
     loss_sum = torch.tensor(at.loss_sum, device=task.text.device)
     wrong = torch.zeros_like(loss_sum)  # losses that are no number
     clock = saved = time.monotonic()
@@ -1256,7 +1257,8 @@ def train_network(
         if not in_numbers or (wrong and not learner.scaler.is_enabled()):  # a scaler leaves such a step out
             raise Diverged
         full = at.step == len(batches)
-        going = full and at.epoch + 1 < knobs.epochs and at.seconds < ends and not stop.reason
+        over = stop.reason == BUDGET  # a signal is looked at behind the next step
+        going = full and at.epoch + 1 < knobs.epochs and at.seconds < ends and not over
         row = {"epoch": at.epoch + 1, "loss": float(loss_sum) / at.step}
         at.history.append(row | watch(at.epoch + 1, not going, learner.network))
         log_row(at.history[-1])
@@ -1476,7 +1478,7 @@ class Outcome:
     members: list[Candidate]
     weights: list[float]
     repulsion: float
-    chosen: bool  # weights were chosen; else they are equal
+    chosen: bool  # weights were chosen; else they are the priors
     tables: dict[str, dict[str, float]]
     submitted: bool = False  # what predicts now has predicted the submission
 
@@ -1487,9 +1489,8 @@ class Outcome:
 
 def outcome_of(members: list[Candidate], problem: Problem, repulsion: float) -> Outcome:
     """The blend of all that is trained so far."""
-    networks = [one for one in members if one.knobs.network != "linear" and not one.drawn]
-    equal = [one in networks or not networks for one in members]
-    blend = choose_blend([one.predictions for one in members], problem.val_vectors, repulsion, equal)
+    priors = [0.0 if one.drawn else one.knobs.prior for one in members]
+    blend = choose_blend([one.predictions for one in members], problem.val_vectors, repulsion, priors)
     predictions = blend.predictions
     if len(members) == 1 and members[0].knobs.network == "mlp":  # the baseline's predictions keep their lengths
         predictions = members[0].predictions
@@ -1958,7 +1959,7 @@ def numbers_of(best: Outcome, problem: Problem, knobs: Knobs, records: Records) 
         "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         "pool": min(POOL, len(problem.val_images)),
         "repulsion": best.repulsion,
-        "weights": "chosen" if best.chosen else "equal",
+        "weights": "chosen" if best.chosen else "prior",
         "members": members,
         "left_out": records.left_out,
         "failures": records.failures,
@@ -1996,7 +1997,7 @@ def log_report(best: Outcome, records: Records, problem: Problem) -> None:
         figures = "".join(f"{value:8.4f}" for value in one.figures.values())
         trained = f"{one.validated.epochs:8.1f}{one.validated.seconds:9.1f}"
         log(f"{one.number:9}{weights.get(one.number, 0):8.2f}{figures}{trained}  {describe(one.knobs, records.knobs)}")
-    kind = "chosen by cross-validation" if best.chosen else "equal: choosing gains less than its error"
+    kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
     log(f"weights {kind}; repulsion {best.repulsion:g} of up to {records.knobs.repulsion:g}\n")
 
 

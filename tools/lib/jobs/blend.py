@@ -75,7 +75,7 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
     runs = {name: check_run(folder) for name, folder in folders.items()}
     exam, inputs = open_exam(data, runs)
     validated, final = zip(*(answers(run, exam) for run in runs.values()), strict=True)
-    found = kernel.choose_blend(list(validated), exam.gallery, exam.repulsion, [True] * len(runs))
+    found = kernel.choose_blend(list(validated), exam.gallery, exam.repulsion, [1.0] * len(runs))
     mean = kernel.unit(np.tensordot(found.weights, np.stack(final), 1)) * np.float32(exam.length)
     output.mkdir(parents=True, exist_ok=True)
     members = [member_facts(row, runs.get(row.name), dict(zip(runs, found.weights, strict=True))) for row in rows]
@@ -85,7 +85,7 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
         kernel.write_submission(parts.new(kernel.SUBMISSION), exam.test.caption_ids, predictions)
         facts |= {"seconds": {"total": round(time.monotonic() - start, 2)}}
         validation = kernel.evaluate(found.predictions, exam.gallery)
-        scores = {"equal_weights_mrr": found.equal_mrr, "fitted_weights_mrr": found.chosen_mrr}
+        scores = {"equal_weights_mrr": found.prior_mrr, "fitted_weights_mrr": found.chosen_mrr}
         metrics = facts | {"validation": validation, "members": members, "repulsion": found.repulsion, **scores}
         kernel.write_json(parts.new(kernel.METRICS), metrics)
         names = {name: run.folder.name for name, run in runs.items()}
