@@ -133,6 +133,7 @@ CLOSED_FORM: dict[str, Any] = {"network": "linear", "prior": 0.0}  # ridge, then
 # Hardest images of the batch, on raw dot products: a third of the time of the softmax over all of them.
 TRIPLET: dict[str, Any] = {"loss": "triplet", "skip": False, "dropout": 0.7, "input_dropout": 0.1, "lr": 2e-3}
 TRIPLET |= {"batch": 2000, "epoch_factor": 1.25, "prior": 2.0}
+TRIPLET_SQUARE: dict[str, Any] = TRIPLET | {"activation": "square", "prior": 1.0}
 SOFTMAX: dict[str, Any] = {"epoch_factor": 0.67}  # over all images, raw and unit length at once
 JOINED: dict[str, Any] = {"sees": "both", "epoch_factor": 0.6}  # the same on vector and words
 WORDS: dict[str, Any] = {"sees": "words", "epoch_factor": 0.42, "word_rate": 4.0}
@@ -145,9 +146,9 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "closed_form": [CLOSED_FORM],
     "align": [CLOSED_FORM, {}],
     # Networks that differ in what they see and what they minimise: kinds count, not numbers.
-    "ensemble": [CLOSED_FORM, TRIPLET, SOFTMAX, JOINED, WORDS],
+    "ensemble": [CLOSED_FORM, TRIPLET, SOFTMAX, JOINED, WORDS, TRIPLET_SQUARE],
     # The same, then draws around the best so far for as long as there is time.
-    "search": [CLOSED_FORM, TRIPLET, SOFTMAX, JOINED, WORDS],
+    "search": [CLOSED_FORM, TRIPLET, SOFTMAX, JOINED, WORDS, TRIPLET_SQUARE],
 }
 # What a draw of `search` may change, two at a time.
 DRAWS: dict[str, tuple] = {
