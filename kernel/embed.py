@@ -70,8 +70,9 @@ def make_parser() -> Parser:
                     allow_abbrev=False)
     add = parser.add_argument
     add("--captions", default="captions_train2017.json", metavar="FILE",
-        help="csv with the header image,caption, or COCO's captions json; a bare name is looked for below --photos")
-    add("--photos", type=Path, nargs="+", default=[Path("/kaggle/input")], metavar="DIR", help="the photos' folders")
+        help="csv with the header image,caption, or COCO's captions json: a path, or a name below --photos")
+    add("--input", type=Path, default=Path("/kaggle/input"), metavar="DIR", help="what is not named lies below it")
+    add("--photos", type=Path, nargs="+", metavar="DIR", help="the photos' folders (default: --input)")
     add("--output", type=Path, default=Path("/kaggle/working"), metavar="DIR", help="folder to write to")
     add("--check", default="train.npz" if ON_KAGGLE else None, metavar="FILE",
         help=f"embed {CHECKED} photos and captions of this train.npz first and stop if they differ from its vectors")
@@ -98,6 +99,7 @@ def resolve_knobs(settings: dict[str, Any], argv: Sequence[str] = ()) -> argpars
     """All options, checked: `argv` beats `settings` beats the defaults."""
     given = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     knobs = make_parser().parse_args([*given, *argv])
+    knobs.photos = knobs.photos or [knobs.input]
     if knobs.limit < 0 or not knobs.max_minutes > 0:
         raise UserError(f"--limit {knobs.limit} --max-minutes {knobs.max_minutes:g}: no less than 0 and more than 0")
     return knobs

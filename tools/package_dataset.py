@@ -2,6 +2,7 @@
 
     python tools/package_dataset.py --run runs/mine --dry-run     stage, check and show what would go
     python tools/package_dataset.py --run runs/mine               upload, wait until every file is there
+    python tools/package_dataset.py --run runs/aml-embed-pairs-v1  the pairs that kernel/embed.py made, as another one
 
 The dataset makes mode=predict and warm starts work in a kernel that attaches it. A version that already holds the
 same content is not uploaded again. Nothing but the known files goes: a secret or a foreign file stops everything.

@@ -6,7 +6,8 @@
     python tools/push_kernel.py --dry-run                          show what would be pushed
     python tools/push_kernel.py output --version 3                 wait for version 3 and fetch it
     python tools/push_kernel.py list                               sessions of the account: what runs, what holds a slot
-    python tools/push_kernel.py --init USER                        write your name into both metadata files, once
+    python tools/push_kernel.py --script embed --dataset OWNER/SLUG  photos and captions to pairs (docs/pairs.md)
+    python tools/push_kernel.py --init USER                        write your name into the metadata files, once
 
 The same script with the same settings is not pushed twice: an interrupted run goes on with the version that it made.
 """
@@ -55,7 +56,7 @@ def report(as_json: bool, version: Version, status: str, folder: Path | None = N
 
 def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None:
     """`status` and `output` of an earlier version."""
-    ref = order.staged_metadata(client.username)["id"]
+    ref = order.staged_metadata(client.username, script=arguments.script)["id"]
     version = push.chosen_version(client, ref, arguments.version, arguments.runs)
     if arguments.action == "status":
         status, message = client.kernels.status(version)
@@ -93,7 +94,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-wait", action="store_true", help="return once Kaggle has taken the push")
     parser.add_argument("--dry-run", action="store_true", help="stage, lint and show what would be pushed")
     parser.add_argument("--quota", action="store_true", help="show this week's accelerator hours and stop")
-    parser.add_argument("--init", metavar="USER", help="write the owner into both metadata files and stop")
+    parser.add_argument("--init", metavar="USER", help="write the owner into the metadata files and stop")
+    parser.add_argument("--script", choices=order.SCRIPTS, default="pipeline", help="which script of kernel/ to push")
     push.add_push_options(parser)
     return parser.parse_args(argv)
 
@@ -103,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.init is not None:
         return order.init_owner(arguments.init)
     time = order.SessionTime(arguments.timeout_minutes)
-    overrides = time.tell(order.read_overrides(arguments.recipe, arguments.set))
+    overrides = time.tell(order.read_overrides(arguments.recipe, arguments.set, arguments.script))
     client = connect()
     if arguments.quota:
         return print_quota(client, arguments.json)
@@ -111,8 +113,9 @@ def run(arguments: argparse.Namespace) -> None:
         return print_rows(["kernel", "version", "status", "age h", "holds"], sessions(client), arguments.json)
     if arguments.action != "push":
         return look_at_version(client, arguments)
-    metadata = order.staged_metadata(client.username, arguments.accelerator, arguments.dataset, arguments.kernel_source)
-    staged = order.stage(metadata, overrides, order.BUILD)
+    metadata = order.staged_metadata(client.username, arguments.accelerator, arguments.dataset,
+                                     arguments.kernel_source, arguments.script)
+    staged = order.stage(metadata, overrides, order.BUILD, arguments.script)
     if arguments.dry_run:
         return show_staged(staged, time, arguments.json)
     sources = order.source_versions(client, metadata, arguments.runs)

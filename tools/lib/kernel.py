@@ -4,6 +4,8 @@
     kernel.evaluate(predictions, gallery)
 
 It is loaded, and torch with it, when the first name is asked of it, once in a process.
+
+`load_script` loads the other scripts that go to Kaggle in the same way.
 """
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import ast
 import functools
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +36,18 @@ def recipe_names() -> list[str]:
     return []
 
 
-@functools.cache
 def load_kernel() -> ModuleType:
     """The module itself, for those who change it: a test."""
-    spec = importlib.util.spec_from_file_location("pipeline", KERNEL)
+    return load_script(KERNEL)
+
+
+@functools.cache
+def load_script(path: Path) -> ModuleType:
+    """A script as a module, loaded once in a process."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"{KERNEL}: cannot be loaded as a Python script")
+        raise InputError(f"{path}: cannot be loaded as a Python script")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["pipeline"] = module  # dataclasses look their module up by name
+    sys.modules[path.stem] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""A run as a private Kaggle dataset: staged, checked, uploaded, waited for.
+"""A run, its weights or its pairs, as a private Kaggle dataset: staged, checked, uploaded, waited for.
 
 A version that already holds the same content is not uploaded again. Nothing but the known files goes: a secret or a
 foreign file stops everything.
@@ -21,6 +21,7 @@ from lib import kernel, record
 from lib.jobs.lint import (
     DATASET_METADATA,
     OWNER_PLACEHOLDER,
+    PAIRS_METADATA,
     Finding,
     lint_dataset_metadata,
     lint_script,
@@ -30,11 +31,13 @@ from lib.jobs.lint import (
 )
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Conflict, KaggleError
-from lib.project import KERNEL, REPO, ToolError, sha256_of
-from lib.runs import RESUME_STATES, payload_of, read_run_json
+from lib.project import KERNEL, REPO, InputError, ToolError, sha256_of
+from lib.runs import RESUME_STATES, damaged_files, payload_of, read_run_json
 
 BUILD = REPO / "build" / "dataset"
 CARD = Path(__file__).with_name("card.md")  # a template, so not in kaggle_dataset/, which may be uploaded as it is
+PAIRS_CARD = Path(__file__).with_name("pairs_card.md")
+PAIRS = "pairs.npz"
 README = "README.md"
 CODE = "pipeline.py"
 METADATA = "dataset-metadata.json"
@@ -66,7 +69,7 @@ class Staged:
 def allowed_files() -> frozenset[str]:
     """The only names, or patterns of names, that may lie in a staged folder."""
     of_run = {kernel.METRICS, kernel.MANIFEST, kernel.FINAL_MODEL, kernel.VALIDATED_MODEL, kernel.RESUME_RUN}
-    return frozenset({METADATA, README, CODE, RESUME_STATES} | of_run)
+    return frozenset({METADATA, README, CODE, RESUME_STATES, PAIRS} | of_run)
 
 
 def lint_folder(folder: Path, allowed: Collection[str]) -> list[Finding]:
@@ -110,7 +113,6 @@ def validation_table(metrics: dict[str, Any]) -> str:
 
 def render_card(metadata: dict[str, Any], run: Path, metrics: dict[str, Any], files: dict[str, dict[str, Any]]) -> str:
     """The dataset card: what it holds, how good it is, how it is used."""
-    rows = [f"| {name} | {facts['bytes']:,} | `{facts['sha256'][:16]}` |" for name, facts in files.items()]
     template = Template(CARD.read_text(encoding="utf-8"))
     return template.substitute(
         title=metadata["title"],
@@ -121,8 +123,14 @@ def render_card(metadata: dict[str, Any], run: Path, metrics: dict[str, Any], fi
         dtype=metrics.get("dtype", "unknown"),
         seconds=round(metrics.get("seconds", {}).get("total", 0), 1),
         validation=validation_table(metrics),
-        files="\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows]),
+        files=files_table(files),
     )
+
+
+def files_table(files: dict[str, dict[str, Any]]) -> str:
+    """Files with size and digest as a markdown table."""
+    rows = [f"| {name} | {facts['bytes']:,} | `{facts['sha256'][:16]}` |" for name, facts in files.items()]
+    return "\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows])
 
 
 def fill_folder(folder: Path, run: Path, owner: str) -> None:
@@ -133,19 +141,52 @@ def fill_folder(folder: Path, run: Path, owner: str) -> None:
     shutil.copyfile(KERNEL, folder / CODE)
     files = facts_of(folder, [*names, CODE])
     metrics = read_run_json(run, kernel.METRICS) if kernel.METRICS in names else {}
-    metadata = read_metadata(DATASET_METADATA)
-    metadata["id"] = metadata["id"].replace(OWNER_PLACEHOLDER, owner)
-    metadata["description"] = card = render_card(metadata, run, metrics, files)
+    metadata = owned_metadata(DATASET_METADATA, owner)
+    describe(folder, run, metadata, render_card(metadata, run, metrics, files), files)
+
+
+def holds_pairs(run: Path) -> bool:
+    """Whether `kernel/embed.py` made the run."""
+    return (run / kernel.MANIFEST).is_file() and PAIRS in (read_run_json(run, kernel.MANIFEST).get("outputs") or {})
+
+
+def fill_with_pairs(folder: Path, run: Path, owner: str) -> None:
+    """The same for a run of `kernel/embed.py`: its pairs, with a card of their own."""
+    made = read_run_json(run, kernel.MANIFEST)
+    if problems := damaged_files(run, made["outputs"]):
+        raise InputError(f"{run}: {problems[0]}; the pairs are damaged: make or fetch them again")
+    shutil.copyfile(run / PAIRS, folder / PAIRS)
+    files, metadata = facts_of(folder, [PAIRS]), owned_metadata(PAIRS_METADATA, owner)
+    check = made.get("check") or {}
+    card = Template(PAIRS_CARD.read_text(encoding="utf-8")).substitute(
+        title=metadata["title"], slug=metadata["id"].partition("/")[2], files=files_table(files),
+        captions=f"{made['num_captions']:,}", images=f"{made['num_images']:,}", text_dim=made["embedding_dim_text"],
+        image_dim=made["embedding_dim_image"], image_model=made["photos"]["model"],
+        text_model=made["captions"]["model"],
+        check=", ".join(f"{what} cosine {part['mean']:.5f}" for what, part in check.items()) or "no, not compared",
+    )
+    describe(folder, run, metadata, card, files)
+
+
+def owned_metadata(path: Path, owner: str) -> dict[str, Any]:
+    """A dataset's metadata with the owner filled in."""
+    metadata = read_metadata(path)
+    return metadata | {"id": metadata["id"].replace(OWNER_PLACEHOLDER, owner)}
+
+
+def describe(folder: Path, run: Path, metadata: dict[str, Any], card: str, files: dict[str, dict]) -> None:
+    """Write the card, the metadata and the manifest of a dataset's `files`."""
     (folder / README).write_text(card, encoding="utf-8")
-    (folder / METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    (folder / METADATA).write_text(json.dumps(metadata | {"description": card}, indent=1) + "\n", encoding="utf-8")
     manifest = {"run": run.name, "content": content_hash(files), "files": files}
     (folder / kernel.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def check_folder(folder: Path, staged: bool) -> Staged:
     """Lint a folder that is about to go; what it holds, if nothing was found."""
-    findings = lint_folder(folder, allowed_files())
-    findings += lint_dataset_metadata(folder / METADATA, staged) + lint_script(folder / CODE)
+    findings = lint_folder(folder, allowed_files()) + lint_dataset_metadata(folder / METADATA, staged)
+    if not (folder / PAIRS).exists():  # pairs go without code
+        findings += lint_script(folder / CODE)
     refuse(findings)
     manifest = read_run_json(folder, kernel.MANIFEST)
     files = facts_of(folder, (path.name for path in folder.iterdir() if path.name != METADATA))
@@ -153,8 +194,9 @@ def check_folder(folder: Path, staged: bool) -> Staged:
 
 
 def stage(run: Path, folder: Path, owner: str) -> Staged:
-    """A fresh build folder for the weights of `run`; foreign files in an old one are refused, never deleted."""
-    refuse(lint_folder(DATASET_METADATA.parent, {METADATA, README}))
+    """A fresh build folder for the weights, or pairs, of `run`; foreign files in an old one are refused."""
+    fill, metadata = (fill_with_pairs, PAIRS_METADATA) if holds_pairs(run) else (fill_folder, DATASET_METADATA)
+    refuse(lint_folder(metadata.parent, {METADATA, README}))
     if folder.exists():
         refuse(lint_folder(folder, allowed_files()))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +205,7 @@ def stage(run: Path, folder: Path, owner: str) -> Staged:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
-        fill_folder(fresh, run, owner)
+        fill(fresh, run, owner)
         staged = check_folder(fresh, staged=owner != OWNER_PLACEHOLDER)
         if folder.exists():
             folder.replace(Path(temporary) / "old")

@@ -19,7 +19,9 @@ from lib.project import REPO, InputError
 
 OWNER_PLACEHOLDER = "INSERT_KAGGLE_USERNAME"
 KERNEL_METADATA = REPO / "kernel-metadata.json"
+EMBED_METADATA = REPO / "embed-metadata.json"
 DATASET_METADATA = REPO / "kaggle_dataset" / "dataset-metadata.json"
+PAIRS_METADATA = REPO / "kaggle_pairs" / "dataset-metadata.json"
 
 KERNEL_KEYS = (
     "id", "id_no", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
@@ -66,7 +68,7 @@ LICENCES = (
 
 SCRIPT_BYTES = 1_000_000
 SCRIPT_PYTHON = (3, 12)  # the Kaggle image's Python
-SCRIPT_PACKAGES = frozenset({"torch", "numpy", "pandas", "matplotlib", "PIL"})
+SCRIPT_PACKAGES = frozenset({"torch", "numpy", "pandas", "matplotlib", "PIL", "transformers"})
 GONE_IN_SCRIPT_PYTHON = frozenset({"asynchat", "asyncore", "distutils", "imp", "smtpd"})
 SECRET_NAMES = re.compile(
     r"kaggle\.json|credentials\.json|access_token.*|\.env.*|\.netrc|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx)"

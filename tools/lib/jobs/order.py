@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib import kernel
 from lib.jobs.dataset import READY_MINUTES, recorded_version, wait_ready
 from lib.jobs.lint import (
     DATASET_METADATA,
+    EMBED_METADATA,
     KERNEL_METADATA,
     OVERRIDES_LINE,
     OWNER_PLACEHOLDER,
+    PAIRS_METADATA,
     lint_kernel_metadata,
     lint_script,
     lint_secrets,
@@ -32,11 +33,13 @@ from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
-from lib.project import REPO, InputError, atomic_path
+from lib.kernel import load_script
+from lib.project import KERNEL, REPO, InputError, atomic_path
 
 BUILD = REPO / "build" / "kernel"
 SESSION_LIMIT_MINUTES = 720.0  # Kaggle ends a session after 12 hours
 NO_ACCELERATOR = "none"
+SCRIPTS = ("pipeline", "embed")  # below kernel/
 
 
 # ------------------------------------------------------------------------------------------------- time
@@ -100,24 +103,31 @@ def with_overrides(text: str, overrides: dict[str, Any]) -> str:
     return OVERRIDES_LINE.sub(lambda _: line, text)
 
 
-def read_overrides(recipe: str | None, settings: list[str]) -> dict[str, Any]:
-    """`--recipe` and `--set` as typed values, checked by the kernel itself before anything is pushed."""
-    overrides = dict(kernel.parse_setting(setting) for setting in settings)
+def metadata_of(script: str) -> Path:
+    """The metadata that one of the SCRIPTS is pushed with."""
+    return EMBED_METADATA if script == "embed" else KERNEL_METADATA
+
+
+def read_overrides(recipe: str | None, settings: list[str], script: str = "pipeline") -> dict[str, Any]:
+    """`--recipe` and `--set` as typed values, checked by the script itself before anything is pushed."""
+    module = load_script(KERNEL.with_name(f"{script}.py"))
+    overrides = dict(module.parse_setting(setting) for setting in settings)
     if recipe is not None:
         overrides = {"recipe": recipe, **overrides}
-    kernel.resolve_knobs(overrides)
+    module.resolve_knobs(overrides)
     return overrides
 
 
 def staged_metadata(
-    user: str, accelerator: str | None = None, datasets: Sequence[str] = (), kernels: Sequence[str] = ()
+    user: str, accelerator: str | None = None, datasets: Sequence[str] = (), kernels: Sequence[str] = (),
+    script: str = "pipeline"
 ) -> dict[str, Any]:
-    """kernel-metadata.json with the owner filled in and the sources of this push added."""
-    metadata = read_metadata(KERNEL_METADATA)
+    """A script's metadata with the owner filled in and the sources of this push added."""
+    metadata = read_metadata(metadata_of(script))
     metadata["id"] = str(metadata.get("id", "")).replace(OWNER_PLACEHOLDER, user)
     owner = metadata["id"].partition("/")[0]
     if owner.lower() != user.lower():
-        print(f"warning: {KERNEL_METADATA.name} says id {metadata['id']}, but the signed-in user is {user}: Kaggle "
+        print(f"warning: {metadata_of(script).name} says id {metadata['id']}, but the signed-in user is {user}: Kaggle "
               f"refuses a push for another owner; write {OWNER_PLACEHOLDER} or {user} there", file=sys.stderr)
     for key, added in (("dataset_sources", datasets), ("kernel_sources", kernels)):
         full = [ref if "/" in ref else f"{user}/{ref}" for ref in added]
@@ -130,31 +140,32 @@ def staged_metadata(
     return metadata
 
 
-def stage(metadata: dict[str, Any], overrides: dict[str, Any], folder: Path) -> Staged:
+def stage(metadata: dict[str, Any], overrides: dict[str, Any], folder: Path, script: str = "pipeline") -> Staged:
     """Write and lint the folder that is pushed: the metadata and a copy of the script with its overrides."""
-    refuse(lint_kernel_metadata(KERNEL_METADATA))
-    source = KERNEL_METADATA.parent / metadata["code_file"]
+    refuse(lint_kernel_metadata(metadata_of(script)))
+    source = metadata_of(script).parent / metadata["code_file"]
     refuse(lint_script(source))
     text = with_overrides(source.read_text(encoding="utf-8"), overrides)
-    script = folder / metadata["code_file"]
-    with atomic_path(script) as temporary:
+    copy = folder / metadata["code_file"]
+    with atomic_path(copy) as temporary:
         temporary.write_text(text, encoding="utf-8")
     with atomic_path(folder / KERNEL_METADATA.name) as temporary:
         temporary.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-    refuse(lint_kernel_metadata(folder / KERNEL_METADATA.name, staged=True) + lint_secrets(script))
+    refuse(lint_kernel_metadata(folder / KERNEL_METADATA.name, staged=True) + lint_secrets(copy))
     return Staged(folder, metadata, text, overrides)
 
 
 def init_owner(user: str) -> None:
-    """Write the owner into both metadata files, for those who push by hand."""
+    """Write the owner into the metadata files, for those who push by hand."""
     if not user.replace("-", "").replace("_", "").isalnum():
         raise InputError(f"--init {user!r}: not a Kaggle user name; it is the last part of your profile's address")
-    for path in (KERNEL_METADATA, DATASET_METADATA):
+    paths = (KERNEL_METADATA, EMBED_METADATA, DATASET_METADATA, PAIRS_METADATA)
+    for path in paths:
         text = path.read_text(encoding="utf-8")
         if OWNER_PLACEHOLDER not in text:
             owner = read_metadata(path)["id"].partition("/")[0]
             raise InputError(f"{path.name}: the owner is {owner} already; edit the file to change it")
-    for path in (KERNEL_METADATA, DATASET_METADATA):
+    for path in paths:
         with atomic_path(path) as temporary:
             temporary.write_text(path.read_text(encoding="utf-8").replace(OWNER_PLACEHOLDER, user), encoding="utf-8")
         print(f"{path.name}: owner {user}")
