@@ -1,4 +1,4 @@
-"""Lint what goes to Kaggle: kernel-metadata.json, dataset-metadata.json and the kernel script, by Kaggle's real rules.
+"""Lint what goes to Kaggle: the metadata of both kernels and both datasets and the scripts, by Kaggle's real rules.
 
     python tools/kaggle_lint.py
 
@@ -13,7 +13,9 @@ from pathlib import Path
 
 from lib.jobs.lint import (
     DATASET_METADATA,
+    EMBED_METADATA,
     KERNEL_METADATA,
+    PAIRS_METADATA,
     lint_dataset_metadata,
     lint_kernel_metadata,
     lint_script,
@@ -24,20 +26,26 @@ from lib.project import InputError, run_tool
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Lint the repository's own metadata files and its kernel."""
+    """Lint the repository's own metadata files and its scripts."""
     parser = argparse.ArgumentParser(
-        description="Lint kernel-metadata.json, dataset-metadata.json and the kernel script by Kaggle's rules.",
+        description="Lint the metadata of kernels and datasets and the kernels' scripts by Kaggle's rules.",
         epilog="example: python tools/kaggle_lint.py --json\n\nexit codes: 0 nothing to report, 2 findings",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--kernel-metadata", type=Path, default=KERNEL_METADATA, metavar="FILE")
-    parser.add_argument("--dataset-metadata", type=Path, default=DATASET_METADATA, metavar="FILE")
+    parser.add_argument("--kernel-metadata", type=Path, nargs="*", default=[KERNEL_METADATA, EMBED_METADATA],
+                        metavar="FILE")
+    parser.add_argument("--dataset-metadata", type=Path, nargs="*", default=[DATASET_METADATA, PAIRS_METADATA],
+                        metavar="FILE")
     parser.add_argument("--json", action="store_true", help="the findings as a JSON list on stdout")
     arguments = parser.parse_args(argv)
-    script = arguments.kernel_metadata.parent / str(read_metadata(arguments.kernel_metadata).get("code_file", ""))
-    findings = lint_kernel_metadata(arguments.kernel_metadata) + lint_dataset_metadata(arguments.dataset_metadata)
-    if script.is_file():  # a code_file that does not exist is a finding of the metadata
-        findings += lint_script(script)
+    findings = []
+    for path in arguments.kernel_metadata:
+        findings += lint_kernel_metadata(path)
+        script = path.parent / str(read_metadata(path).get("code_file", ""))
+        if script.is_file():  # a code_file that does not exist is a finding of the metadata
+            findings += lint_script(script)
+    for path in arguments.dataset_metadata:
+        findings += lint_dataset_metadata(path)
     if arguments.json:
         print(json.dumps([vars(finding) for finding in findings], indent=1))
         return InputError.exit_code if findings else 0

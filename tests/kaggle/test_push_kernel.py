@@ -9,8 +9,9 @@ import package_dataset
 import push_kernel
 from drawn import TINY
 from kaggle_runs import competition_files, outputs_of_run, write_tree
+from lib.jobs import lint
 from lib.jobs.fetch import Output
-from lib.jobs.lint import DATASET_METADATA, KERNEL_METADATA
+from lib.jobs.lint import KERNEL_METADATA
 from lib.kaggle_api.kernels import Kernels
 from lib.project import KERNEL, InputError, ToolError
 from stand_in import Fault, Plan
@@ -127,12 +128,14 @@ def test_a_wrong_key(push, kaggle):
 
 
 def test_init_writes_the_owner_once_and_the_official_client_can_push_it(tmp_path, monkeypatch, kaggle, capsys):
-    for path in (KERNEL_METADATA, DATASET_METADATA):
-        write_tree(tmp_path, {path.name: path.read_bytes()})
-    monkeypatch.setattr("lib.jobs.order.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
-    monkeypatch.setattr("lib.jobs.order.DATASET_METADATA", tmp_path / "dataset-metadata.json")
+    for name in ("KERNEL", "EMBED", "DATASET", "PAIRS"):
+        content = getattr(lint, f"{name}_METADATA").read_bytes()
+        monkeypatch.setattr(f"lib.jobs.order.{name}_METADATA", tmp_path / f"{name.lower()}-metadata.json")
+        write_tree(tmp_path, {f"{name.lower()}-metadata.json": content})
     assert push_kernel.main(["--init", "tester"]) == 0
-    for name, ref in (("kernel-metadata.json", REF), ("dataset-metadata.json", "tester/aml-alignment-weights")):
+    for name, ref in (("kernel-metadata.json", REF), ("embed-metadata.json", "tester/aml-embed-pairs"),
+                      ("dataset-metadata.json", "tester/aml-alignment-weights"),
+                      ("pairs-metadata.json", "tester/aml-alignment-pairs")):
         assert json.loads((tmp_path / name).read_text())["id"] == ref
     with pytest.raises(InputError, match="the owner is tester already"):
         push_kernel.main(["--init", "ada"])

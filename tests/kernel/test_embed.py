@@ -1,10 +1,6 @@
-"""Photos and captions to pairs.npz: pooled as by hand, resumed as if never killed, checked, and read by the kernel.
-
-The encoders are tiny random models of the real ones' classes, made and saved here: nothing is downloaded.
-"""
+"""Photos and captions to pairs.npz: pooled as by hand, resumed as if never killed, checked, and read by the kernel."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -15,18 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-SCRIPT = Path(__file__).resolve().parents[2] / "kernel" / "embed.py"
-PROCESSOR = {"image_processor_type": "BitImageProcessor", "do_resize": True, "size": {"shortest_edge": 32},
-             "resample": 3, "do_center_crop": True, "crop_size": {"height": 28, "width": 28}, "do_rescale": True,
-             "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.485, 0.456, 0.406],
-             "image_std": [0.229, 0.224, 0.225], "do_convert_rgb": True}
+from lib.kernel import load_script
+from lib.project import KERNEL
+from tiny_encoders import PROCESSOR, save_encoders
+
+SCRIPT = KERNEL.with_name("embed.py")
 CAPTIONS = {f"{i}.jpg": [f"a dog, number {i}" + " and another one" * k for k in range(1 + i % 3)] for i in range(11)}
 
 
@@ -34,30 +28,14 @@ CAPTIONS = {f"{i}.jpg": [f"a dog, number {i}" + " and another one" * k for k in 
 @pytest.fixture(scope="module")
 def embed() -> types.ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("embed", SCRIPT)
-    module = sys.modules["embed"] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny DINOv2 and a tiny RoBERTa, each saved as the hub's are."""
-    pytest.importorskip("transformers", reason="pip install -r requirements-embed.txt")
-    from transformers import Dinov2Config, Dinov2Model, RobertaConfig, RobertaModel
-
+    """A folder with a tiny DINOv2 and a tiny RoBERTa."""
     folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14,
-                             use_swiglu_ffn=True)).save_pretrained(folder / "photos")
-    (folder / "photos" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *map(chr, range(33, 127)), "Ġ"]  # bytes; Ġ is the space
-    RobertaModel(RobertaConfig(vocab_size=len(tokens), hidden_size=12, num_hidden_layers=2, num_attention_heads=2,
-                               intermediate_size=24, max_position_embeddings=140, pad_token_id=1,
-                               initializer_range=0.5)).save_pretrained(folder / "captions")
-    (folder / "captions" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "captions" / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "captions" / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 512}))
+    save_encoders(folder / "photos", folder / "captions")
     return folder
 
 
@@ -179,9 +157,9 @@ def test_weights_of_another_model_are_refused(embed, models: Path, tmp_path: Pat
     for path in (models / "captions").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
-    del weights["encoder.layer.1.output.dense.weight"]
+    del weights["encoder.layer.0.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(embed.UserError, match=r"its weights lack encoder.layer.1.output.dense.weight \(1 in all\)"):
+    with pytest.raises(embed.UserError, match=r"its weights lack encoder.layer.0.output.dense.weight \(1 in all\)"):
         embed.TextEncoder(str(tmp_path), torch.device("cpu"), torch.float32)
 
 
