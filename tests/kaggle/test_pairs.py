@@ -143,7 +143,8 @@ def world(kaggle, kernel, tmp_path, monkeypatch):
 
     names, test_names = [f"{i}.jpg" for i in range(220)], [f"t{i}.jpg" for i in range(100)]
     photos = draw_photos([*names, *test_names], 1, tmp_path / "photos")
-    (tmp_path / "all.csv").write_text("image,caption\n" + "".join(f"{n},{say('abcdefghij')}\n" for n in photos for _ in range(5)))
+    rows = [f"{name},{say('abcdefghij')}" for name in photos for _ in range(5)]
+    (tmp_path / "all.csv").write_text("\n".join(["image,caption", *rows]))
     embed = load_script(SCRIPT)
     models = [next((tmp_path / "hub" / "hub").glob(f"models--{kind}*/snapshots/*")) for kind in ("facebook", "sent")]
     options = ["--captions", tmp_path / "all.csv", "--photos", tmp_path / "photos", "--output", tmp_path / "vectors",
