@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     slug = arguments.competition
     client = connect() if arguments.kernel else None
     candidate = find_candidate(client, arguments)
-    submission.check_csv(candidate.path, arguments.data)
+    submission.check_csv(candidate.path, arguments.data, slug)
     client = client or connect()
     with competition_errors(slug):
         ref = submission.submit(client, slug, candidate, arguments.runs, arguments.again)

@@ -1,4 +1,5 @@
 """From the repository's state to a score: end to end with the real kernel, and interrupted at every step."""
+import hashlib
 import json
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from kaggle_runs import (
     outputs_of_run,
     write_tree,
 )
+from lib.data import Known
 from lib.jobs import dataset, fetch, submission
 from lib.jobs.dataset import facts_of
 from lib.jobs.fetch import Output
@@ -45,6 +47,8 @@ def competition(kaggle, kernel, tmp_path):
 @pytest.fixture
 def run_ship(tmp_path, competition, monkeypatch):
     """Call the tool with everything in the test's folder."""
+    known = {name: Known(len(data), hashlib.sha256(data).hexdigest()) for name, data in competition.files.items()}
+    monkeypatch.setattr("lib.jobs.submission.KNOWN", known)
     monkeypatch.setattr("lib.jobs.order.BUILD", tmp_path / "build" / "kernel")
     monkeypatch.setattr("lib.jobs.dataset.BUILD", tmp_path / "build" / "dataset")
     fixed = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]

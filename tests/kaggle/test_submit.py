@@ -10,6 +10,7 @@ import pytest
 import submit
 from kaggle_runs import competition_files, write_tree
 from lib import record
+from lib.data import KNOWN
 from lib.jobs.submission import read_message
 from lib.project import sha256_of
 from stand_in import Fault, Plan, metric_score
@@ -38,10 +39,11 @@ def run_folder(tmp_path, kernel) -> Path:
     return folder
 
 
-def write_manifest(folder: Path, kernel) -> None:
+def write_manifest(folder: Path, kernel, inputs: dict | None = None) -> None:
     outputs = {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
                for name in (kernel.SUBMISSION, kernel.METRICS)}
-    (folder / kernel.MANIFEST).write_text(json.dumps({"complete": True, "outputs": outputs, "inputs": {}}))
+    (folder / kernel.MANIFEST).write_text(json.dumps({"complete": True, "outputs": outputs,
+                                                        "inputs": inputs or {}}))
 
 
 @pytest.fixture
@@ -133,6 +135,18 @@ def test_a_csv_that_was_changed_after_its_run_is_refused(go, run_folder, kernel,
     kernel.write_submission(run_folder / kernel.SUBMISSION, IDS, RIGHT * 2)
     done = go()
     assert done.code == 2 and "was changed after the run" in done.error and kaggle.calls == []
+
+
+@pytest.mark.parametrize(("digest", "slug", "code"), [
+    ("0" * 64, SLUG, 2), (next(known.sha256 for name, known in KNOWN.items() if name.endswith("clean.npz")), SLUG, 0),
+    ("0" * 64, "another-competition", 0)])
+def test_a_csv_belongs_to_the_competition_whose_captions_it_answers(go, run_folder, kernel, kaggle, digest, slug, code):
+    """The drawn sample's csv is refused before credentials are asked for."""
+    kaggle.competitions["another-competition"] = kaggle.competitions[SLUG]
+    write_manifest(run_folder, kernel, {"test.clean.npz": {"sha256": digest}})
+    done = go("--competition", slug)
+    assert done.code == code
+    assert code == 0 or ("answers other test captions than those of aml-competition" in done.error and not kaggle.calls)
 
 
 # ---- once ----

@@ -71,9 +71,10 @@ def test_passing_the_baseline_counts_the_slowest_seed():
 
 
 def test_work_of_a_member_with_a_gallery(kernel):
-    knobs = kernel.resolve_knobs({"hidden": 8})
-    member = {"knobs": {"network": "align"}, "state": kernel.AlignNet(4, 6, knobs).state_dict()}
-    assert network_flops(member, gallery=100, d_image=6) == 6 * (4 * 8 + 8 * 6 + 4 * 6) + 4 * 100 * 6
+    knobs = kernel.resolve_knobs({"recipe": "align", "hidden": 8})
+    state = kernel.AlignNet(4, 6, knobs).state_dict()
+    weights = sum(value.numel() for value in state.values() if value.dim() == 2)
+    assert network_flops(knobs, gallery=100, d_text=4, d_image=6) == 6 * weights + 4 * 100 * 6
 
 
 def test_matmul_peak_is_a_rate():
@@ -131,7 +132,7 @@ def test_scaling_axes_cover_two_decades():
 
 def test_scaling_fits_the_exponents(tmp_path, monkeypatch, capsys):
     def train(problem: scaling.Problem, settings: list[str], folder: Path) -> tuple[float, float]:
-        grown = problem.captions * problem.gallery * problem.dimension**2 * problem.members
+        grown = problem.captions * problem.gallery * problem.dimension**2
         return 1e-3 * problem.captions + 1e-9 * grown, 400 + 1e-3 * problem.dimension**2
 
     monkeypatch.setattr(scaling, "train", train)
@@ -139,14 +140,16 @@ def test_scaling_fits_the_exponents(tmp_path, monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out)
     fitted = result["exponents"]
     assert fitted["captions"]["time"] == pytest.approx(1) and 1.5 < fitted["dimension"]["time"] <= 2
-    assert fitted["members"]["memory"] is None and fitted["dimension"]["memory"] == pytest.approx(2, abs=0.1)
+    assert fitted["dimension"]["memory"] == pytest.approx(2, abs=0.1)
+    assert scaling.exponents([scaling.Point(size, 1.0, 2.0) for size in (10, 100)])["memory"] is None  # too little
     assert (tmp_path / "scaling.png").read_bytes().startswith(PNG)
     assert (tmp_path / "scaling.md").read_text().startswith("| what grows |")
 
 
 def test_scaling_point_is_a_real_training(tmp_path, kernel):
-    problem = scaling.Problem(captions=300, gallery=60, dimension=8, members=2)
+    problem = scaling.Problem(captions=300, gallery=60, dimension=8)
     seconds, mebibytes = scaling.train(problem, ["device=cpu", "dtype=float32"], tmp_path)
     assert 0 < seconds < 60 and 50 < mebibytes < 4000
     knobs = json.loads((tmp_path / kernel.MANIFEST).read_text())["knobs"]
-    assert (knobs["hidden"], knobs["members"], knobs["epochs"]) == (8, 2, scaling.EPOCHS)
+    assert (knobs["hidden"], knobs["epochs"]) == (8, scaling.EPOCHS)
+    assert len(json.loads((tmp_path / kernel.METRICS).read_text())["members"]) == 1

@@ -35,7 +35,8 @@ def send_when(condition, number: int) -> threading.Thread:
         end = time.monotonic() + 60
         while not condition() and time.monotonic() < end:
             time.sleep(0.02)
-        os.kill(os.getpid(), number)
+        if condition():
+            os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
@@ -57,9 +58,9 @@ def test_run_with_json(tmp_path, capfd):
 def test_interrupted_run_goes_on(tmp_path, capfd):
     """Ctrl-C reaches the kernel once, it checkpoints; the same output folder goes on and ends with the table."""
     data, output = draw_data(tmp_path / "data"), tmp_path / "mine"
-    command = ["--data", str(data), "--output", str(output), "--runs", str(tmp_path), *TINY, "--set=epochs=20",
+    command = ["--data", str(data), "--output", str(output), "--runs", str(tmp_path), *TINY, "--set=epochs=60",
                "--set=eval_every=1", "--set=checkpoint_seconds=0.1"]
-    sender = send_when(lambda: any(output.glob("resume_validate_0.pth")), signal.SIGINT)
+    sender = send_when(lambda: any(output.glob("resume_validate_1.pth")), signal.SIGINT)
     assert run_local.main(command) == 130
     sender.join()
     assert f"--output {output}" in capfd.readouterr().err.splitlines()[-1] and not record.read(tmp_path)
@@ -79,6 +80,13 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 (output / "started").touch()
 print("started", flush=True)
 time.sleep(60)"""
+
+
+def test_a_signal_while_the_child_loads_its_libraries_is_no_traceback(tmp_path, monkeypatch):
+    script(tmp_path / "importing.py", "(output / 'started').touch(); time.sleep(60)", monkeypatch)
+    send_when((tmp_path / "started").exists, signal.SIGINT)
+    lines: list[str] = []
+    assert (run_kernel(tmp_path, tmp_path, [], lines.append).code, lines) == (130, [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

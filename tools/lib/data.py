@@ -39,14 +39,17 @@ def missing(folder: Path, name: str) -> str:
     return ""
 
 
-def choose_data(given: Path | None) -> Path:
-    """The folder with the competition's files: the one given, else data/, else the sample data set, drawn once."""
+def choose_data(given: Path | None, draw: bool = True) -> Path:
+    """The folder with the competition's files: the one given, else data/, else the sample data set, drawn once.
+
+    `draw`: whether the sample is drawn where it was not drawn before.
+    """
     if given is not None:
         if not given.is_dir():
             raise InputError(f"--data {given}: no such folder; python tools/download_data.py fetches the real data")
         return given
     if not os.path.lexists(DATA):
-        return sample()
+        return sample(draw)
     if all(problems := [missing(DATA, name) for name in FILES]):  # predicting needs one of them only
         broken = DATA.is_symlink() and not DATA.exists()
         reason = f"{DATA}: links to {DATA.readlink()}, which is not there" if broken else problems[0]
@@ -54,13 +57,15 @@ def choose_data(given: Path | None) -> Path:
     return DATA
 
 
-def sample() -> Path:
+def sample(draw: bool) -> Path:
     """The sample data set, drawn once: in the repository, or in the user's cache where that cannot be written."""
     from lib.sample import layout  # numpy and pillow: not needed where the data is there
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aml-text-to-image-alignment" / "sample"
     folder = SAMPLE if SAMPLE.exists() or can_be_made(SAMPLE) else cache
     drawn = folder.exists()  # all of it or nothing
+    if not drawn and not draw:
+        raise InputError(f"no {DATA} and no sample data set in {folder}; --data DIR names the data")
     print(f"no {DATA}: {'using' if drawn else 'drawing'} the sample data set in {folder}; "
           "python tools/download_data.py fetches the real data", file=sys.stderr)
     if not drawn:

@@ -37,20 +37,25 @@ class Forwarder:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
-        self.early: list[int] = []
+        self.received: list[int] = []
+        self.imports = True  # so far the process only loads its libraries: Ctrl-C would be a traceback out of one
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """A signal came."""
-        if self.process is None:
-            self.early.append(number)
-        else:
-            self.process.send_signal(number)
+        self.received.append(number)
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM if self.imports else number)
 
     def to(self, process: subprocess.Popen) -> None:
         """The process is there."""
         self.process = process
-        for number in self.early:
-            process.send_signal(number)
+        if self.received:
+            process.terminate()
+
+    def code(self, code: int) -> int:
+        """The exit code of a process that ended with `code`: 128 + n after signal n, the first one that came here."""
+        code = 128 - code if code < 0 else code
+        return 128 + self.received[0] if self.received and code in STOPPED else code
 
 
 def run_kernel(data: Path, output: Path, arguments: list[str], log: Callable[[str], None]) -> Ended:
@@ -66,13 +71,13 @@ def run_kernel(data: Path, output: Path, arguments: list[str], log: Callable[[st
     ) as process, stopped_on_failure(process):
         forwarder.to(process)
         for line in process.stdout or ():
+            forwarder.imports = False
             if line.startswith("error: "):
                 error = line.removeprefix("error: ").strip()
             else:
                 log(line.rstrip("\n"))
         process.wait()
-    code = process.returncode
-    return Ended(128 - code if code < 0 else code, error)
+    return Ended(forwarder.code(process.returncode), error)
 
 
 @contextlib.contextmanager

@@ -180,14 +180,14 @@ def damage(path: Path, sha256: str, size: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ tables
-def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Fixed columns: the first left-aligned, the others right-aligned; None prints as '-'."""
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]], texts: Sequence[int] = (0,)) -> str:
+    """Fixed columns: those of the numbers `texts` left-aligned, the others right-aligned; None prints as '-'."""
     cells = [list(header), *([("-" if cell is None else str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = []
     for row in cells:
-        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        padded[0] = row[0].ljust(widths[0])
+        padded = [cell.ljust(width) if place in texts else cell.rjust(width)
+                  for place, (cell, width) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -59,12 +60,20 @@ def final_scores(run: Run) -> dict[str, float]:
     return {name: run.metrics["validation"][name]["mrr"] for name in SCORES}
 
 
-def network_flops(member: dict[str, Any], gallery: int, d_image: int) -> float:
+def candidate_knobs(run: Run, member: dict[str, Any]) -> Any:
+    """The knobs of one of the run's candidates, which the run tells as their difference from its own."""
+    own = dict(kernel.parse_setting(setting) for setting in member["knobs"].split() if "=" in setting)
+    return dataclasses.replace(kernel.Knobs(**run.manifest["knobs"]), **own)
+
+
+def network_flops(knobs: Any, gallery: int, d_text: int, d_image: int) -> float:
     """One caption, forward and backward: 2 a weight and product, three products a matrix, two with the gallery."""
-    matrices = [value.numel() for value in member["state"].values() if value.dim() == 2]
-    if member["knobs"]["network"] == "mlp":  # its first layer needs no gradient of its input, and it has no gallery
-        return 6 * sum(matrices) - 2 * matrices[0]
-    return 6 * sum(matrices) + 4 * gallery * d_image
+    if knobs.network == "mlp":  # its first layer needs no gradient of its input, and it has no gallery
+        return 4 * d_text * knobs.hidden + 6 * knobs.hidden * d_image
+    width = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
+    first = width * knobs.hidden * (2 if knobs.activation == "gate" else 1)
+    weights = first + knobs.hidden * d_image + (width * d_image if knobs.skip else 0)
+    return 6 * weights + 4 * d_image * (gallery if knobs.loss == "softmax" else 0)
 
 
 def solve_flops(captions: int, gallery: int, d_text: int, d_image: int) -> float:
@@ -75,20 +84,20 @@ def solve_flops(captions: int, gallery: int, d_text: int, d_image: int) -> float
 
 
 def count_work(run: Run, data: Path) -> tuple[int, float]:
-    """(captions, FLOP) of the validated training, from the members' weights and the epochs they really took."""
-    bundle = kernel.load_torch(run.folder / kernel.VALIDATED_MODEL)
+    """(captions, FLOP) of the validated trainings, from the candidates' knobs and the epochs they really took."""
+    dims = kernel.load_torch(run.folder / kernel.VALIDATED_MODEL)["dims"]
     with np.load(kernel.find_file(data, FILES[0])) as npz:
         captions, images = len(npz["captions/ids"]), len(npz["images/names"])
-    gallery = images - len(bundle["val_images"])
+    gallery = images - len(kernel.split_images(images, run.manifest["knobs"]["val_fraction"], 0)[1])
     captions = round(captions * gallery / images)
-    with (run.folder / kernel.TRAINING_LOG).open(newline="") as file:
-        epochs = [int(row["member"]) for row in csv.DictReader(file) if row["phase"] == "validate"]
     seen, flops = 0, 0.0
-    for number, member in enumerate(bundle["members"]):
-        if member["knobs"]["network"] == "linear":
-            seen, flops = seen + captions, flops + solve_flops(captions, gallery, *bundle["dims"])
-        done = captions * epochs.count(number)
-        seen, flops = seen + done, flops + done * network_flops(member, gallery, bundle["dims"][1])
+    for member in run.metrics["members"]:
+        knobs = candidate_knobs(run, member)
+        if knobs.network == "linear":
+            seen, flops = seen + captions, flops + solve_flops(captions, gallery, *dims)
+        else:
+            done = round(captions * member["epochs"])
+            seen, flops = seen + done, flops + done * network_flops(knobs, gallery, *dims)
     return seen, flops
 
 

@@ -30,7 +30,6 @@ class Problem:
     captions: int = 4000
     gallery: int = 800
     dimension: int = 128  # of text, images and the hidden layer
-    members: int = 1
 
 
 IDLE = Problem(captions=1000, gallery=200, dimension=24)  # all that a training of any size needs
@@ -38,7 +37,6 @@ AXES: dict[str, list[Problem]] = {
     "captions": [Problem(captions=n, gallery=200, dimension=256) for n in (600, 2000, 6000, 20_000, 60_000)],
     "gallery": [Problem(captions=20_000, gallery=m, dimension=256) for m in (200, 500, 2000, 5000, 20_000)],
     "dimension": [Problem(captions=2000, gallery=400, dimension=d) for d in (24, 80, 240, 800, 2400)],
-    "members": [Problem(captions=1000, gallery=200, members=k) for k in (1, 3, 10, 30, 100)],
 }
 
 
@@ -68,8 +66,8 @@ def draw_problem(folder: Path, problem: Problem) -> None:
 
 def train(problem: Problem, settings: list[str], folder: Path) -> tuple[float, float]:
     """(seconds an epoch, peak MiB) of the kernel on such a problem."""
-    knobs = {"recipe": "align", "epochs": EPOCHS, "eval_every": EPOCHS, "hidden": problem.dimension, "refit": False,
-             "members": problem.members, "val_fraction": 0.02, "min_steps": 0}
+    knobs = {"recipe": "align", "network": "align", "epochs": EPOCHS, "eval_every": EPOCHS, "hidden": problem.dimension,
+             "refit": False, "val_fraction": 0.02, "min_steps": 0, "consecutive_captions": True}
     with tempfile.TemporaryDirectory() as data:
         draw_problem(Path(data), problem)
         arguments = as_arguments(knobs) + [f"--set={setting}" for setting in settings]

@@ -74,11 +74,6 @@ def catalogue() -> str:
                for name, one in kernel.RECIPES.items()]
     knobs = [[field.name, field.default if field.default != "" else '""', field.metadata.get("why", "")]
              for field in dataclasses.fields(kernel.Knobs)]
-    return "\n\n".join([left(["recipe", "candidates", "what they change"], recipes),
-                        left(["knob", "default", "why"], knobs)])
+    return "\n\n".join([format_table(["recipe", "candidates", "what they change"], recipes, texts=(0, 2)),
+                        format_table(["knob", "default", "why"], knobs, texts=(0, 2))])
 
-
-def left(header: list[str], rows: list[list[Any]]) -> str:
-    """A table whose last column is text."""
-    lines = format_table(header[:-1], [row[:-1] for row in rows]).splitlines()
-    return "\n".join(f"{line}  {text[-1]}".rstrip() for line, text in zip(lines, [header, *rows], strict=True))

@@ -88,7 +88,7 @@ def submit_and_score(
     """The submission of the csv with its score: a new one, or the one that was made of the same bytes."""
     slug = COMPETITION
     step(f"submit {candidate.path}")
-    submission.check_csv(candidate.path, arguments.data)
+    submission.check_csv(candidate.path, arguments.data, slug)
     with competition_errors(slug):
         made = [] if arguments.again else submission.made_before(client, slug, candidate, arguments.runs)
         number = made[-1] if made else submission.submit(client, slug, candidate, arguments.runs, arguments.again)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import kernel, record
+from lib.data import COMPETITION, KNOWN, missing
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import COMPETITIONS, Limits, Submission
 from lib.kaggle_api.errors import Ambiguous, KaggleError
@@ -105,15 +106,25 @@ def check_manifest(path: Path, digest: str, manifest: str) -> None:
                          "submit it from a folder of its own, or run the kernel again")
 
 
-def check_csv(path: Path, data: Path) -> None:
-    """The kernel's own check, against the test set where it is at hand."""
-    if any(data.rglob(TEST_FILE)):
+def check_origin(path: Path, slug: str) -> None:
+    """A csv belongs to the competition whose test captions it answers: its run has kept their digest."""
+    answered = read_json(path.with_name(kernel.MANIFEST)).get("inputs", {}).get(TEST_FILE, {}).get("sha256")
+    asked = next(known.sha256 for name, known in KNOWN.items() if name.endswith(TEST_FILE))
+    if slug == COMPETITION and answered not in (None, asked):
+        raise InputError(f"{path}: answers other test captions than those of {slug} (the drawn sample's, perhaps); "
+                         "python tools/download_data.py fetches these, then make the run on them")
+
+
+def check_csv(path: Path, data: Path, slug: str) -> None:
+    """The kernel's own check, against the test set where it is at hand; for the competition whose data it answers."""
+    check_origin(path, slug)
+    if reason := missing(data, TEST_FILE):
+        ids, dim = own_ids(path), IMAGE_DIM
+        print(f"{reason}: {path.name} is checked for itself ({len(ids)} ids of its own, {dim} numbers each); "
+              "python tools/download_data.py gets the real ids", file=sys.stderr)
+    else:
         test = kernel.read_test(kernel.find_file(data, TEST_FILE))
         ids, dim = test.caption_ids, test.image_dim
-    else:
-        ids, dim = own_ids(path), IMAGE_DIM
-        print(f"no {TEST_FILE} below {data}: {path.name} is checked for itself ({len(ids)} ids of its own, {dim} "
-              "numbers each); python tools/download_data.py gets the real ids", file=sys.stderr)
     kernel.check_submission(path, ids, dim)
 
 

@@ -1,0 +1,128 @@
+"""runs.py: the table, what is chosen and sorted, two runs compared, the picture."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import run_local
+import runs
+from drawn import SMALL, draw_data
+from lib import kernel, record
+from lib.jobs import ledger
+from lib.project import InputError
+from lib.runs import open_run
+from made_runs import make_run
+
+PNG = b"\x89PNG"
+
+
+def scores(raw: float) -> dict[str, dict[str, float]]:
+    """A validation with made-up tables."""
+    return {name: {"mrr": raw + shift, "mrr_se": 0.01}
+            for name, shift in (("pool100_raw", 0), ("pool100_cosine", 0.01), ("full_cosine", -0.3))}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five runs: two trained, one of a sweep, one that predicted with the first one's weights, one interrupted."""
+    root = tmp_path / "runs"
+    plain = vars(kernel.resolve_knobs({"recipe": "align"}))
+    make_run(root / "a", 1e9, scores(0.7), knobs=plain)
+    make_run(root / "sweep-1", 1.1e9, scores(0.8), recipe="sweep", members={"s01": "s01", "s02": "s02"})
+    make_run(root / "sweep-1/s01", 1.2e9, scores(0.75), knobs=plain | {"seed": 3, "gone": 1}, seconds={"total": 90.0})
+    weights = open_run(root / "a").outputs[kernel.FINAL_MODEL]
+    make_run(root / "predicted", 1.3e9)
+    predicted = {name: facts for name, facts in open_run(root / "predicted").outputs.items()
+                 if name == kernel.SUBMISSION}
+    make_run(root / "predicted", 1.3e9, outputs=predicted, inputs={kernel.FINAL_MODEL: weights})
+    make_run(root / "stopped", 1.4e9, scores(0.6), complete=False, stopped="SIGTERM")
+    csv = open_run(root / "a").outputs[kernel.SUBMISSION]["sha256"]
+    record.append(root, "submitted", ref=7, sha256=csv)
+    record.append(root, "scored", ref=7, public=0.71234)
+    return root
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict]:
+    assert runs.main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_run_has_its_line(folder, capsys):
+    first, blend, member, predicted, stopped = shown(capsys, "--runs", folder)
+    assert [one["run"] for one in (first, blend, member, predicted, stopped)] == [
+        "a", "sweep-1", "sweep-1/s01", "predicted", "stopped"]
+    assert (first["raw"], first["raw_se"], first["cosine"], first["full"]) == (0.7, 0.01, 0.71, pytest.approx(0.4))
+    assert (first["date"], first["changed"], first["seconds"]) == ("2001-09-09 01:46", {}, 3.2)
+    assert (first["submission"], first["public"]) == (7, 0.71234)
+    assert (member["changed"], member["submission"]) == ({"seed": 3}, None)  # a knob that is gone says nothing
+    assert blend["note"] == "2 members" and predicted["note"] == "weights of a" and predicted["raw"] is None
+    assert stopped["note"] == "ended by SIGTERM, unfinished"
+
+
+def test_the_table_has_a_line_a_run_in_fixed_columns(folder, capsys):
+    assert runs.main(["--runs", str(folder)]) == 0
+    captured = capsys.readouterr()
+    header, *lines = captured.out.splitlines()
+    assert len(lines) == 5 and lines[2].split() == [
+        "sweep-1/s01", "2008-01-10", "21:20", "align", "0.7500", "0.0100", "0.7600", "0.4500", "90.0", "cpu", "-", "-",
+        "seed=3"]
+    assert lines[0].index("0.71234") + len("0.71234") == header.index("public") + len("public")
+    assert (folder / "runs.png").read_bytes().startswith(PNG) and "runs.png" in captured.err
+
+
+@pytest.mark.parametrize(("options", "names"), [
+    (["--recipe", "sweep"], ["sweep-1"]), (["--last", 2], ["predicted", "stopped"]),
+    (["--recipe", "align", "--last", 3, "--sort", "raw"], ["sweep-1/s01", "stopped", "predicted"]),
+    (["--sort", "raw"], ["sweep-1", "sweep-1/s01", "a", "stopped", "predicted"]),
+    (["--sort", "public"], ["a", "sweep-1", "sweep-1/s01", "predicted", "stopped"]),
+    (["--recipe", "none"], []),
+])
+def test_chosen_and_sorted(folder, capsys, options, names):
+    assert [one["run"] for one in shown(capsys, "--runs", folder, *options)] == names
+
+
+def test_the_picture_says_which_run_is_best_and_which_is_as_good_sooner(folder):
+    entries = ledger.read_ledger(folder)
+    assert ledger.finding(entries[:1]) == "Best: a with 0.700 in 3 s"
+    slow = [entry for entry in entries if entry.run in ("a", "sweep-1/s01")]
+    assert ledger.finding(slow) == "Best: sweep-1/s01 with 0.750 in 90 s"
+    close = make_run(folder / "close", 2e9, scores(0.745))
+    both = [*slow, *(entry for entry in ledger.read_ledger(folder) if entry.run == close.name)]
+    assert ledger.finding(both) == "Best: sweep-1/s01 with 0.750 in 90 s; close is as good within the error in 3 s"
+
+
+def test_no_runs_and_bad_options(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    assert runs.main(["--runs", str(tmp_path / "runs")]) == 0
+    assert "no such runs yet" in capsys.readouterr().out
+    for options, message in ((["--runs", str(tmp_path / "none")], "no such folder"), (["--last", "0"], "at least 1"),
+                             (["--compare", str(tmp_path), str(tmp_path)], "no readable manifest")):
+        with pytest.raises(InputError, match=message):
+            runs.main(options)
+
+
+def test_two_runs_that_held_out_other_images_are_compared_by_their_records(folder, tmp_path, capsys):
+    assert runs.main(["--compare", str(folder / "a"), str(folder / "sweep-1/s01"), "--data", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "not paired: " in captured.err
+    half = 1.96 * 0.01 * 2**0.5
+    assert captured.out.splitlines()[1].split() == ["seed", "0", "3"]
+    assert (f"raw MRR -0.0500 (95% interval {-0.05 - half:+.4f} to {-0.05 + half:+.4f}, unpaired, as the runs recorded "
+            "it): sure") in captured.out
+
+
+def test_two_runs_of_one_split_are_compared_pair_by_pair(tmp_path, capsys):
+    data = draw_data(tmp_path / "data")
+    folders = [tmp_path / "runs" / name for name in ("one", "other")]
+    for folder, setting in zip(folders, ("ridge=0.1", "ridge=1000"), strict=True):
+        assert run_local.main(["--data", str(data), "--output", str(folder), "--runs", str(tmp_path / "runs"),
+                               "--recipe=closed_form", *SMALL, f"--set={setting}"]) == 0
+    capsys.readouterr()
+    (found,) = [shown(capsys, "--compare", *folders, "--data", data)]
+    assert (found["how"], found["knobs"]) == ("paired", {"ridge": [0.1, 1000.0]})
+    recorded = [open_run(folder).scores["pool100_raw"]["mrr"] for folder in folders]
+    raw = found["mrr"]["raw"]
+    assert raw["difference"] == pytest.approx(recorded[0] - recorded[1], abs=0.03)  # these chose repulsion in halves
+    assert 0 < raw["low"] <= raw["difference"] <= raw["high"] and raw["images"] == 24

@@ -1,0 +1,170 @@
+"""All runs side by side, as people keep them in a spreadsheet: what each was, what it scored, what the board said.
+
+    entries = read_ledger(RUNS)
+    print(table(entries))
+"""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib import kernel, record
+from lib.project import InputError, format_table
+from lib.runs import Run, find_runs
+
+SCORES = {"raw": "pool100_raw", "cosine": "pool100_cosine", "full": "full_cosine"}
+MACHINE = ("recipe", "mode", "device", "dtype")  # knobs that have a column of their own, or say nothing of the result
+SORTS = ("date", *SCORES, "seconds", "public")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the ledger."""
+
+    run: str  # its folder, relative to that of all runs
+    date: str  # UTC, when it ended
+    recipe: str
+    changed: dict[str, Any]  # knobs that are not the recipe's
+    note: str  # how it ended, where that is not by itself; whose weights predicted
+    raw: float | None  # MRR of the validation in pools of 100, ...
+    raw_se: float | None
+    cosine: float | None
+    full: float | None  # ... and in the whole gallery, by cosine
+    seconds: float | None
+    device: str
+    submission: int | None  # Kaggle's number of it
+    public: float | None
+
+
+def changed_knobs(run: Run) -> dict[str, Any]:
+    """The run's knobs that are not its recipe's; those that this kernel does not have say nothing and are left out."""
+    if run.recipe not in kernel.RECIPES:
+        return {}
+    plain = dataclasses.asdict(kernel.resolve_knobs({"recipe": run.recipe}))
+    return {key: value for key, value in (run.manifest.get("knobs") or {}).items()
+            if key in plain and key not in MACHINE and value != plain[key]}
+
+
+def note_of(run: Run, names: dict[str, str]) -> str:
+    """What else has to be said of a run; `names` of runs by the sha256 of their weights."""
+    found = [f"ended by {run.manifest['stopped']}"] if run.manifest.get("stopped") else []
+    found += [] if run.complete else ["unfinished"]
+    if kernel.FINAL_MODEL not in run.outputs and run.weights:
+        found.append(f"weights of {names.get(run.weights, 'another run')}")
+    found += [f"{len(run.manifest['members'])} members"] if isinstance(run.manifest.get("members"), dict) else []
+    return ", ".join(found)
+
+
+def submissions(runs: Path) -> dict[str, tuple[int, float | None]]:
+    """(ref, public score) of the last submission of a csv, by its sha256, as the local record has them."""
+    public = {entry.get("ref"): entry.get("public") for entry in record.find(runs, event="scored")}
+    return {entry["sha256"]: (entry["ref"], public.get(entry["ref"])) for entry in record.find(runs, event="submitted")}
+
+
+def entry_of(run: Run, runs: Path, names: dict[str, str], sent: dict[str, tuple[int, float | None]]) -> Entry:
+    """The line of one run."""
+    scores = {key: run.scores.get(name, {}).get("mrr") for key, name in SCORES.items()}
+    ref, public = sent.get(run.outputs.get(kernel.SUBMISSION, {}).get("sha256", ""), (None, None))
+    return Entry(str(run.folder.relative_to(runs)), f"{run.ended:%Y-%m-%d %H:%M}", run.recipe, changed_knobs(run),
+                 note_of(run, names), raw_se=run.scores.get(SCORES["raw"], {}).get("mrr_se"),
+                 seconds=run.manifest.get("seconds", {}).get("total"), device=run.manifest.get("device", ""),
+                 submission=ref, public=public, **scores)
+
+
+def read_ledger(runs: Path) -> list[Entry]:
+    """A line a run below `runs`, the newest last."""
+    if not runs.is_dir():
+        raise InputError(f"{runs}: no such folder; python tools/run_local.py makes a run")
+    found = find_runs(runs)
+    names = {run.weights: run.name for run in found if run.weights and kernel.FINAL_MODEL in run.outputs}
+    sent = submissions(runs)
+    return [entry_of(run, runs, names, sent) for run in found]
+
+
+def arranged(entries: list[Entry], recipe: str | None, last: int | None, sort: str) -> list[Entry]:
+    """The entries asked for: the newest last, or by another column the best first; what has none comes at the end."""
+    chosen = [entry for entry in entries if recipe is None or entry.recipe == recipe]
+    chosen = chosen[-last:] if last else chosen
+    if sort == "date":
+        return chosen
+    sign = 1 if sort == "seconds" else -1
+    return sorted(chosen, key=lambda entry: (getattr(entry, sort) is None, sign * (getattr(entry, sort) or 0)))
+
+
+def settings(changed: dict[str, Any]) -> str:
+    """Knobs as they are typed."""
+    return " ".join(f"{key}={value}" for key, value in changed.items())
+
+
+def table(entries: list[Entry]) -> str:
+    """One line a run."""
+    def figure(value: float | None, digits: int = 4) -> str | None:
+        return None if value is None else f"{value:.{digits}f}"
+
+    header = ["run", "ended (UTC)", "recipe", "raw", "+-", "cosine", "full", "seconds", "device", "submitted", "public",
+              "what differs"]
+    rows = [[one.run, one.date, one.recipe, figure(one.raw), figure(one.raw_se), figure(one.cosine), figure(one.full),
+             figure(one.seconds, 1), one.device or None, one.submission, figure(one.public, 5),
+             "; ".join(filter(None, [settings(one.changed), one.note]))] for one in entries]
+    return format_table(header, rows, texts=(0, 1, 2, len(header) - 1))
+
+
+# ------------------------------------------------------------------------------------------------------ two of them
+def different_knobs(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+    """The knobs in which two runs differ, each with both values; None where a run does not have it."""
+    ours, theirs = ({"recipe": run.recipe, **(run.manifest.get("knobs") or {})} for run in (one, other))
+    return {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)}
+
+
+def unpaired(one: Run, other: Run) -> dict[str, dict[str, float]]:
+    """Differences of the MRR as the runs recorded them, with the interval of two independent samples of images."""
+    found = {}
+    for key in ("raw", "cosine"):
+        ours, theirs = (run.scores.get(SCORES[key]) for run in (one, other))
+        if ours and theirs:
+            difference = ours["mrr"] - theirs["mrr"]
+            half = 1.96 * (ours["mrr_se"] ** 2 + theirs["mrr_se"] ** 2) ** 0.5
+            found[key] = {"difference": difference, "low": difference - half, "high": difference + half}
+    return found
+
+
+def in_words(name: str, difference: dict[str, float], how: str) -> str:
+    """A difference with its interval, and whether it is sure."""
+    low, high = difference["low"], difference["high"]
+    sure = "sure" if low > 0 or high < 0 else "not sure"
+    basis = f"paired over {difference['images']} images" if how == "paired" else "unpaired, as the runs recorded it"
+    return f"{name} MRR {difference['difference']:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {basis}): {sure}"
+
+
+# ------------------------------------------------------------------------------------------------------ the picture
+def finding(entries: list[Entry]) -> str:
+    """What the picture shows, in one sentence."""
+    best = max(entries, key=lambda entry: entry.raw or 0)
+    near = [entry for entry in entries if (entry.raw or 0) >= (best.raw or 0) - (best.raw_se or 0)]
+    fast = min(near, key=lambda entry: entry.seconds or 0)
+    text = f"Best: {best.run} with {best.raw:.3f} in {best.seconds:,.0f} s"
+    return text if fast is best else f"{text}; {fast.run} is as good within the error in {fast.seconds:,.0f} s"
+
+
+def plot(entries: list[Entry], path: Path) -> None:
+    """Validation MRR with its standard error against the seconds of the run, a colour a recipe."""
+    from matplotlib.ticker import LogLocator, NullLocator  # here: the table alone has no need of it
+
+    from lib.plots import CYCLE, LIGHT, legend_below, new_figure, save_png, themed
+
+    drawn = [entry for entry in entries if entry.raw and entry.seconds]
+    with themed(LIGHT):
+        figure, axes = new_figure(finding(drawn), width=7)
+        for place, recipe in enumerate(dict.fromkeys(entry.recipe for entry in drawn)):
+            group = [entry for entry in drawn if entry.recipe == recipe]
+            axes.errorbar([entry.seconds for entry in group], [entry.raw for entry in group],
+                          [entry.raw_se or 0 for entry in group], fmt="o", markersize=4, elinewidth=1, label=recipe,
+                          color=CYCLE[place % len(CYCLE)])
+        axes.set(xscale="log", xlabel="seconds of the run", ylabel="validation MRR, pools of 100, raw")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        legend_below(figure, axes)
+        save_png(figure, path)
