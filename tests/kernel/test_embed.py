@@ -205,6 +205,8 @@ def test_the_kernel_reads_what_was_made(kernel, encoders, start, source: Path, t
     assert pairs.image_names == list(CAPTIONS) and pairs.captions == words
     assert pairs.image_of.tolist() == [i for i, texts in enumerate(CAPTIONS.values()) for _ in texts]
     assert pairs.caption_ids.tolist() == list(range(1, len(words) + 1))
+    asked = kernel.read_test(tmp_path / "out" / "pairs.npz")  # its captions alone are a test set
+    assert asked.captions == words and (asked.text == pairs.text).all() and asked.image_dim == 16
     photos = [encoders[0].read(source / "photos" / "ab"[i % 2] / name) for i, name in enumerate(CAPTIONS)]
     np.testing.assert_allclose(pairs.images, encoders[0].encode(photos), atol=1e-5)
     np.testing.assert_allclose(pairs.text, encoders[1].encode(words), atol=1e-5)
