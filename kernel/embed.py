@@ -307,6 +307,10 @@ class Encoder:
             raise UserError(f"{self.name}: a vector is not finite in {self.dtype}; use --dtype float32")
         return vectors.cpu().numpy()
 
+    def read(self, item: Any) -> Any:
+        """What `average` takes of an item; None for a damaged one."""
+        raise NotImplementedError
+
     def average(self, items: list[Any]) -> Tensor:
         raise NotImplementedError
 
@@ -319,10 +323,10 @@ class PhotoEncoder(Encoder):
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(name, "--image-model", device, dtype, use_fast=False)  # Pillow's resizing on every machine
 
-    def read(self, path: Path) -> Tensor | None:
+    def read(self, item: Path) -> Tensor | None:
         """A photo's pixels (3, height, width), as the model's own processor prepares them; None if it is damaged."""
         try:
-            with Image.open(path) as image:
+            with Image.open(item) as image:
                 return self.prepare(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         except MemoryError:
             raise
@@ -342,8 +346,8 @@ class TextEncoder(Encoder):
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(name, "--text-model", device, dtype)
 
-    def read(self, caption: str) -> str:
-        return caption
+    def read(self, item: str) -> str:
+        return item
 
     def average(self, items: list[str]) -> Tensor:
         tokens = self.prepare(items, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
@@ -626,7 +630,8 @@ def finish(path: Path, facts: dict[str, Any]) -> None:
     """The manifest, as the kernel's: sha256 and size of the output beside what made it."""
     pairs = path.with_name(PAIRS)
     with pairs.open("rb") as file:
-        output = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": pairs.stat().st_size}
+        digest_of = hashlib.file_digest(file, "sha256").hexdigest()
+    output: dict[str, Any] = {"sha256": digest_of, "bytes": pairs.stat().st_size}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                 "transformers": sys.modules["transformers"].__version__}
     with atomic(path) as temporary:

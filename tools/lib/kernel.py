@@ -32,7 +32,8 @@ def recipe_names() -> list[str]:
     """The recipes, read from the script without loading it: for a help text."""
     for node in ast.parse(KERNEL.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "RECIPES":
-            return [ast.literal_eval(key) for key in node.value.keys]
+            recipes = node.value.keys if isinstance(node.value, ast.Dict) else []
+            return [ast.literal_eval(name) for name in recipes if name]
     return []
 
 

@@ -79,7 +79,7 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
     mean = kernel.unit(np.tensordot(found.weights, np.stack(final), 1)) * np.float32(exam.length)
     output.mkdir(parents=True, exist_ok=True)
     members = [member_facts(row, runs.get(row.name), dict(zip(runs, found.weights, strict=True))) for row in rows]
-    facts = {"recipe": "sweep", "device": "cpu", "dtype": "float32"}
+    facts: dict[str, Any] = {"recipe": "sweep", "device": "cpu", "dtype": "float32"}
     with kernel.together(output) as parts:
         predictions = kernel.repel(mean, found.repulsion, exam.length)
         kernel.write_submission(parts.new(kernel.SUBMISSION), exam.test.caption_ids, predictions)

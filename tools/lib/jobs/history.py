@@ -91,13 +91,13 @@ def keep(shown: list[Submission], runs: Path, slug: str) -> None:
 
 def best_of(rows: list[Row]) -> Row | None:
     """The row with the highest public score."""
-    return max((row for row in rows if row.public is not None), key=lambda row: row.public, default=None)
+    return max((row for row in rows if row.public is not None), key=lambda row: row.public or 0.0, default=None)
 
 
 def place_of(best: Row | None, board: list[tuple[int, str, float | None]]) -> Place | None:
     """The place that the best public score has on the board (which shows rounded scores), and the gap to the first."""
     scores = [score for _, _, score in board if score is not None]
-    if best is None or not scores:
+    if best is None or best.public is None or not scores:
         return None
     rank = 1 + sum(score > best.public + 5e-6 for score in scores)
     return Place(rank, len(scores), max(scores), max(0.0, max(scores) - best.public))

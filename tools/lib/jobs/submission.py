@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lib import kernel, record
 from lib.data import COMPETITION, KNOWN, missing
 from lib.kaggle_api.client import KaggleClient
@@ -119,7 +121,7 @@ def check_csv(path: Path, data: Path, slug: str) -> None:
     """The kernel's own check, against the test set where it is at hand; for the competition whose data it answers."""
     check_origin(path, slug)
     if reason := missing(data, TEST_FILE):
-        ids, dim = own_ids(path), IMAGE_DIM
+        ids, dim = np.array(own_ids(path)), IMAGE_DIM
         print(f"{reason}: {path.name} is checked for itself ({len(ids)} ids of its own, {dim} numbers each); "
               "python tools/download_data.py gets the real ids", file=sys.stderr)
     else:

@@ -300,6 +300,7 @@ class Transport:
         size = path.stat().st_size
         token, url = start()
         sent, failures = 0, 0
+        position: int | None
         while True:
             try:
                 with translated(what, self.patience):

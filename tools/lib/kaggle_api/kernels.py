@@ -217,7 +217,8 @@ class Kernels(Service):
         with translated(what, self.patience):
             answer = self._session.get(  # as the official command does; the SDK's own call is of sessions
                 f"{base}/v1/kernels/logs/stream/{version.ref}", params={"versionLabel": f"v{version.number}"},
-                headers={"Accept": "text/event-stream, */*", "Content-Type": None}, stream=True)
+                # None takes the session's own header away.
+                headers={"Accept": "text/event-stream, */*", "Content-Type": None}, stream=True)  # type: ignore[dict-item]
             with check_status(what, self._transport.follow(what, answer, {}), 200) as response:
                 yield from _events_of(what, response)
 
@@ -284,7 +285,8 @@ def _events_of(what: str, response: requests.Response) -> Iterator[str]:
     if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
         yield from _log_texts(response.text)
         return
-    for line in response.iter_lines(decode_unicode=True):
+    for each in response.iter_lines():
+        line = each.decode("utf-8", "replace")
         if line == "data: END_OF_LOG":
             return
         if line.startswith("data:"):

@@ -101,7 +101,8 @@ def _client(transport: Transport, **credentials: str) -> tuple[Sdk, requests.Ses
 
     sdk = Sdk(env=environment(), **credentials).__enter__()
     session = transport.mount(sdk.http_client()._session, _known_statuses)  # the SDK has no public way to it
-    session.get_redirect_target = lambda response: None  # `follow` goes there, with Range and without the key
+    # `follow` goes there, with Range and without the key.
+    session.get_redirect_target = lambda response: None  # type: ignore[method-assign, assignment]
     return sdk, session
 
 

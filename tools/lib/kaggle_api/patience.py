@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lib.kaggle_api.errors import KaggleError, NotDone, Unauthorized
 from lib.project import InputError
@@ -43,12 +43,12 @@ class Patience:
 
         Not KAGGLE_*: the official client takes every such variable for a configuration value.
         """
-        values = {}
+        values: dict[str, Any] = {}
         for field in fields(cls):
             name = f"ALIGN_{field.name.upper()}"
             if name in os.environ:
                 try:
-                    values[field.name] = type(field.default)(os.environ[name])
+                    values[field.name] = type(getattr(cls, field.name))(os.environ[name])
                 except ValueError:
                     raise InputError(f"{name}={os.environ[name]!r} is not a number") from None
         return cls(**values)

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Blocks:
         self.dtype, self.shape, self.blocks = np.dtype(dtype), shape, blocks
 
 
-def write_npz(path: Path, arrays: dict[str, np.ndarray | Blocks]) -> None:
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
     """A compressed .npz, at the fastest level: embeddings hardly shrink, one-hot labels shrink at any."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -70,7 +70,8 @@ def metadata(captions: int, images: int) -> dict[str, np.ndarray]:
 def write_train(root: Path, names: list[str], captions: list[str], text: np.ndarray | Blocks,
                 images: np.ndarray) -> None:
     """train.npz and captions.txt, where the unzipped competition has them."""
-    write_npz(root / "train/train/train.npz", metadata(len(captions), len(names)) | {
+    write_npz(root / "train/train/train.npz", {
+        **metadata(len(captions), len(names)),
         "captions/ids": np.arange(len(captions)), "captions/text": np.array(captions), "captions/embeddings": text,
         "captions/label": one_hot(len(names)), "images/names": np.array(names), "images/embeddings": images})
     with (root / "train/train/captions.txt").open("w", encoding="utf-8", newline="") as file:

@@ -131,7 +131,8 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
     rows = np.where(np.arange(HEIGHT)[:, None] < horizon, sky, ground).astype(np.float32)
     rows += np.linspace(-14, 14, HEIGHT)[:, None] + rng.normal(0, 7, 3)
     pixels = rows[:, None] + rng.normal(0, 5, (HEIGHT, WIDTH, 1))
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((2 * WIDTH, 2 * HEIGHT), Image.NEAREST)
+    scenery = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    picture = scenery.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture)
     for shape in scene.shapes:
         draw_shape(draw, shape, 2)
