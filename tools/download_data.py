@@ -15,15 +15,14 @@ from lib.data import COMPETITION
 from lib.jobs.download import fetch_all, fetch_needed
 from lib.kaggle_api.client import connect
 from lib.kaggle_api.competitions import competition_errors
-from lib.project import DATA, ToolError, run_tool
+from lib.project import DATA, ToolError, make_parser, run_tool
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Download and verify the competition's data.", formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python tools/download_data.py --data data\n\nexit codes: 0 all files are there and right, "
-               "1 a download or a check failed, 2 wrong input or credentials")
+    parser = make_parser(
+        "Download and verify the competition's data.", "python tools/download_data.py --data data",
+        "0 all files are there and right, 1 a download or a check failed, 2 wrong input or credentials")
     parser.add_argument("--data", type=Path, default=DATA, help="where to put it (default: data/ of the repository)")
     parser.add_argument("--images", action="store_true", help="everything, with the photos, not only what is needed")
     parser.add_argument("--force", action="store_true", help="fetch also what is there and right")

@@ -7,7 +7,6 @@ accelerator and pushes under another slug than the one asked for. One line a fin
 """
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -22,21 +21,17 @@ from lib.jobs.lint import (
     read_metadata,
     refuse,
 )
-from lib.project import InputError, run_tool
+from lib.project import InputError, make_parser, run_tool
 
 
 def main(argv: list[str] | None = None) -> int | None:
     """Lint the repository's own metadata files and its scripts."""
-    parser = argparse.ArgumentParser(
-        description="Lint the metadata of kernels and datasets and the kernels' scripts by Kaggle's rules.",
-        epilog="example: python tools/kaggle_lint.py --json\n\nexit codes: 0 nothing to report, 2 findings",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("Lint the metadata of kernels and datasets and the kernels' scripts by Kaggle's rules.",
+                         "python tools/kaggle_lint.py --json", "0 nothing to report, 2 findings", "--json")
     parser.add_argument("--kernel-metadata", type=Path, nargs="*", default=[KERNEL_METADATA, EMBED_METADATA],
                         metavar="FILE")
     parser.add_argument("--dataset-metadata", type=Path, nargs="*", default=[DATASET_METADATA, PAIRS_METADATA],
                         metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="the findings as a JSON list on stdout")
     arguments = parser.parse_args(argv)
     findings = []
     for path in arguments.kernel_metadata:

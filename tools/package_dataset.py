@@ -17,7 +17,7 @@ from lib import kernel
 from lib.jobs.dataset import BUILD, READY_MINUTES, Staged, publish, stage
 from lib.jobs.lint import OWNER_PLACEHOLDER
 from lib.kaggle_api.client import connect
-from lib.project import RUNS, format_table, run_tool
+from lib.project import format_table, make_parser, run_tool
 from lib.runs import newest_run
 
 
@@ -37,20 +37,17 @@ def show(staged: Staged, as_json: bool, version: int | None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Package a run's weights as a private Kaggle dataset and wait until it can be attached.",
-        epilog="example: python tools/package_dataset.py --run runs/mine --dry-run\n\n"
-        "exit codes: 0 the version is ready with every file (--dry-run: nothing is wrong with the folder),\n"
+    parser = make_parser(
+        "Package a run's weights as a private Kaggle dataset and wait until it can be attached.",
+        "python tools/package_dataset.py --run runs/mine --dry-run",
+        "0 the version is ready with every file (--dry-run: nothing is wrong with the folder),\n"
         "1 Kaggle did not take it or is not done in time, 2 wrong input: a secret, a foreign file, a damaged run",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+        "--runs", "--json")
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run (default: the one with the newest weights)")
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="where runs and the record lie")
     parser.add_argument("--folder", type=Path, default=BUILD, metavar="DIR", help="build folder")
     parser.add_argument("--dry-run", action="store_true", help="stage, check and show what would go; no network")
     parser.add_argument("--again", action="store_true", help="upload although a version holds the same content")
     parser.add_argument("--timeout-minutes", type=float, default=READY_MINUTES, metavar="M", help="wait for Kaggle")
-    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     return parser.parse_args(argv)
 
 

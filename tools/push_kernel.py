@@ -22,7 +22,7 @@ from lib.jobs import fetch, order, push
 from lib.jobs.session import sessions
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.kernels import Version
-from lib.project import format_table, run_tool
+from lib.project import format_table, make_parser, run_tool
 
 
 def print_rows(header: list[str], rows: list[list], as_json: bool) -> None:
@@ -80,13 +80,12 @@ def show_staged(staged: order.Staged, time: order.SessionTime, as_json: bool) ->
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Push the kernel to Kaggle, wait for its end, fetch its output and verify every file.",
-        epilog="example: python tools/push_kernel.py --recipe align --set epochs=8 --timeout-minutes 60\n\n"
-        "exit codes: 0 the kernel ended well and every output is verified (--no-wait: Kaggle has taken the push),\n"
+    parser = make_parser(
+        "Push the kernel to Kaggle, wait for its end, fetch its output and verify every file.",
+        "python tools/push_kernel.py --recipe align --set epochs=8 --timeout-minutes 60",
+        "0 the kernel ended well and every output is verified (--no-wait: Kaggle has taken the push),\n"
         "1 it was refused, failed, was cancelled, has no quota or is not done in time, 2 wrong input",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+        "--recipe", "--set", "--runs", "--json")
     parser.add_argument("action", nargs="?", default="push", choices=("push", "status", "output", "list"),
                         help="status or output of an earlier version, or the list of sessions, instead of a push")
     parser.add_argument("--version", type=int, metavar="N", help="for status and output; the current one by default")

@@ -21,7 +21,7 @@ from lib.jobs.history import Place, Row, best_of, from_kaggle, join, place_of, p
 from lib.kaggle_api.client import connect
 from lib.kaggle_api.competitions import competition_errors
 from lib.kaggle_api.errors import Ambiguous
-from lib.project import RUNS, InputError, run_tool
+from lib.project import InputError, make_parser, run_tool
 
 
 def show(rows: list[Row], best: Row | None, place: Place | None) -> None:
@@ -52,16 +52,12 @@ def gather(arguments: argparse.Namespace) -> tuple[str, list[Row], list]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Submissions with their local and official scores.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python tools/scores.py --json\n\nexit codes: 0 shown (also from the local record), "
-               "1 Kaggle refused, 2 wrong competition or credentials")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where the record is (default: runs/)")
+    parser = make_parser("Submissions with their local and official scores.", "python tools/scores.py --json",
+                         "0 shown (also from the local record), 1 Kaggle refused, 2 wrong competition or credentials",
+                         "--runs", "--json")
     parser.add_argument("--plot", type=Path, help="where the plot goes (default: scores.png below --runs)")
     parser.add_argument("--competition", default=COMPETITION, help="its slug (default: %(default)s)")
     parser.add_argument("--offline", action="store_true", help="show the local record, without asking Kaggle")
-    parser.add_argument("--json", action="store_true", help="everything as JSON on stdout")
     return parser.parse_args(argv)
 
 

@@ -26,18 +26,17 @@ from lib.jobs.ship import (
     taken_up,
 )
 from lib.kaggle_api.client import connect
-from lib.project import DATA, run_tool
+from lib.project import DATA, make_parser, run_tool
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="From the repository's state to a score on the leaderboard, in one command that can be repeated.",
-        epilog="example: python tools/ship.py --recipe align --set epochs=8\n\n"
-        "exit codes: 0 scored and recorded (--no-submit: fetched and verified), 1 a step failed, 2 wrong input;\n"
+    parser = make_parser(
+        "From the repository's state to a score on the leaderboard, in one command that can be repeated.",
+        "python tools/ship.py --recipe align --set epochs=8",
+        "0 scored and recorded (--no-submit: fetched and verified), 1 a step failed, 2 wrong input;\n"
         "after any of them, and after an interruption (130), the same command goes on where it stopped",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+        "--recipe", "--set", "--runs", "--json")
     parser.add_argument("--weights", type=Path, metavar="RUN", help="package this run; the kernel predicts with it")
     parser.add_argument("--resume", type=int, metavar="VERSION",
                         help="package the state that a cancelled or failed version left; the kernel goes on from it")

@@ -22,7 +22,7 @@ from lib.jobs.push import chosen_version
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.competitions import Submission, competition_errors
 from lib.kaggle_api.patience import glance
-from lib.project import DATA, RUNS, run_tool
+from lib.project import DATA, make_parser, run_tool
 
 
 def find_candidate(client: KaggleClient | None, arguments: argparse.Namespace) -> submission.Candidate:
@@ -50,20 +50,17 @@ def report(found: Submission, candidate: submission.Candidate, left: int | None,
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Submit a csv once, wait for its score, record it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python tools/submit.py runs/aml-align-v3\n\nexit codes: 0 submitted, scored and recorded, "
-               "1 it failed or none is left today, 2 wrong csv, credentials or a file that was submitted before")
+    parser = make_parser(
+        "Submit a csv once, wait for its score, record it.", "python tools/submit.py runs/aml-align-v3",
+        "0 submitted, scored and recorded, 1 it failed or none is left today,\n"
+        "2 wrong csv, credentials or a file that was submitted before", "--runs", "--json")
     parser.add_argument("csv", type=Path, nargs="?", help="the csv, or the folder of a run with it")
     parser.add_argument("--kernel", metavar="OWNER/SLUG", help="submit the output of a kernel on Kaggle instead")
     parser.add_argument("--version", type=int, help="the version of --kernel")
     parser.add_argument("--again", action="store_true", help="submit although the same bytes were submitted before")
     parser.add_argument("--data", type=Path, default=DATA, help="where the test set is (default: data/)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where the record is (default: runs/)")
     parser.add_argument("--competition", default=COMPETITION, help="its slug (default: %(default)s)")
     parser.add_argument("--timeout-minutes", type=float, default=60.0, help="how long to wait for the score")
-    parser.add_argument("--json", action="store_true", help="the outcome as JSON on stdout")
     arguments = parser.parse_args(argv)
     if (arguments.csv is None) == (arguments.kernel is None):
         parser.error("name either a csv or --kernel")

@@ -19,7 +19,7 @@ from lib import kernel
 from lib.data import choose_data
 from lib.jobs.blend import blend_runs, blended_before
 from lib.jobs.fleet import COLUMNS, default_output, keep, make_rows, sweep_kaggle, sweep_local
-from lib.project import DATA, RUNS, InputError, format_table, run_tool
+from lib.project import DATA, InputError, format_table, make_parser, run_tool
 from lib.runs import Run, check_run
 
 
@@ -45,25 +45,20 @@ def report(run: Run, as_json: bool) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Train many members on Kaggle's sessions, or here, and blend them into one submission.",
-        epilog="example: python tools/sweep.py --members 8 --recipe align --set epochs=16\n\n"
-        "exit codes: 0 blended and checked, 1 no run succeeded, no quota or Kaggle refused, 2 wrong input; after any\n"
+    parser = make_parser(
+        "Train many members on Kaggle's sessions, or here, and blend them into one submission.",
+        "python tools/sweep.py --members 8 --recipe align --set epochs=16",
+        "0 blended and checked, 1 no run succeeded, no quota or Kaggle refused, 2 wrong input; after any\n"
         "of them, and after an interruption (130 or 143), the same command goes on",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        "--recipe", "--set", "--data", "--runs", "--json")
     parser.add_argument("--members", type=int, metavar="N", help="so many runs with the seeds 0 to N-1")
     parser.add_argument("--table", type=Path, metavar="CSV", help=f"a row a run; columns {', '.join(COLUMNS)}")
-    parser.add_argument("--recipe", help="of every run that names none")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob of every run")
     parser.add_argument("--local", action="store_true", help="run here, one after another, instead of on Kaggle")
     parser.add_argument("--sessions", type=int, metavar="N", help="at most so many at once (default: as Kaggle admits)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="repeats of a failed run (default 2)")
     parser.add_argument("--accelerator", metavar="NAME", help="instead of the metadata's; none: CPU only")
     parser.add_argument("--timeout-minutes", type=float, metavar="M", help="end of a session (default and at most 720)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="default data/ (--local: or a drawn sample)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: a folder in <runs> named by the table")
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="where outputs and the record go")
-    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     arguments = parser.parse_args(argv)
     if (arguments.sessions is not None and arguments.sessions < 1) or arguments.retries < 0:
         raise InputError("--sessions takes at least 1, --retries at least 0")

@@ -51,7 +51,7 @@ def test_a_damaged_file_is_replaced(kaggle, fetch, tmp_path):
     fetch()
     (tmp_path / "data/test/test/captions.txt").write_bytes(b"1,a cat\n")
     done = fetch()
-    assert "captions.txt: sha256" in done.out and tree(tmp_path / "data") == FILES
+    assert "captions.txt: has another sha256" in done.out and tree(tmp_path / "data") == FILES
     assert kaggle.count("DownloadDataFile") == 4
 
 

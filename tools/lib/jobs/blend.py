@@ -15,7 +15,7 @@ import numpy as np
 from lib import kernel
 from lib.data import FILES
 from lib.jobs.fleet import Row
-from lib.project import InputError, sha256_of
+from lib.project import InputError
 from lib.runs import Run, check_run
 
 
@@ -39,7 +39,7 @@ class Exam:
 def open_exam(data: Path, runs: dict[str, Run]) -> tuple[Exam, dict[str, Any]]:
     """The exam that all runs can sit, and the facts of the data; runs of other data or another split are refused."""
     paths = [kernel.find_file(data, name) for name in FILES]
-    facts = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths}
+    facts = {path.name: kernel.file_facts(path) for path in paths}
     first: dict[str, Any] = {}
     for name, run in runs.items():
         if {name: run.manifest["inputs"].get(name) for name in facts} != facts:

@@ -9,19 +9,14 @@ from pathlib import Path
 from lib.data import KNOWN, Known
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.http import safe_name
-from lib.project import ToolError, atomic_path, sha256_of
+from lib.project import ToolError, atomic_path, damage
 
 ARCHIVE_BYTES = 3_790_000_000  # about; twice that is needed while it is unpacked
 
 
 def problem(path: Path, known: Known) -> str:
     """What is wrong with the file, "" when it is the one that is known."""
-    if not path.is_file():
-        return "not there"
-    if path.stat().st_size != known.size:
-        return f"{path.stat().st_size:,} bytes instead of {known.size:,}"
-    digest = sha256_of(path)
-    return "" if digest == known.sha256 else f"sha256 {digest[:12]}... instead of {known.sha256[:12]}..."
+    return damage(path, known.sha256, known.size)
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -52,7 +47,7 @@ def fetch_needed(client: KaggleClient, competition: str, data: Path, force: bool
         if not wrong and not force:
             print(f"{name}: already there, size and sha256 are right")
             continue
-        if wrong and wrong != "not there":
+        if wrong and (data / name).exists():
             print(f"{name}: {wrong}")
         fetch(client, competition, name, known, data)
 

@@ -17,7 +17,7 @@ from lib.kaggle_api.errors import Ambiguous, Forbidden, Refused, SourcesRefused
 from lib.kaggle_api.kernels import Shown, Version
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
-from lib.project import RUNS, InputError, ToolError
+from lib.project import InputError, ToolError
 
 FAILED_PUSHES = 3  # so many in a row are no accident
 
@@ -136,9 +136,7 @@ def broken_sources(order: Order, runs: Path) -> str:
 
 # -------------------------------------------------------------------------------------------- the options
 def add_push_options(parser: argparse.ArgumentParser) -> None:
-    """The options that push_kernel.py and ship.py share."""
-    parser.add_argument("--recipe", help="a recipe of the kernel")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob; may be repeated")
+    """The options that push_kernel.py and ship.py share, beside those of every tool."""
     parser.add_argument("--dataset", action="append", default=[], metavar="REF", help="attach a dataset, [owner/]slug")
     parser.add_argument("--kernel-source", action="append", default=[], metavar="REF",
                         help="attach the output of a kernel, [owner/]slug, to resume from it")
@@ -146,8 +144,6 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--again", action="store_true", help="push even if the same content was pushed before")
     parser.add_argument("--timeout-minutes", type=float, metavar="M",
                         help="end of the session, told to Kaggle and to the script (default and at most 720)")
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help="where outputs and the record go")
-    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
 
 
 def chosen_version(client: KaggleClient, ref: str, number: int | None, runs: Path) -> Version:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import Submission, competition_errors
 from lib.kaggle_api.kernels import Version
 from lib.project import ToolError
-from lib.runs import newest_run
+from lib.runs import newest_run, open_run
 
 SCORE_MINUTES = 60.0
 
@@ -67,7 +66,7 @@ def run_on_kaggle(
 
 def check_weights_used(folder: Path, packaged: dataset.Staged) -> None:
     """A kernel that saw an older version of the dataset would have predicted with other weights."""
-    used = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))["inputs"].get(kernel.FINAL_MODEL)
+    used = open_run(folder).manifest["inputs"].get(kernel.FINAL_MODEL)
     if used is not None and used != packaged.files.get(kernel.FINAL_MODEL):
         ref = packaged.metadata["id"]
         raise ToolError(f"{folder}: predicted with other weights than {ref} holds now; push it anew with --again")
@@ -78,7 +77,7 @@ def candidate_of(folder: Path, packaged: dataset.Staged | None) -> submission.Ca
     candidate = submission.candidate_of(folder)
     if packaged is None or candidate.validation is not None:
         return candidate
-    scores = submission.read_json(packaged.folder / kernel.METRICS).get("validation", {}).get("pool100_raw", {})
+    scores = submission.board_score(packaged.folder / kernel.SUBMISSION)
     return replace(candidate, validation=scores.get("mrr"), validation_se=scores.get("mrr_se"))
 
 

@@ -6,7 +6,6 @@ neither an interrupted run nor a lost record submits it twice.
 from __future__ import annotations
 
 import csv
-import json
 import re
 import secrets
 import sys
@@ -23,7 +22,7 @@ from lib.kaggle_api.competitions import COMPETITIONS, Limits, Submission
 from lib.kaggle_api.errors import Ambiguous, KaggleError
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
-from lib.project import InputError, ToolError, sha256_of
+from lib.project import InputError, ToolError, read_json, sha256_of
 
 TEST_FILE = "test.clean.npz"
 IMAGE_DIM = 1536  # DINOv2-giant, where the test set is not at hand to tell
@@ -84,25 +83,24 @@ def candidate_of(path: Path, kernel_ref: str = "", version: int | None = None) -
         raise InputError(f"{path}: no such file; make one: python kernel/pipeline.py --input data --output runs/NAME")
     digest = sha256_of(path)
     check_manifest(path, digest, kernel.MANIFEST)
-    scores = read_json(path.with_name(kernel.METRICS)).get("validation", {}).get("pool100_raw", {})
+    scores = board_score(path)
     return Candidate(path, digest, path.resolve().parent.name, scores.get("mrr"), scores.get("mrr_se"),
                      kernel_ref, version)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object beside the csv, {} when it is not there."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        raise InputError(f"{path}: not JSON: it is damaged, run the kernel again") from None
-    return content if isinstance(content, dict) else {}
+def board_score(path: Path) -> dict[str, float]:
+    """The validation of the csv's run by the board's rule, {} where it has none."""
+    return beside(path, kernel.METRICS).get("validation", {}).get("pool100_raw", {})
+
+
+def beside(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file of the csv's run, {} where the csv lies alone."""
+    return read_json(path.with_name(name), "it is damaged: make or fetch the run again", optional=True)
 
 
 def check_manifest(path: Path, digest: str, manifest: str) -> None:
     """A csv that is not what its run wrote must not be submitted under the run's name."""
-    listed = read_json(path.with_name(manifest)).get("outputs", {}).get(path.name)
+    listed = beside(path, manifest).get("outputs", {}).get(path.name)
     if listed and listed.get("sha256") != digest:
         raise InputError(f"{path}: differs from {manifest} beside it: it was changed after the run; "
                          "submit it from a folder of its own, or run the kernel again")
@@ -110,7 +108,7 @@ def check_manifest(path: Path, digest: str, manifest: str) -> None:
 
 def check_origin(path: Path, slug: str) -> None:
     """A csv belongs to the competition whose test captions it answers: its run has kept their digest."""
-    answered = read_json(path.with_name(kernel.MANIFEST)).get("inputs", {}).get(TEST_FILE, {}).get("sha256")
+    answered = beside(path, kernel.MANIFEST).get("inputs", {}).get(TEST_FILE, {}).get("sha256")
     asked = next(known.sha256 for name, known in KNOWN.items() if name.endswith(TEST_FILE))
     if slug == COMPETITION and answered not in (None, asked):
         raise InputError(f"{path}: answers other test captions than those of {slug} (the drawn sample's, perhaps); "
