@@ -66,7 +66,7 @@ class SessionTime:
 
     def tell(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """`overrides` with the script's own budget below the limit: starting and saving take a part of it."""
-        if self.minutes is None:
+        if self.minutes is None or overrides.get("mode") == "predict":  # which has no budget to plan with
             return overrides
         budget = round(self.minutes - min(5.0, self.minutes / 5), 3)
         given = overrides.get("max_minutes", budget)
