@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Every step in order; each finds out by itself whether it was done before."""
     arguments = parse(argv)
     given = read_overrides(arguments.recipe, arguments.set)
-    overrides = {"mode": "predict", **given} if arguments.weights is not None and "warm_start" not in given else given
+    overrides = {"mode": "predict", **given} if arguments.weights is not None else given
     run = chosen_weights(arguments, overrides)
     client = connect()
     if arguments.resume is not None:

@@ -7,8 +7,7 @@ import pytest
 
 import package_dataset
 import push_kernel
-from drawn import TINY
-from kaggle_runs import competition_files, outputs_of_run, write_tree
+from kaggle_runs import outputs_of_run, write_tree
 from lib.jobs import lint
 from lib.jobs.fetch import Output
 from lib.jobs.lint import KERNEL_METADATA
@@ -18,22 +17,6 @@ from stand_in import Fault, Plan
 
 REF = "tester/aml-text-to-image-alignment"
 FAULTS_THAT_PASS = [Fault(status=503), Fault(status=429, retry_after="0"), Fault(drop="before"), Fault(html=True)]
-
-
-@pytest.fixture
-def push(tmp_path, kaggle, monkeypatch):
-    """Call the tool against the stand-in; it stages and keeps its record in the test's folder."""
-    monkeypatch.setattr("lib.jobs.order.BUILD", tmp_path / "build" / "kernel")
-    kaggle.competitions.setdefault("aml-competition", None)
-    return lambda *options: push_kernel.main([*map(str, options), "--runs", str(tmp_path / "runs")])
-
-
-@pytest.fixture
-def finished(kaggle, kernel):
-    """The next kernels end well, after a while, with these outputs."""
-    outputs = outputs_of_run(kernel)
-    kaggle.plans = [Plan(queued=1, running=1, outputs=outputs, log="epoch 1\nepoch 2\n")]
-    return outputs
 
 
 def fetched(tmp_path, version: int = 1) -> dict[str, bytes]:
@@ -262,31 +245,6 @@ def test_a_run_that_was_stopped_is_kept_but_is_no_success(push, kaggle, kernel, 
     with pytest.raises(ToolError, match=r"stopped early \(SIGTERM\).*--kernel-source"):
         push()
     assert kernel.SUBMISSION in fetched(tmp_path)
-
-
-def test_a_run_that_its_budget_ended_goes_on_in_the_next_push(push, kaggle, kernel, tmp_path, capsys):
-    """The state lies in the first version's output, which the second one has among its inputs."""
-    kaggle.competitions["aml-competition"].files = competition_files()[0]
-    kaggle.plans = [Plan(run=True)]
-    settings = [*TINY, "--set=hidden=8", "--accelerator", "none"]
-    assert push(*settings, "--set", "max_minutes=0.001") == 0
-    assert f"stopped early (time budget); what it has lies verified in {tmp_path}" in capsys.readouterr().err
-    first = kaggle.kernels[REF][0]
-    states = {name: data for name, data in first.outputs.items() if name.startswith("resume_")}
-    assert {"resume_run.json", "resume_validate_0.pth"} <= set(states)
-    assert json.loads(fetched(tmp_path)[kernel.MANIFEST])["stopped"] == "time budget"
-    for layout, folder in (("old", REF.partition("/")[2]), ("new", f"notebooks/{REF}")):
-        kaggle.mount_layout = layout
-        mounted = kaggle.mount({"kernelDataSources": [REF]}, tmp_path / layout) / folder
-        assert {path.name: path.read_bytes() for path in mounted.glob("resume_*")} == states
-
-    assert push(*settings, "--kernel-source", REF) == 0
-    assert "stopped early" not in capsys.readouterr().err
-    second = kaggle.kernels[REF][1]
-    assert second.request["kernelDataSources"] == [REF]
-    assert "going on from" in second.log
-    assert json.loads(fetched(tmp_path, 2)[kernel.MANIFEST])["stopped"] == ""
-    assert not [name for name in second.outputs if name.startswith("resume_")]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 """From the repository's state to a score: end to end with the real kernel, and interrupted at every step."""
-import hashlib
 import json
 import signal
 import subprocess
@@ -9,62 +8,22 @@ import pytest
 
 import ship
 from kaggle_runs import (
-    D_IMAGE,
     QUICK,
-    TESTS,
     KillAt,
-    competition_files,
     copy_of_the_repo,
     kill_at_random_moments,
     outputs_of_run,
-    write_tree,
 )
-from lib.data import Known
 from lib.jobs import dataset, fetch, submission
-from lib.jobs.dataset import facts_of
 from lib.jobs.fetch import Output
 from lib.kaggle_api.competitions import Competitions
 from lib.kaggle_api.kernels import Kernels
 from lib.project import InputError, ToolError
 from lib.runs import damaged_files
-from stand_in import Fault, Plan, metric_score
+from stand_in import Fault, Plan
 
 KERNEL = "tester/aml-text-to-image-alignment"
 DATASET = "tester/aml-alignment-weights"
-
-
-@pytest.fixture
-def competition(kaggle, kernel, tmp_path):
-    """The competition in small, scored by the real metric, downloaded into data/."""
-    files, solution = competition_files()
-    found = kaggle.competitions["aml-competition"]
-    found.files, found.score = files, metric_score(kernel, solution)
-    found.others = {"the others": 0.01}
-    write_tree(tmp_path / "data", files)
-    return found
-
-
-@pytest.fixture
-def run_ship(tmp_path, competition, monkeypatch):
-    """Call the tool with everything in the test's folder."""
-    known = {name: Known(len(data), hashlib.sha256(data).hexdigest()) for name, data in competition.files.items()}
-    monkeypatch.setattr("lib.jobs.submission.KNOWN", known)
-    monkeypatch.setattr("lib.jobs.order.BUILD", tmp_path / "build" / "kernel")
-    monkeypatch.setattr("lib.jobs.dataset.BUILD", tmp_path / "build" / "dataset")
-    fixed = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
-    return lambda *options: ship.main([*map(str, options), *fixed])
-
-
-@pytest.fixture
-def weights(tmp_path, kaggle, kernel):
-    """A run with made-up weights; the next kernels answer with a valid submission made from them."""
-    run = write_tree(tmp_path / "runs" / "mine", outputs_of_run(kernel))
-    predictions = kernel.np.random.default_rng(0).normal(size=(TESTS, D_IMAGE)).astype("float32")
-    kernel.write_submission(tmp_path / "made.csv", range(1, TESTS + 1), predictions)
-    used = facts_of(run, [kernel.FINAL_MODEL])
-    outputs = outputs_of_run(kernel, submission=(tmp_path / "made.csv").read_bytes(), inputs=used)
-    kaggle.plans = [Plan(queued=1, running=1, outputs=outputs)]
-    return run
 
 
 def done_once(kaggle, competition) -> None:

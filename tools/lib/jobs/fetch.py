@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -49,16 +48,14 @@ def read_manifest(path: Path, what: str) -> dict[str, Any]:
 
 
 def check_finished(folder: Path, version: Version) -> None:
-    """A stopped run has a valid submission, but only where its time budget ended it is that what was asked for."""
+    """A stopped run has a valid submission, but is not what was asked for."""
     manifest = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))
     if manifest["complete"] and not manifest.get("stopped"):
         return
     ref = version.ref
-    text = (f"{ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in {folder}; "
-            f"go on with python tools/push_kernel.py --again --kernel-source {ref} and the same settings")
-    if not manifest["complete"]:
-        raise ToolError(text)
-    print(text, file=sys.stderr)
+    raise ToolError(f"{ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in "
+                    f"{folder}; go on with python tools/push_kernel.py --again --kernel-source {ref} and the same "
+                    "settings")
 
 
 def listed_with(client: KaggleClient, version: Version, wanted: set[str]) -> tuple[dict[str, str], str]:

@@ -28,7 +28,7 @@ def chosen_weights(arguments: argparse.Namespace, overrides: dict[str, Any]) -> 
     """The run whose weights the kernel needs: the one named, the newest where the settings ask for weights, or none."""
     if arguments.weights is not None:
         return arguments.weights
-    if arguments.dataset or not (overrides.get("mode") == "predict" or overrides.get("warm_start")):
+    if arguments.dataset or overrides.get("mode") != "predict":
         return None
     return newest_run(arguments.runs, kernel.FINAL_MODEL)
 

@@ -1,0 +1,97 @@
+"""Rule 1, 2 and 4 in their one place: outages are borne for minutes, absences proved, looks never stop a job."""
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from lib import record
+from lib.kaggle_api.errors import Forbidden, KaggleError, NotFound, RateLimited, Refused, ServerError, Unauthorized
+from lib.kaggle_api.patience import Patience, glance
+
+QUICK = Patience(pace=0.0002)
+
+
+class Server:
+    """Fails from the first call on for so many seconds, then answers."""
+
+    def __init__(self, error: KaggleError, seconds: float) -> None:
+        self.error, self.end = error, QUICK.now() + seconds
+
+    def __call__(self) -> str:
+        if QUICK.now() < self.end:
+            raise self.error
+        return "there"
+
+
+@pytest.mark.parametrize("kind", [ServerError, RateLimited, Forbidden, NotFound, Refused])
+def test_ten_minutes_of_failures_are_waited_out(kind):
+    assert QUICK.wait_for(Server(kind("no"), 600), "it", 12 * 3600) == "there"
+
+
+def test_a_failure_that_lasts_ends_the_wait_after_a_quarter_of_an_hour():
+    begin = QUICK.now()
+    with pytest.raises(ServerError, match=r"no; so for 1[5-9] minutes"):
+        QUICK.wait_for(Server(ServerError("no"), 10**6), "it", 12 * 3600)
+    assert QUICK.now() - begin >= 900
+
+
+def test_an_answer_in_between_ends_an_outage():
+    answers = iter([*[ServerError("no")] * 15, None, *[ServerError("no")] * 15, "there"])
+
+    def check() -> str | None:
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    assert Patience(pace=0.0001, outage_seconds=1100).wait_for(check, "it", 12 * 3600) == "there"
+
+
+def test_credentials_are_not_waited_for():
+    with pytest.raises(Unauthorized):
+        QUICK.wait_for(Server(Unauthorized("no"), 600), "it", 3600)
+
+
+def test_a_wait_takes_as_long_as_the_server_asks():
+    error = RateLimited("no")
+    error.retry_after = 500.0
+    begin = QUICK.now()
+    assert QUICK.wait_for(Server(error, 10), "it", 3600) == "there"
+    assert QUICK.now() - begin >= 500
+
+
+def test_what_shows_after_a_minute_is_found_and_an_absence_is_proved_over_longer():
+    shows = QUICK.now() + 60
+    assert QUICK.look(lambda: "there" if QUICK.now() >= shows else None) == "there"
+    looks = []
+    assert QUICK.look(lambda: looks.append(QUICK.now())) is None
+    assert len(looks) >= 4 and looks[-1] - looks[0] >= 60
+
+
+def test_a_failing_look_proves_no_absence():
+    with pytest.raises(ServerError):
+        QUICK.look(Server(ServerError("no"), 10**6))
+
+
+def test_a_glance_never_stops_the_job(capsys):
+    assert glance("the quota", Server(ServerError("no quota today"), 10**6), "nothing") == "nothing"
+    assert "the quota: not known, going on without it (no quota today)" in capsys.readouterr().err
+    assert glance("the quota", lambda: 3, None) == 3
+
+
+def test_the_owner_alone_makes_no_dirty_commit(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    path = tmp_path / "kernel-metadata.json"
+    path.write_text('{\n  "id": "INSERT_KAGGLE_USERNAME/x",\n  "title": "x"\n}\n')
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    monkeypatch.setattr(record, "REPO", tmp_path)
+    path.write_text(path.read_text().replace("INSERT_KAGGLE_USERNAME", "ada"))
+    assert record.git_state()["dirty"] is False
+    path.write_text(path.read_text().replace('"title": "x"', '"title": "y"'))
+    assert record.git_state()["dirty"] is True
