@@ -136,6 +136,28 @@ def test_the_title_of_the_plot_is_the_finding(kaggle, tmp_path, rows, title):
     assert finding(joined, best_of(joined)) == title
 
 
+def test_the_place_is_the_one_on_the_public_board(history, show):
+    history.competitions[SLUG].private_board = {"first": 0.1, "second": 0.05}
+    assert json.loads(show("--json").out)["place"]["rank"] == 2
+
+
+@pytest.mark.parametrize("status", [403, 400, 500])
+def test_a_leaderboard_that_fails_hides_no_history(history, show, status):
+    history.fail("GetLeaderboard", *[Fault(status)] * 9)
+    done = show()
+    assert done.code == 0 and "run-2 *" in done.out and "place" not in done.out and "the leaderboard: not" in done.err
+
+
+def test_one_unreadable_submission_hides_no_other(history, show):
+    odd = SubmissionState(1010, "odd.csv", "", b"", 0, public=float("nan"))
+    history.competitions[SLUG].submissions.insert(0, odd)
+    shown = json.loads(show("--json").out)
+    assert shown["submissions"][-1]["public"] is None and shown["best"]["run"] == "run-2"
+    history.fail("ListSubmissions", Fault(json={"submissions": [
+        {"ref": 1, "status": "JUDGED"}, {"ref": 2, "status": "COMPLETE", "publicScore": "0.6"}]}))
+    assert [one["status"] for one in json.loads(show("--json").out)["submissions"]][:2] == ["pending", "complete"]
+
+
 def test_wrong_input_and_credentials(history, show, monkeypatch):
     done = show("--competition", "no-such")
     assert done.code == 2 and "no-such" in done.error

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from kaggle_runs import competition_files, write_tree
 from lib import record
 from lib.data import KNOWN
 from lib.jobs.submission import read_message
-from lib.project import sha256_of
+from lib.project import REPO, sha256_of
 from stand_in import Fault, Plan, metric_score
 
 SLUG = "aml-competition"
@@ -314,3 +316,85 @@ def test_a_kernel_version_that_is_not_there(go, kaggle, run_folder, kernel):
 def test_help_has_an_example(run_tool_process):
     done = run_tool_process("submit", "--help")
     assert done.returncode == 0 and "example:" in done.stdout
+
+
+# ---- an unreliable server ----
+
+def test_a_killed_submission_whose_history_lags_is_found(go, kaggle, competition, monkeypatch):
+    kaggle.habits.history_lag = 60
+    with monkeypatch.context() as patched:
+        patched.setattr("lib.jobs.submission.record_submitted", interrupt)
+        assert go().code == 130
+    assert go().code == 0 and len(competition.submissions) == 1
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(go, kaggle, competition, monkeypatch):
+    kaggle.habits.history_lag = 10**7
+    with monkeypatch.context() as patched:
+        patched.setattr("lib.jobs.submission.record_submitted", interrupt)
+        assert go().code == 130
+    done = go()
+    assert done.code == 1 and "look at https" in done.error and "--again submits it anew" in done.error
+    assert len(competition.submissions) == 1
+    assert go("--again").code == 0 and len(competition.submissions) == 2
+
+
+def test_without_a_count_there_is_no_proof(go, kaggle, competition):
+    kaggle.fail("CreateSubmission", Fault(drop="before"))
+    assert go().code == 1
+    kaggle.fail("GetSubmissionLimits", *[Fault(500)] * 100)
+    done = go()
+    assert done.code == 1 and "--again submits it anew" in done.error and competition.submissions == []
+
+
+def test_a_message_that_comes_back_cut_is_known_again(go, kaggle, competition, tmp_path):
+    kaggle.habits.description_limit = 30
+    kaggle.fail("CreateSubmission", Fault(drop="after"))
+    assert go().code == 0
+    (tmp_path / "runs" / record.RECORD).unlink()
+    done = go()
+    assert done.code == 2 and "submitted before as" in done.error and len(competition.submissions) == 1
+
+
+def test_limits_that_fail_neither_stop_the_submission_nor_lose_its_score(go, kaggle, competition):
+    kaggle.fail("GetSubmissionLimits", *[Fault(500)] * 100)
+    done = go()
+    assert done.code == 0 and "public score 1.0" in done.out and "the submissions left are not known" in done.out
+
+
+def test_a_score_is_waited_for_through_minutes_of_failures(go, kaggle, competition):
+    kaggle.fail("GetSubmission", *[Fault(503)] * 40, *[Fault(404)] * 5, Fault(json={"ref": 1, "status": "JUDGED"}))
+    assert go().code == 0 and len(competition.submissions) == 1
+
+
+@pytest.mark.parametrize("score", [float("nan"), None])
+def test_complete_without_a_score_is_no_success(go, competition, score):
+    competition.score = lambda data: score
+    done = go("--timeout-minutes", "2")
+    assert done.code == 1 and "score of submission" in done.error
+
+
+def test_the_total_limit_is_told_as_such(go, competition):
+    competition.total_limit = 1
+    go()
+    done = go("--again")
+    assert done.code == 1 and "total number of submissions is used up (1 made)" in done.error
+
+
+def test_a_bare_400_names_the_likely_causes(go, kaggle):
+    kaggle.fail("CreateSubmission", Fault(400, "Bad Request"))
+    done = go()
+    assert done.code == 1 and "rules are not accepted" in done.error and "has closed" in done.error
+
+
+def test_two_submits_of_the_same_make_one(run_folder, competition, data, tmp_path):
+    command = [sys.executable, str(REPO / "tools" / "submit.py"), str(run_folder), "--runs", str(tmp_path / "runs"),
+               "--data", str(data)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [one.communicate()[1] for one in both]
+    assert sorted(one.returncode for one in both) in ([0, 0], [0, 2]), said
+    assert len(competition.submissions) == 1

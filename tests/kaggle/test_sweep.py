@@ -166,6 +166,47 @@ def test_missing_data_is_told_before_anything_is_pushed(plans, kaggle, tmp_path)
     assert caught.value.exit_code == 2 and not kaggle.count("SaveKernel")
 
 
+# ------------------------------------------------------------------------------------ an unreliable server
+@pytest.mark.parametrize("faults", [[Fault(status=503)] * 40, [Fault(status=404)] * 8, [Fault(status=403)] * 8,
+                                    [Fault(status=400)] * 3, [Fault(json={"status": "PAUSED"})] * 3])
+def test_a_sweep_outlives_minutes_without_a_status(run_sweep, kaggle, faults):
+    kaggle.fail("GetKernelSessionStatus", *faults)
+    assert run_sweep("--members", 2) == 0
+    assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
+
+
+def test_one_push_that_fails_leaves_no_other_row_unpushed(run_sweep, kaggle):
+    kaggle.fail("SaveKernel", Fault(status=500), None, Fault(status=500, after=True))
+    assert run_sweep("--members", 4) == 0
+    assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1] * 4
+
+
+def test_a_completed_member_whose_output_shows_late_is_not_pushed_again(run_sweep, kaggle):
+    kaggle.habits.output_lag, kaggle.habits.manifest_lag, kaggle.habits.session_lag = 20, 60, 30
+    assert run_sweep("--members", 2) == 0
+    assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
+
+
+def test_a_session_that_runs_for_ever_is_given_up_and_not_pushed_again(run_sweep, kaggle, capsys):
+    kaggle.plans = [Plan(running=10**9), *kaggle.plans]
+    assert run_sweep("--members", 2, "--timeout-minutes", 1) == 0
+    out, err = capsys.readouterr()
+    assert "for longer than a session can be" in err and "1 of 2 runs" in out
+    assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
+
+
+def test_members_are_told_their_session_s_time(run_sweep, kaggle):
+    assert run_sweep("--members", 2, "--timeout-minutes", 60) == 0
+    for (sent,) in kaggle.kernels.values():
+        assert sent.request["sessionTimeoutSeconds"] == 3600 and '"max_minutes": 55.0' in sent.text
+
+
+def test_what_a_failed_member_left_is_kept(run_sweep, plans, kaggle, tmp_path):
+    plans("E")
+    assert run_sweep("--members", 2) == 0
+    assert list((tmp_path / "runs" / "unverified").glob("*-s01-v1/manifest.json"))
+
+
 # ------------------------------------------------------------------------------------------- interrupted
 INTERRUPTIONS = {
     "before a push": (Kernels, "push", 2, False),

@@ -229,14 +229,21 @@ def test_single_files_of_an_output(push, kaggle, finished, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------ 7: sources are part of an order
-def test_a_dataset_that_kaggle_binds_late_is_tried_again(push, kaggle, finished, package):
+def test_a_dataset_that_kaggle_binds_late_is_tried_again(push, kaggle, finished, package, tmp_path):
     package()
-    kaggle.habits.binding = 100
+    answers = iter([False, False])
+    kaggle.bound = lambda source: next(answers, True)
     assert push("--dataset", "aml-alignment-weights", "--set", "mode=predict") == 0
-    count = versions(kaggle)
-    assert count > 1
     assert push("--dataset", "aml-alignment-weights", "--set", "mode=predict") == 0
-    assert versions(kaggle) == count
+    assert versions(kaggle) == 3
+    assert [path.name for path in (tmp_path / "runs").glob("aml-*")] == [f"{SLUG}-v3"]
+
+
+def test_a_dataset_that_stays_unbound_fails_the_push(push, kaggle, finished, package):
+    package()
+    kaggle.habits.binding = 10**6
+    with pytest.raises(ToolError, match="runs without it"):
+        push("--dataset", "aml-alignment-weights", "--set", "mode=predict")
 
 
 def test_a_version_that_runs_without_its_data_is_never_taken_for_the_right_one(push, kaggle, finished, tmp_path):
@@ -331,7 +338,7 @@ def test_an_empty_answer_to_an_upload_is_no_endless_wait(package, kaggle):
 def test_a_failed_dataset_is_uploaded_anew_when_asked_for(package, kaggle):
     package()
     kaggle.datasets[DATASET].versions.append(DatasetVersion({"by hand": b"1"}, failed=True))
-    with pytest.raises(ToolError, match="Kaggle says failed.*--again uploads it anew"):
+    with pytest.raises(ToolError, match=r"Kaggle says failed.*--again uploads it anew"):
         package()
     assert package("--again") == 0
 
@@ -344,10 +351,10 @@ def test_folders_of_killed_packages_are_cleared(package, tmp_path):
 
 def test_titles_in_use_name_the_line_to_change(package, push, kaggle, finished):
     kaggle.habits.taken_titles = {"AML Alignment Weights"}
-    with pytest.raises(ToolError, match="change title and id in kaggle_dataset/dataset-metadata.json"):
+    with pytest.raises(ToolError, match=r"change title and id in kaggle_dataset/dataset-metadata\.json"):
         package()
     kaggle.push_error = "The requested title 'x' is already in use by another notebook."
-    with pytest.raises(ToolError, match="change title and id in kernel-metadata.json"):
+    with pytest.raises(ToolError, match=r"change title and id in kernel-metadata\.json"):
         push()
 
 
@@ -366,9 +373,9 @@ def test_a_dataset_that_was_made_anew_is_suspected_after_three_pushes(push, kagg
     kaggle.add_dataset(DATASET, {"a": b"1"})
     kaggle.habits.broken_datasets = {DATASET}
     for _ in range(2):
-        with pytest.raises(ToolError, match="running this again is safe$"):
+        with pytest.raises(ToolError, match=r"running this again is safe$"):
             push("--dataset", "aml-alignment-weights")
-    with pytest.raises(ToolError, match="push number 3 to fail.*deleted and made anew.*another title and id"):
+    with pytest.raises(ToolError, match=r"push number 3 to fail.*deleted and made anew.*another title and id"):
         push("--dataset", "aml-alignment-weights")
 
 

@@ -114,13 +114,13 @@ class KernelCalls:
 
     def _invalid_sources(self, body: dict) -> dict[str, list[str]]:
         return {
-            "invalidDatasetSources": [s for s in body.get("datasetDataSources", []) if not self._bound(s)],
+            "invalidDatasetSources": [s for s in body.get("datasetDataSources", []) if not self.bound(s)],
             "invalidCompetitionSources": [s for s in body.get("competitionDataSources", [])
                                           if s not in self.competitions],
             "invalidKernelSources": [s for s in body.get("kernelDataSources", []) if s not in self.kernels],
             "invalidModelSources": list(body.get("modelDataSources", []))}
 
-    def _bound(self, source: str) -> bool:
+    def bound(self, source: str) -> bool:
         """Whether a push can attach the dataset: not at once after it has become READY."""
         dataset = self.datasets.get("/".join(source.split("/")[:2]))
         return dataset is not None and self.clock.older(dataset.versions[-1].ready, self.habits.binding)

@@ -67,7 +67,8 @@ def run_on_kaggle(
 def check_weights_used(folder: Path, packaged: dataset.Staged) -> None:
     """A kernel that saw an older version of the dataset would have predicted with other weights."""
     used = open_run(folder).manifest["inputs"].get(kernel.FINAL_MODEL)
-    if used is not None and used != packaged.files.get(kernel.FINAL_MODEL):
+    wanted = packaged.files.get(kernel.FINAL_MODEL)  # None: a state to go on from, not weights
+    if None not in (used, wanted) and used != wanted:
         ref = packaged.metadata["id"]
         raise ToolError(f"{folder}: predicted with other weights than {ref} holds now; push it anew with --again")
 
