@@ -16,6 +16,7 @@ STARTED = time.monotonic()  # before the imports below, which take seconds of th
 
 # ruff: noqa: E402
 import argparse
+import collections
 import contextlib
 import csv
 import ctypes
@@ -25,7 +26,6 @@ import fnmatch
 import functools
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -39,7 +39,6 @@ import sys
 import tempfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ class Knobs:
     pairs_weight: float = knob(1.0, "of an extra caption in the loss, beside the competition's own", 1e-3, 100)
     network: str = knob("align", "mlp is the original's, linear the closed form", choices=("align", "mlp", "linear"))
     sees: str = knob("vector", "the caption's vector, its words, or both", choices=("vector", "words", "both"))
-    word_buckets: int = knob(2**15, "rows of the table that words and pairs of words are hashed into", 2)
+    word_count: int = knob(3, "training captions that a word must stand in: rarer ones are learnt by heart", 1)
     word_width: int = knob(256, "width of a caption's bag of words: twice as wide gains little for twice the time", 1)
     word_dropout: float = knob(0.3, "share of the words left out at a step", 0, 0.99)
     word_rate: float = knob(1.0, "times the learning rate for the table of words, each of which is rarely seen", 1e-3)
@@ -171,7 +170,7 @@ RESUME_RUN, RESUME_STATE = "resume_run.json", "resume_{}_{}.pth"
 BUDGET = "time budget"  # the reason to stop that was asked for: such a run is complete
 POOL, TOP, VIEWS = 100, 99, 5  # the official evaluation: pools of 100, of which the first 99 ranks count
 PREDICTING = ("mode", "device", "infer_batch", "repulsion")  # the knobs that predicting honours
-GRAMS = 48  # words and pairs of words kept of a caption; the longest real ones have some 60
+WORDS_KEPT = 32  # of a caption; few have more
 
 
 class UserError(Exception):
@@ -570,16 +569,19 @@ def tokens(caption: str) -> list[str]:
     return re.findall(r"\w+", caption.lower())
 
 
-def word_ids(captions: list[str], buckets: int) -> np.ndarray:
-    """(n, GRAMS) int32: words and pairs of words hashed into 1..buckets-1, 0 where there are none.
+def make_vocabulary(captions: list[str], least: int) -> list[str]:
+    """The words that stand in at least `least` captions, in order; pairs of words were worse than words alone."""
+    count = collections.Counter(word for caption in captions for word in set(tokens(caption)))
+    return sorted(word for word, times in count.items() if times >= least)
 
-    Hashing needs no vocabulary, so that weights carry no words of the captions they were trained on.
-    """
-    ids = np.zeros((len(captions), GRAMS), np.int32)
+
+def word_ids(captions: list[str], vocabulary: list[str]) -> np.ndarray:
+    """(n, WORDS_KEPT) int32: the known words of each caption as 1.. of the vocabulary, 0 where there are no more."""
+    row_of = {word: row for row, word in enumerate(vocabulary, 1)}
+    ids = np.zeros((len(captions), WORDS_KEPT), np.int32)
     for row, caption in enumerate(captions):
-        words = tokens(caption)
-        grams = [*words, *(f"{one} {two}" for one, two in itertools.pairwise(words))][:GRAMS]
-        ids[row, : len(grams)] = [1 + zlib.crc32(gram.encode()) % (buckets - 1) for gram in grams]
+        known = [row_of[word] for word in tokens(caption) if word in row_of][:WORDS_KEPT]
+        ids[row, : len(known)] = known
     return ids
 
 
@@ -612,6 +614,9 @@ def log_habits(train: list[str], test: list[str], seen: list[str]) -> None:
 
 
 # -------------------------------------------------------------------------------------- networks, losses
+Dims = tuple[int, int, int]  # of a caption's vector, of an image's, words of the vocabulary
+
+
 class Dropout(nn.Module):
     """nn.Dropout in steps of 1/256, eight elements a random number: drawing one each outlasts the products on a CPU."""
 
@@ -629,11 +634,11 @@ class Dropout(nn.Module):
 
 
 class WordBag(nn.Module):
-    """Hashed words (b, GRAMS) -> sum of their learnt vectors over the root of their number, normalised (b, width)."""
+    """Words (b, WORDS_KEPT) -> sum of their learnt vectors over the root of their number, normalised (b, width)."""
 
-    def __init__(self, knobs: Knobs, random: torch.Generator | None) -> None:
+    def __init__(self, n_words: int, knobs: Knobs, random: torch.Generator | None) -> None:
         super().__init__()
-        self.table = nn.EmbeddingBag(knobs.word_buckets, knobs.word_width, mode="sum", padding_idx=0)
+        self.table = nn.EmbeddingBag(n_words + 1, knobs.word_width, mode="sum", padding_idx=0)
         self.norm, self.share, self.random = nn.LayerNorm(knobs.word_width), knobs.word_dropout, random
 
     def forward(self, words: Tensor) -> Tensor:
@@ -646,17 +651,18 @@ class WordBag(nn.Module):
 class AlignNet(nn.Module):
     """LayerNorm, dropout, one wide hidden layer (LayerNorm, activation, dropout), linear skip.
 
-    Text (b, d_text) and hashed words (b, GRAMS), as far as it sees them -> predictions (b, d_image).
+    Text (b, d_text) and words (b, WORDS_KEPT), as far as it sees them -> predictions (b, d_image).
     """
 
     centre: Tensor
     logit_scale: nn.Parameter
 
-    def __init__(self, d_text: int, d_image: int, knobs: Knobs, random: torch.Generator | None = None) -> None:
+    def __init__(self, dims: Dims, knobs: Knobs, random: torch.Generator | None = None) -> None:
         super().__init__()
+        d_text, d_image, n_words = dims
         self.sees, self.activation = knobs.sees, knobs.activation
         self.register_buffer("centre", torch.zeros(d_text))  # mean training caption
-        self.words = WordBag(knobs, random) if knobs.sees != "vector" else None
+        self.words = WordBag(n_words, knobs, random) if knobs.sees != "vector" else None
         width = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
         self.expand = nn.Linear(width, knobs.hidden * (2 if self.activation == "gate" else 1), bias=False)
         self.norm_hidden, self.project = nn.LayerNorm(knobs.hidden), nn.Linear(knobs.hidden, d_image)
@@ -684,9 +690,9 @@ class AlignNet(nn.Module):
 class OriginalNet(nn.Module):
     """The original two-layer network; text (b, d_text) -> predictions (b, d_image)."""
 
-    def __init__(self, d_text: int, d_image: int, knobs: Knobs, random: torch.Generator | None = None) -> None:
+    def __init__(self, dims: Dims, knobs: Knobs, random: torch.Generator | None = None) -> None:
         super().__init__()
-        self.expand, self.project = nn.Linear(d_text, knobs.hidden), nn.Linear(knobs.hidden, d_image)
+        self.expand, self.project = nn.Linear(dims[0], knobs.hidden), nn.Linear(knobs.hidden, dims[1])
         self.dropout = Dropout(knobs.dropout, random)
 
     def forward(self, text: Tensor, words: Tensor) -> Tensor:
@@ -696,9 +702,9 @@ class OriginalNet(nn.Module):
 class LinearMap(nn.Module):
     """The closed form's; text (b, d_text) -> predictions (b, d_image)."""
 
-    def __init__(self, d_text: int, d_image: int, knobs: Knobs, random: torch.Generator | None = None) -> None:
+    def __init__(self, dims: Dims, knobs: Knobs, random: torch.Generator | None = None) -> None:
         super().__init__()
-        self.map = nn.Linear(d_text, d_image)
+        self.map = nn.Linear(dims[0], dims[1])
 
     def forward(self, text: Tensor, words: Tensor) -> Tensor:
         return self.map(text)
@@ -707,10 +713,10 @@ class LinearMap(nn.Module):
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"align": AlignNet, "mlp": OriginalNet, "linear": LinearMap}
 
 
-def build_network(dims: tuple[int, int], knobs: Knobs, centre: Tensor, random: torch.Generator) -> nn.Module:
+def build_network(dims: Dims, knobs: Knobs, centre: Tensor, random: torch.Generator) -> nn.Module:
     """A network on the generator's device with initial weights, torch's own distributions, drawn from `random`."""
     with torch.device("meta"):  # torch would draw from the global generator, which other threads share
-        network = NETWORKS[knobs.network](*dims, knobs, random)
+        network = NETWORKS[knobs.network](dims, knobs, random)
     network.to_empty(device=random.device)
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -794,9 +800,10 @@ class GalleryLoss(torch.autograd.Function):
 class Task:
     """The images that a phase trains on, as tensors on one device."""
 
+    n_words: int  # of the vocabulary
     galleries: tuple[Tensor, Tensor]  # centred (raw, unit) images in the computing type
     text: Tensor  # (all captions, d_text) float32
-    words: Tensor  # (all captions, GRAMS) int32; (all captions, 0) where nobody looks at words
+    words: Tensor  # (all captions, WORDS_KEPT) int32
     captions: Tensor  # (n,) indices of the captions of these images
     sisters: Tensor  # (m, VIEWS) indices of each image's captions
     label: Tensor  # (all captions,) row in `images`; -1 for captions of other images
@@ -864,15 +871,11 @@ def predict(
     d_text, d_image = bundle["dims"]
     if text.shape[1] != d_text:
         raise UserError(f"weights take {d_text}-d captions, the data has {text.shape[1]}-d ones; use the run's data")
-    total, ids = np.zeros((len(text), d_image), np.float32), {0: np.zeros((len(text), 0), np.int32)}
+    total, ids = np.zeros((len(text), d_image), np.float32), word_ids(captions, bundle["vocabulary"])
     for member in bundle["members"]:
         knobs = Knobs(**member["knobs"])
-        with torch.device("meta"):  # no memory and no time for initial weights, whatever a damaged file claims
-            network = NETWORKS[knobs.network](d_text, d_image, knobs)
-        network.load_state_dict(member["state"], assign=True)
-        buckets = knobs.word_buckets if knobs.sees != "vector" else 0
-        ids[buckets] = ids[buckets] if buckets in ids else word_ids(captions, buckets)
-        words = torch.from_numpy(ids[buckets])
+        network = network_of(knobs, member["state"], (d_text, d_image, len(bundle["vocabulary"])))
+        words = torch.from_numpy(ids)
         output = network_predictions(network.to(device), torch.from_numpy(text), words, knobs.infer_batch)
         if len(bundle["members"]) == 1 and knobs.network == "mlp":
             return output
@@ -1072,7 +1075,7 @@ def make_task(problem: Problem, phase: str, knobs: Knobs, device: torch.device, 
     views = (vectors / vectors.norm(dim=1).mean(), F.normalize(vectors, dim=1))
     raw, unit_length = ((view - view.mean(0)).to(device, dtype) for view in views)
     tensors = (torch.from_numpy(train.text), torch.from_numpy(problem.words), captions, sisters, label, vectors, weight)
-    return Task((raw, unit_length), *(tensor.to(device) for tensor in tensors))
+    return Task(len(problem.vocabulary), (raw, unit_length), *(tensor.to(device) for tensor in tensors))
 
 
 def seed_of(*words: object) -> int:
@@ -1152,7 +1155,7 @@ class Learner:
 
 def new_learner(name: str, knobs: Knobs, task: Task, dtype: torch.dtype) -> Learner:
     random = torch.Generator(task.text.device).manual_seed(seed_of(knobs.seed, name))
-    dims = (task.text.shape[1], task.images.shape[1])
+    dims = (task.text.shape[1], task.images.shape[1], task.n_words)
     centre = (task.label >= 0).float() @ task.text / len(task.captions)  # a mean without a copy of the captions
     network = build_network(dims, knobs, centre, random)
     kind = torch.optim.AdamW if knobs.weight_decay else torch.optim.Adam
@@ -1301,14 +1304,15 @@ class Problem:
 
     train: TrainSet
     test: TestSet
-    words: np.ndarray  # (all captions, GRAMS) int32, or (.., 0) where no candidate looks at words
+    vocabulary: list[str]
+    words: np.ndarray  # (all captions, WORDS_KEPT) int32
     train_images: np.ndarray
     val_images: np.ndarray
     views: np.ndarray  # (VIEWS, m) captions of the validation images
 
     @property
-    def dims(self) -> tuple[int, int]:
-        return self.train.text.shape[1], self.train.images.shape[1]
+    def dims(self) -> Dims:
+        return self.train.text.shape[1], self.train.images.shape[1], len(self.vocabulary)
 
     @property
     def val_vectors(self) -> np.ndarray:
@@ -1343,23 +1347,25 @@ def make_problem(
     """The run's data with the extra pairs behind its own, and what became of those."""
     train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.split_seed)
     train, facts = join_pairs(train, test, val_images, pairs)
-    words = np.zeros((len(train.captions), 0), np.int32)
+    texts, vocabulary = train.captions, []
     if any(one.sees != "vector" for one in candidates):
         texts = cut_as_the_test(train.captions, test.captions, knobs.split_seed)
         log_habits(train.captions, test.captions, texts)
-        words = word_ids(texts, candidates[0].word_buckets)
-    views = caption_views(train.image_of, val_images)
-    return Problem(train, test, words, train_images, val_images, views), facts
+        held_out = np.isin(train.image_of, val_images)
+        seen = [caption for caption, out in zip(texts, held_out, strict=True) if not out]
+        vocabulary = make_vocabulary(seen, candidates[0].word_count)
+    words, views = word_ids(texts, vocabulary), caption_views(train.image_of, val_images)
+    return Problem(train, test, vocabulary, words, train_images, val_images, views), facts
 
 
 def training_flop(knobs: Knobs, problem: Problem) -> float:
     """FLOP of a whole training without the validation images; the measure of how long it takes beside others."""
     images = len(problem.images_of("validate", knobs.pairs))
     captions = images * len(problem.train.captions) // len(problem.train.images)
-    d_text, d_image = problem.dims
+    d_text, d_image, n_words = problem.dims
     width = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
     weights = knobs.hidden * (width * (2 if knobs.activation == "gate" else 1) + d_image) + knobs.skip * width * d_image
-    table = 0 if knobs.sees == "vector" else knobs.word_buckets * knobs.word_width
+    table = 0 if knobs.sees == "vector" else n_words * knobs.word_width
     gallery = images * d_image if knobs.loss == "softmax" else 0
     # An optimiser's step takes a weight's time in memory: as long as some thousand operations on it.
     step = 1000 * (weights + table) / batch_size(knobs, captions)
@@ -1683,7 +1689,8 @@ def make_bundle(problem: Problem, knobs: Knobs, members: list[dict[str, Any]], r
     """What is needed, with this script, to predict: knobs, dimensions and the weights of every member."""
     return {
         "knobs": dataclasses.asdict(knobs),
-        "dims": list(problem.dims),
+        "dims": [problem.train.text.shape[1], problem.train.images.shape[1]],
+        "vocabulary": problem.vocabulary,
         "length": float(np.linalg.norm(problem.train.images[: problem.train.own], axis=1).mean()),
         "repulsion": repulsion,
         "val_images": [problem.train.image_names[i] for i in problem.val_images],
@@ -1691,10 +1698,10 @@ def make_bundle(problem: Problem, knobs: Knobs, members: list[dict[str, Any]], r
     }
 
 
-def network_of(knobs: Knobs, weights: dict[str, Tensor], dims: tuple[int, int]) -> nn.Module:
+def network_of(knobs: Knobs, weights: dict[str, Tensor], dims: Dims) -> nn.Module:
     """A network with these weights."""
     with torch.device("meta"):  # no memory and no time for initial weights, whatever a damaged file claims
-        network = NETWORKS[knobs.network](*dims, knobs)
+        network = NETWORKS[knobs.network](dims, knobs)
     network.load_state_dict(weights, assign=True)
     return network
 
@@ -1920,7 +1927,11 @@ def write_records(
 
 def predicted(bundle: dict[str, Any], test: TestSet, device: torch.device) -> np.ndarray:
     """What is submitted for the test captions."""
-    return repel(predict(bundle, test.text, test.captions, device), bundle["repulsion"], bundle["length"])
+    try:
+        predictions = predict(bundle, test.text, test.captions, device)
+    except RuntimeError as error:  # memory, above all
+        raise TrainingFailed(f"predicting: {first_line(error)}; lower --set infer_batch") from error
+    return repel(predictions, bundle["repulsion"], bundle["length"])
 
 
 def write_manifest(parts: Parts, folder: Path, complete: bool, facts: dict[str, Any]) -> None:
