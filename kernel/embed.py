@@ -75,7 +75,8 @@ def make_parser() -> Parser:
     add("--photos", type=Path, nargs="+", metavar="DIR", help="the photos' folders (default: --input)")
     add("--output", type=Path, default=Path("/kaggle/working"), metavar="DIR", help="folder to write to")
     add("--check", default="train.npz" if ON_KAGGLE else None, metavar="FILE",
-        help=f"embed {CHECKED} photos and captions of this train.npz first and stop if they differ from its vectors")
+        help=f"embed {CHECKED} photos and captions of this train.npz first and stop if they differ from its vectors "
+             "(on Kaggle by default; --check= leaves it out)")
     add("--missing", choices=("error", "skip"), default="error", help="captions whose photo is not there")
     add("--limit", type=int, default=0, metavar="N", help="the first N photos only (default all)")
     add("--image-model", default="facebook/dinov2-giant", metavar="NAME", help="a folder, or a name of the hub")
@@ -312,6 +313,7 @@ class Encoder:
         raise NotImplementedError
 
     def average(self, items: list[Any]) -> Tensor:
+        """(b, width) float32."""
         raise NotImplementedError
 
 
@@ -502,25 +504,27 @@ def compare(what: str, ours: np.ndarray, stored: np.ndarray) -> dict[str, float]
     return {"rows": len(ours), "mean": float(cosine.mean()), "lowest": float(cosine.min())}
 
 
+def some_photos(train: Path, names: list[str], folders: list[Path], encoder: Encoder) -> dict[int, Tensor]:
+    """Some of the competition's photos as the encoder takes them, by their row."""
+    found = find_files(folders, names)
+    there = [row for row, name in enumerate(names) if name in found]
+    read = {there[i]: encoder.read(found[names[there[i]]]) for i in (spread(len(there)) if there else ())}
+    whole = {row: pixels for row, pixels in read.items() if pixels is not None}
+    if not whole:
+        raise UserError(f"{train}: none of its photos below {', '.join(map(str, folders))} can be read, such as "
+                        f"{names[0]}; add their folder to --photos")
+    return whole
+
+
 def check_encoders(train: Path, folders: list[Path], photos: Batches, captions: Batches) -> dict[str, dict]:
     """Embed some of the competition's own photos and captions; an error with both figures if they differ."""
     with reading(train, "the competition's vectors"), np.load(train, allow_pickle=False) as arrays:
-        names = arrays["images/names"].tolist()
-        found = find_files(folders, names)
-        there = [row for row, name in enumerate(names) if name in found]
-        if not there:
-            raise UserError(f"{train}: none of its photos is below {', '.join(map(str, folders))}, such as {names[0]};"
-                            " add their folder to --photos")
-        pixels = {there[i]: photos.encoder.read(found[names[there[i]]]) for i in spread(len(there))}
-        rows = [row for row, item in pixels.items() if item is not None]
-        if not rows:
-            raise UserError(f"{train}: not one of its photos can be read, such as {found[names[there[0]]]}")
-        texts = arrays["captions/text"]
+        pixels = some_photos(train, arrays["images/names"].tolist(), folders, photos.encoder)
+        stored, texts = arrays["images/embeddings"][list(pixels)], arrays["captions/text"]
+        result = {"photos": compare("photos", photos.encode(list(pixels.values())), stored)}
         some = spread(len(texts))
-        result = {"photos": compare("photos", photos.encode([pixels[row] for row in rows]),
-                                    arrays["images/embeddings"][rows]),
-                  "captions": compare("captions", captions.encode([str(text).strip() for text in texts[some]]),
-                                      arrays["captions/embeddings"][some])}
+        result["captions"] = compare("captions", captions.encode([str(text).strip() for text in texts[some]]),
+                                     arrays["captions/embeddings"][some])
     figures = "; ".join(f"{part['rows']} {what}, mean cosine {part['mean']:.5f}, lowest {part['lowest']:.5f}"
                         for what, part in result.items())
     if min(part["lowest"] for part in result.values()) < SAME:
@@ -601,7 +605,8 @@ def embed(knobs: argparse.Namespace) -> None:
     checked = None
     if knobs.check:
         checked = check_encoders(find_file(knobs.check, knobs.photos), knobs.photos, photos, texts)
-    settings = {"input": digest(captions), "photos": photos.encoder.settings(), "captions": texts.encoder.settings()}
+    settings: dict[str, Any] = {"input": digest(captions), "photos": photos.encoder.settings(),
+                                "captions": texts.encoder.settings()}
     folder = knobs.output / SHARDS
     open_shards(folder, settings)
     photo_shards = Shards(folder, "photos", SHARD, len(paths))
