@@ -1,6 +1,7 @@
 """benchmark: figures read off real runs on drawn data; counts, comparison and the scaling fit on made-up ones."""
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,12 +9,23 @@ import pytest
 
 import benchmark
 from drawn import SMALL, draw_data
-from lib.bench import scaling
-from lib.bench.measure import SCORES, Measured, full_size_data, matmul_peak, measure, network_flops
+from lib.bench import anytime, scaling
+from lib.bench.measure import (
+    SCORES,
+    Measured,
+    full_size_data,
+    matmul_peak,
+    measure,
+    member_knobs,
+    network_flops,
+    read_curve,
+    step_seconds,
+)
 from lib.bench.table import against_baseline, finding, summarise, table_rows
 from lib.data import FILES
 from lib.process import Ended
 from lib.project import InputError, ToolError
+from lib.runs import Run
 
 PNG = b"\x89PNG"
 
@@ -36,11 +48,12 @@ def test_recipes_side_by_side(tmp_path, capfd, kernel, monkeypatch):
     baseline, closed = result["recipes"]
     captions = (240 - kernel.split_images(240, 0.1, 0)[1].size) * 5
     metrics = json.loads((output / "baseline-seed0" / "metrics.json").read_text())
-    stepping = metrics["seconds"]["train"] - metrics["validate_seconds"]
+    stepping = metrics["members"][0]["seconds"] - metrics["validate_seconds"]
     assert 0 < stepping < baseline["train_seconds"] == metrics["seconds"]["train"]
     assert baseline["captions_per_second"] * stepping == pytest.approx(3 * captions)
     weights = 32 * 32 + 32 * 48
     assert baseline["flops_per_second"] * stepping == pytest.approx(3 * captions * (6 * weights - 2 * 32 * 32))
+    assert json.loads((output / "closed_form-seed0" / "metrics.json").read_text())["members"][0]["epochs"] == 0
     assert closed["pool100_raw"] > baseline["pool100_raw"] > 0 and closed["captions_per_second"] > 0
     (passed,) = result["against_baseline"]
     assert passed["recipe"] == "closed_form" and passed["pool100_raw_ratio"] > 0
@@ -70,11 +83,43 @@ def test_passing_the_baseline_counts_the_slowest_seed():
     assert "25 times sooner" in finding(rows, [align, weak])
 
 
-def test_work_of_a_member_with_a_gallery(kernel):
-    knobs = kernel.resolve_knobs({"recipe": "align", "hidden": 8})
-    state = kernel.AlignNet(4, 6, knobs).state_dict()
-    weights = sum(value.numel() for value in state.values() if value.dim() == 2)
-    assert network_flops(knobs, gallery=100, d_text=4, d_image=6) == 6 * weights + 4 * 100 * 6
+@pytest.mark.parametrize(("settings", "flops"), [
+    ({}, 4 * (4 * 8 + 4 * 6) + 6 * 8 * 6 + 4 * 100 * 6),
+    ({"sees": "both", "word_width": 3}, 6 * (7 * 8 + 7 * 6 + 8 * 6) + 4 * 100 * 6),
+    ({"loss": "triplet", "skip": False, "batch": 50}, 4 * 4 * 8 + 6 * 8 * 6 + 4 * 10 * 6),
+    ({"network": "mlp", "loss": "cosine"}, 4 * 4 * 8 + 6 * 8 * 6),
+])
+def test_work_of_a_caption(kernel, settings, flops):
+    knobs = kernel.resolve_knobs({"recipe": "align", "hidden": 8, **settings})
+    assert network_flops(knobs, gallery=100, d_text=4, d_image=6) == flops
+
+
+def fake_run(folder: Path, kernel, members: list[dict], log: str, train: float) -> Run:
+    """A run as its records tell of it."""
+    folder.mkdir()
+    (folder / kernel.TRAINING_LOG).write_text("phase,member,epoch,loss,pool100_raw,pool100_cosine,full_cosine,seconds\n"
+                                              + log)
+    metrics = {"seconds": {"load": 5.0, "train": train}, "validate_seconds": 1.0, "members": members,
+               "validation": {name: {"mrr": 0.8} for name in SCORES}}
+    return Run(folder, {"knobs": dataclasses.asdict(kernel.resolve_knobs({"recipe": "align"}))}, metrics)
+
+
+def test_the_curve_is_the_best_so_far_and_ends_with_the_blend(tmp_path, kernel):
+    members = [{"epochs": 0, "seconds": 0.5, "knobs": "network=linear", **dict.fromkeys(SCORES, 0.6)},
+               {"epochs": 2, "seconds": 8.0, "knobs": "the recipe's", **dict.fromkeys(SCORES, 0.7)}]
+    run = fake_run(tmp_path / "run", kernel, members, "validate,1,1,2.0,0.5,0.5,0.5,9\nvalidate,1,2,1.5,,,,11\n"
+                   "validate,1,2,1.5,0.7,0.7,0.7,13\nrefit,1,1,2.0,,,,20\n", train=9.0)
+    assert [(seconds, scores["pool100_raw"]) for seconds, scores in read_curve(run)] == [
+        (0.5, 0.6), (4, 0.6), (8, 0.7), (9, 0.8)]
+    assert step_seconds(run) == pytest.approx(7.5)
+
+
+def test_a_candidate_s_knobs_are_the_run_s_but_for_what_its_line_says(tmp_path, kernel):
+    run = fake_run(tmp_path / "run", kernel, [], "", train=1.0)
+    base = kernel.resolve_knobs({"recipe": "align"})
+    changed = member_knobs(run, {"knobs": "network=linear hidden=64 skip=False lr=0.002"})
+    assert changed == dataclasses.replace(base, network="linear", hidden=64, skip=False, lr=0.002)
+    assert member_knobs(run, {"knobs": "the recipe's"}) == base
 
 
 def test_matmul_peak_is_a_rate():
@@ -100,6 +145,8 @@ def test_full_size_data_is_made_once(tmp_path, monkeypatch):
     (["--recipes", "best"], "unknown recipe 'best'"),
     (["--set", "epoch=1"], "unknown knob 'epoch'"),
     (["--seeds", "1", "1"], "different numbers"),
+    (["--recipes", "search"], "give --minutes"),
+    (["--minutes", "0"], "max_minutes"),
 ])
 def test_bad_options_are_told_before_any_run(tmp_path, options, message):
     with pytest.raises(Exception, match=message) as caught:
@@ -133,15 +180,14 @@ def test_scaling_axes_cover_two_decades():
 def test_scaling_fits_the_exponents(tmp_path, monkeypatch, capsys):
     def train(problem: scaling.Problem, settings: list[str], folder: Path) -> tuple[float, float]:
         grown = problem.captions * problem.gallery * problem.dimension**2
-        return 1e-3 * problem.captions + 1e-9 * grown, 400 + 1e-3 * problem.dimension**2
+        return 1e-3 * problem.captions + 1e-9 * grown, 400 + 1e-4 * problem.dimension**2
 
     monkeypatch.setattr(scaling, "train", train)
     assert benchmark.main(["--scaling", "--output", str(tmp_path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     fitted = result["exponents"]
     assert fitted["captions"]["time"] == pytest.approx(1) and 1.5 < fitted["dimension"]["time"] <= 2
-    assert fitted["dimension"]["memory"] == pytest.approx(2, abs=0.1)
-    assert scaling.exponents([scaling.Point(size, 1.0, 2.0) for size in (10, 100)])["memory"] is None  # too little
+    assert fitted["captions"]["memory"] is None and fitted["dimension"]["memory"] == pytest.approx(2, abs=0.1)
     assert (tmp_path / "scaling.png").read_bytes().startswith(PNG)
     assert (tmp_path / "scaling.md").read_text().startswith("| what grows |")
 
@@ -152,4 +198,36 @@ def test_scaling_point_is_a_real_training(tmp_path, kernel):
     assert 0 < seconds < 60 and 50 < mebibytes < 4000
     knobs = json.loads((tmp_path / kernel.MANIFEST).read_text())["knobs"]
     assert (knobs["hidden"], knobs["epochs"]) == (8, scaling.EPOCHS)
-    assert len(json.loads((tmp_path / kernel.METRICS).read_text())["members"]) == 1
+    (member,) = json.loads((tmp_path / kernel.METRICS).read_text())["members"]  # the network alone
+    assert member["epochs"] == scaling.EPOCHS
+
+
+# ------------------------------------------------------------------------------------------- quality against time
+def test_each_recipe_with_each_budget_until_it_has_enough(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run(data: Path, output: Path, arguments: list[str]) -> Run:
+        asked.append(output.name)
+        budget = float(output.name.split("-")[1].removesuffix("min"))
+        scores = {name: {"mrr": min(0.7, 0.6 + budget / 100), "mrr_se": 0.01} for name in SCORES}
+        seconds = 6 if "closed_form" in output.name else 58 * budget
+        return Run(output, {"recipe": output.name.split("-")[0], "seconds": {"total": seconds}},
+                   {"members": [{}], "left_out": [], "validation": scores})
+
+    monkeypatch.setattr("lib.bench.anytime.run_logged", run)
+    assert benchmark.main(["--recipes", "closed_form", "search", "--minutes", "4", "1", "--data", str(tmp_path),
+                           "--output", str(tmp_path / "out"), "--json"]) == 0
+    assert asked == ["closed_form-1min", "search-1min", "search-4min"]
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [point["seconds"] for point in points] == [6, 58, 232]
+    assert points[2]["scores"]["pool100_raw"] == pytest.approx(0.64)
+    assert (tmp_path / "out" / "quality_time.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "out" / "anytime.md").read_text().count("| search |") == 2
+
+
+def test_the_time_budget_reaches_the_kernel(tmp_path, kernel):
+    data = draw_data(tmp_path / "data")
+    (point,) = anytime.measure(["closed_form"], [0.5, 9.0], data, tmp_path / "out", ["device=cpu"])
+    manifest = json.loads((tmp_path / "out/closed_form-0.5min" / kernel.MANIFEST).read_text())
+    assert manifest["knobs"]["max_minutes"] == 0.5
+    assert (point.candidates, point.recipe) == (1, "closed_form") and 0 < point.scores["pool100_raw"] < 1

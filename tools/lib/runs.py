@@ -68,11 +68,6 @@ class Run:
         return self.manifest["seconds"]["total"]
 
     @property
-    def step_seconds(self) -> float:
-        """Seconds of the training steps alone, without the validations in between."""
-        return max(self.metrics["seconds"]["train"] - self.metrics["validate_seconds"], 0.01)
-
-    @property
     def ended(self) -> datetime:
         """When its manifest was written (UTC)."""
         return datetime.fromtimestamp((self.folder / kernel.MANIFEST).stat().st_mtime, UTC)

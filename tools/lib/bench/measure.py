@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -33,72 +32,85 @@ class Measured:
     recipe: str
     seed: int
     scores: dict[str, float]  # MRR by the kernel's names
-    curve: list[tuple[float, dict[str, float]]]  # (training seconds, scores) at every validation, the final one last
+    curve: list[tuple[float, dict[str, float]]]  # (training seconds, best scores so far), the final ones last
     load_seconds: float
     train_seconds: float  # validations while training included
     step_seconds: float  # without them
-    captions: int  # trained on, all epochs and members counted
+    captions: int  # trained on, all epochs and candidates counted
     flops: float
     device: str
     dtype: str
     peak_bytes: int  # resident; on a GPU the device's own peak
 
 
-def read_curve(run: Run) -> list[tuple[float, dict[str, float]]]:
-    """Validation scores over training time; a closed form has only the final ones."""
-    with (run.folder / kernel.TRAINING_LOG).open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["phase"] == "validate"]
-    train = run.metrics["seconds"]["train"]
-    begin = max((float(row["seconds"]) for row in rows), default=train) - train
-    curve = [(float(row["seconds"]) - begin, {name: float(row[name]) for name in SCORES})
-             for row in rows if row["pool100_raw"]]
-    return [*curve, (train, final_scores(run))]
-
-
 def final_scores(run: Run) -> dict[str, float]:
     """MRR of the run's own validation."""
-    return {name: run.metrics["validation"][name]["mrr"] for name in SCORES}
+    return {name: run.scores[name]["mrr"] for name in SCORES}
 
 
-def candidate_knobs(run: Run, member: dict[str, Any]) -> Any:
-    """The knobs of one of the run's candidates, which the run tells as their difference from its own."""
-    own = dict(kernel.parse_setting(setting) for setting in member["knobs"].split() if "=" in setting)
-    return dataclasses.replace(kernel.Knobs(**run.manifest["knobs"]), **own)
+def read_curve(run: Run) -> list[tuple[float, dict[str, float]]]:
+    """The best candidate's scores so far over training time, and last the blend's; a closed form has no epochs."""
+    with (run.folder / kernel.TRAINING_LOG).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["phase"] == "validate" and row["pool100_raw"]]
+    points = [(max(0.0, float(row["seconds"]) - run.metrics["seconds"]["load"]), row) for row in rows]
+    points += [(one["seconds"], one) for one in run.metrics["members"] if not one["epochs"]]
+    best, curve = dict.fromkeys(SCORES, 0.0), []
+    for seconds, row in sorted(points, key=lambda point: point[0]):
+        best = {name: max(best[name], float(row[name])) for name in SCORES}
+        curve.append((seconds, best))
+    return [*curve, (max([run.metrics["seconds"]["train"], *(seconds for seconds, _ in curve)]), final_scores(run))]
 
 
-def network_flops(knobs: Any, gallery: int, d_text: int, d_image: int) -> float:
-    """One caption, forward and backward: 2 a weight and product, three products a matrix, two with the gallery."""
-    if knobs.network == "mlp":  # its first layer needs no gradient of its input, and it has no gallery
-        return 4 * d_text * knobs.hidden + 6 * knobs.hidden * d_image
-    width = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
-    first = width * knobs.hidden * (2 if knobs.activation == "gate" else 1)
-    weights = first + knobs.hidden * d_image + (width * d_image if knobs.skip else 0)
-    return 6 * weights + 4 * d_image * (gallery if knobs.loss == "softmax" else 0)
+def step_seconds(run: Run) -> float:
+    """Seconds of the training steps of all candidates, without the validations in between."""
+    return max(sum(one["seconds"] for one in run.metrics["members"]) - run.metrics["validate_seconds"], 0.01)
+
+
+def member_knobs(run: Run, member: dict[str, Any]) -> kernel.Knobs:
+    """A candidate's knobs: the run's, changed as its line in metrics.json says ("key=value key=value", or words)."""
+    changes = [kernel.parse_setting(part) for part in member["knobs"].split() if "=" in part]
+    return kernel.Knobs(**{**run.manifest["knobs"], **dict(changes)})
+
+
+def network_flops(knobs: kernel.Knobs, gallery: int, d_text: int, d_image: int) -> float:
+    """One caption, forward and backward: 2 a weight and product, three products a matrix, four with the gallery.
+
+    A matrix that the caption's vector alone goes into has no use for the gradient of its input. What a bag of words
+    adds up is no product, and next to nothing.
+    """
+    import torch
+
+    with torch.device("meta"):
+        network = kernel.NETWORKS[knobs.network](d_text, d_image, knobs)
+    linear = {name: each for name, each in network.named_modules() if isinstance(each, torch.nn.Linear)}
+    matrices = {name: each.weight.numel() for name, each in linear.items()}
+    first = sum(size for name, size in matrices.items() if name != "project") if knobs.sees == "vector" else 0
+    compared = {"softmax": gallery, "triplet": knobs.batch // kernel.VIEWS, "cosine": 0}[knobs.loss]
+    return 6 * sum(matrices.values()) - 2 * first + 4 * compared * d_image
 
 
 def solve_flops(captions: int, gallery: int, d_text: int, d_image: int) -> float:
-    """The closed form: covariances and residual over the captions, two linear systems."""
-    over_captions = 2 * captions * (d_text**2 + d_text * d_image + d_image**2)
+    """The closed form: a covariance over the captions, two over the images, two linear systems and their products."""
     systems = 2 / 3 * (d_text**3 + d_image**3) + 2 * d_text * d_image * (d_text + d_image)
-    return over_captions + 2 * gallery * d_text * d_image + systems
+    products = 2 * d_text * d_image * (d_text + 2 * d_image)
+    return 2 * captions * d_text**2 + 2 * gallery * d_image * (d_text + d_image) + systems + products
 
 
 def count_work(run: Run, data: Path) -> tuple[int, float]:
-    """(captions, FLOP) of the validated trainings, from the candidates' knobs and the epochs they really took."""
-    dims = kernel.load_torch(run.folder / kernel.VALIDATED_MODEL)["dims"]
+    """(captions, FLOP) of the validated training: every candidate's, with the epochs that it really took."""
+    bundle = kernel.load_torch(run.folder / kernel.VALIDATED_MODEL)
     with np.load(kernel.find_file(data, FILES[0])) as npz:
         captions, images = len(npz["captions/ids"]), len(npz["images/names"])
-    gallery = images - len(kernel.split_images(images, run.manifest["knobs"]["val_fraction"], 0)[1])
+    gallery = images - len(bundle["val_images"])
     captions = round(captions * gallery / images)
-    seen, flops = 0, 0.0
+    seen, flops = 0.0, 0.0
     for member in run.metrics["members"]:
-        knobs = candidate_knobs(run, member)
+        knobs = member_knobs(run, member)
         if knobs.network == "linear":
-            seen, flops = seen + captions, flops + solve_flops(captions, gallery, *dims)
-        else:
-            done = round(captions * member["epochs"])
-            seen, flops = seen + done, flops + done * network_flops(knobs, gallery, *dims)
-    return seen, flops
+            seen, flops = seen + captions, flops + solve_flops(captions, gallery, *bundle["dims"])
+        done = captions * member["epochs"]
+        seen, flops = seen + done, flops + done * network_flops(knobs, gallery, *bundle["dims"])
+    return round(seen), flops
 
 
 def measure(recipe: str, seed: int, data: Path, output: Path, settings: list[str]) -> Measured:
@@ -109,8 +121,8 @@ def measure(recipe: str, seed: int, data: Path, output: Path, settings: list[str
     captions, flops = count_work(run, data)
     metrics = run.metrics
     return Measured(recipe, seed, final_scores(run), read_curve(run), metrics["seconds"]["load"],
-                    metrics["seconds"]["train"], run.step_seconds, captions, flops, metrics["device"], metrics["dtype"],
-                    metrics.get("peak_device_bytes") or metrics["peak_rss_bytes"])
+                    metrics["seconds"]["train"], step_seconds(run), captions, flops, metrics["device"],
+                    metrics["dtype"], metrics.get("peak_device_bytes") or metrics["peak_rss_bytes"])
 
 
 # ------------------------------------------------------------------------------------------- this machine

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from lib.bench.measure import step_seconds
+from lib.plots import CYCLE, LIGHT, WIDTH, headline, legend_below, save_png, themed
 from lib.process import as_arguments
 from lib.project import atomic_path, format_table, markdown_table
 from lib.runs import run_logged
@@ -20,7 +23,6 @@ from lib.runs import run_logged
 EPOCHS = 2
 TESTS = 100
 SMALLEST_MIB = 16  # less than this above an idle process is not told apart from the allocator's mood
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # told apart by every eye
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ def draw_problem(folder: Path, problem: Problem) -> None:
 
 
 def train(problem: Problem, settings: list[str], folder: Path) -> tuple[float, float]:
-    """(seconds an epoch, peak MiB) of the kernel on such a problem."""
+    """(seconds an epoch, peak MiB) of the kernel on such a problem; of its network alone, without a closed form."""
     knobs = {"recipe": "align", "network": "align", "epochs": EPOCHS, "eval_every": EPOCHS, "hidden": problem.dimension,
              "refit": False, "val_fraction": 0.02, "min_steps": 0, "consecutive_captions": True}
     with tempfile.TemporaryDirectory() as data:
         draw_problem(Path(data), problem)
         arguments = as_arguments(knobs) + [f"--set={setting}" for setting in settings]
         run = run_logged(Path(data), folder, arguments)
-    return run.step_seconds / EPOCHS, run.metrics["peak_rss_bytes"] / 2**20
+    return step_seconds(run) / EPOCHS, run.metrics["peak_rss_bytes"] / 2**20
 
 
 def exponent(sizes: list[int], values: list[float]) -> float | None:
@@ -80,7 +82,8 @@ def exponent(sizes: list[int], values: list[float]) -> float | None:
     chosen = [(size, value) for size, value in zip(sizes, values, strict=True) if 10 * size >= sizes[-1] and value > 0]
     if len(chosen) < 2:
         return None
-    return float(np.polyfit(*np.log(np.array(chosen)).T, 1)[0])
+    x, y = np.log(np.array(chosen)).T
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def measure(output: Path, settings: list[str]) -> dict[str, list[Point]]:
@@ -129,22 +132,22 @@ def figure(value: float | None) -> str | None:
 
 def plot(found: dict[str, list[Point]], fitted: dict[str, dict[str, float | None]], path: Path) -> None:
     """Time and memory against size, both relative to the smallest size of the axis."""
-    import matplotlib.pyplot as plt  # the kernel, loaded before, has chosen the backend
-
-    drawing, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    for colour, (axis, points) in zip(COLOURS, found.items(), strict=False):
-        sizes = [point.size / points[0].size for point in points]
-        for axes, what, values in ((panels[0], "time", [point.epoch_seconds for point in points]),
-                                   (panels[1], "memory", [max(point.mebibytes, 1) for point in points])):
-            axes.plot(sizes, values, "-o", color=colour, label=f"{axis} (exponent {figure(fitted[axis][what]) or '-'})")
-    panels[0].set(ylabel="seconds an epoch")
-    panels[1].set(ylabel="MiB above an idle process")
-    for axes in panels:
-        axes.set(xscale="log", yscale="log", xlabel="size, relative to the smallest of its kind")
-        axes.grid(alpha=0.3)
-        axes.legend()
     worst = max(fitted, key=lambda axis: fitted[axis]["time"] or 0)
-    drawing.suptitle(f"Time grows fastest with {worst}: exponent {figure(fitted[worst]['time'])} over the upper decade")
-    with atomic_path(path) as temporary:
-        drawing.savefig(temporary, format="png", dpi=120)
-    plt.close(drawing)
+    with themed(LIGHT):
+        drawing = Figure(figsize=(2 * WIDTH, 4.4), layout="constrained")
+        headline(drawing, f"Time grows fastest with {worst}: exponent {figure(fitted[worst]['time'])} over the upper "
+                          "decade")
+        time, memory = drawing.subplots(1, 2)
+        for colour, (axis, points) in zip(CYCLE, found.items(), strict=False):
+            sizes = [point.size / points[0].size for point in points]
+            label = "{}: time ^{}, memory ^{}".format(axis, *(figure(value) or "-" for value in fitted[axis].values()))
+            time.plot(sizes, [point.epoch_seconds for point in points], "-o", color=colour, label=label)
+            memory.plot(sizes, [max(point.mebibytes, 1) for point in points], "-o", color=colour)
+        time.set(ylabel="seconds an epoch")
+        memory.set(ylabel="MiB above an idle process")
+        for axes in (time, memory):
+            axes.set(xscale="log", yscale="log", xlabel="size, relative to the smallest of its kind")
+            for scale in (axes.xaxis, axes.yaxis):
+                scale.set_major_formatter("{x:g}")
+        legend_below(drawing, time)
+        save_png(drawing, path)

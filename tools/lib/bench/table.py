@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lib.bench import scaling
+from matplotlib.figure import Figure
+
 from lib.bench.measure import POOLS, SCORES, Measured
+from lib.plots import CYCLE, LIGHT, WIDTH, headline, legend_below, save_png, themed
 from lib.project import atomic_path, format_table, markdown_table
 
 BASELINE = "baseline"
@@ -59,10 +61,11 @@ def against_baseline(runs: list[Measured]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"recipe": recipe}
         for score in POOLS:
             times = [passing_time(run, score, finals[run.seed].scores[score]) for run in group]
-            ratios = [finals[run.seed].train_seconds / max(t, 0.01) for run, t in zip(group, times, strict=True) if t]
-            passed = None not in times
-            row[f"{score}_seconds"] = max(times) if passed else None
-            row[f"{score}_ratio"] = min(ratios) if passed else None
+            reached = [(t, finals[run.seed].train_seconds / max(t, 0.01))
+                       for run, t in zip(group, times, strict=True) if t is not None]
+            passed = len(reached) == len(group)
+            row[f"{score}_seconds"] = max(t for t, _ in reached) if passed else None
+            row[f"{score}_ratio"] = min(ratio for _, ratio in reached) if passed else None
         rows.append(row)
     return rows
 
@@ -96,31 +99,28 @@ def finding(rows: list[dict[str, Any]], passed: list[dict[str, Any]]) -> str:
     sooner = [row for row in passed if row["pool100_raw_ratio"]]
     if sooner:
         fast = max(sooner, key=lambda row: row["pool100_raw_ratio"])
-        text += (f"\n{fast['recipe']} passes the baseline's final score {fast['pool100_raw_ratio']:.0f} times sooner "
+        text += (f". {fast['recipe']} passes the baseline's final score {fast['pool100_raw_ratio']:.0f} times sooner "
                  "than the baseline")
     return text
 
 
 def plot(runs: list[Measured], title: str, path: Path) -> None:
-    """Validation MRR over training time, a line a run, a colour a recipe."""
-    import matplotlib.pyplot as plt  # the kernel, loaded before, has chosen the backend
-
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharex=True, layout="constrained")
-    for axes, score in zip(panels, POOLS, strict=True):
-        for colour, (recipe, group) in zip(scaling.COLOURS, groups(runs).items(), strict=False):
-            for run in group:
-                points = [(max(seconds, 0.01), scores[score]) for seconds, scores in run.curve]
-                axes.plot(*zip(*points, strict=True), "-o", color=colour, markersize=3, linewidth=1,
-                          label=recipe if run is group[0] else None)
-                axes.plot(*points[-1], "o", color=colour, markersize=8)
-        axes.set(xscale="log", xlabel="seconds of training", ylabel=f"validation MRR, pools of 100, {SCORES[score]}")
-        axes.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="large dot: final score")
-    figure.suptitle(title)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
+    """Validation MRR over training time, a line a run, a colour a recipe; the large dot is the blend's final score."""
+    with themed(LIGHT):
+        figure = Figure(figsize=(2 * WIDTH, 4.2), layout="constrained")
+        headline(figure, title)
+        panels = figure.subplots(1, 2, sharex=True)
+        for axes, score in zip(panels, POOLS, strict=True):
+            for colour, (recipe, group) in zip(CYCLE, groups(runs).items(), strict=False):
+                for run in group:
+                    points = [(max(seconds, 0.01), scores[score]) for seconds, scores in run.curve]
+                    axes.plot(*zip(*points, strict=True), "-o", color=colour, markersize=3, linewidth=1,
+                              label=recipe if run is group[0] else None)
+                    axes.plot(*points[-1], "o", color=colour, markersize=8)
+            axes.set(xscale="log", xlabel="seconds of training (large dot: final score)",
+                     ylabel=f"validation MRR, pools of 100, {SCORES[score]}")
+        legend_below(figure, panels[0])
+        save_png(figure, path)
 
 
 def write_report(runs: list[Measured], peaks: dict[tuple[str, str], float], output: Path) -> dict[str, Any]:
