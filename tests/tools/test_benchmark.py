@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import benchmark
 from drawn import SMALL, draw_data
+from forked import KernelServer
 from lib.bench import anytime, scaling
 from lib.bench.measure import (
     SCORES,
@@ -30,6 +32,25 @@ from lib.runs import Run
 PNG = b"\x89PNG"
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[KernelServer]:
+    started = KernelServer(tmp_path_factory.mktemp("server"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def forked(server: KernelServer, monkeypatch) -> None:
+    """Runs of the kernel that do not pay for its imports."""
+    def run_kernel(data: Path, output: Path, arguments: list[str], log: Callable[[str], None]) -> Ended:
+        ended = server.run("--input", data, "--output", output, *arguments)
+        for line in ended.stdout.splitlines():
+            log(line)
+        return Ended(ended.returncode, ended.stderr)
+
+    monkeypatch.setattr("lib.runs.run_kernel", run_kernel)
+
+
 def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: object) -> Measured:
     """A run whose scores are all the same number at each time."""
     points = [(seconds, dict.fromkeys(SCORES, value)) for seconds, value in curve]
@@ -39,6 +60,7 @@ def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: ob
     return Measured(recipe, seed, points[-1][1], points, **values)
 
 
+@pytest.mark.usefixtures("forked")
 def test_recipes_side_by_side(tmp_path, capfd, kernel, monkeypatch):
     monkeypatch.setattr(benchmark, "matmul_peak", lambda device, dtype: 1e11)  # has a test of its own
     data, output = draw_data(tmp_path / "data"), tmp_path / "bench"
@@ -192,6 +214,7 @@ def test_scaling_fits_the_exponents(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "scaling.md").read_text().startswith("| what grows |")
 
 
+@pytest.mark.usefixtures("forked")
 def test_scaling_point_is_a_real_training(tmp_path, kernel):
     problem = scaling.Problem(captions=300, gallery=60, dimension=8)
     seconds, mebibytes = scaling.train(problem, ["device=cpu", "dtype=float32"], tmp_path)
@@ -225,6 +248,7 @@ def test_each_recipe_with_each_budget_until_it_has_enough(tmp_path, monkeypatch,
     assert (tmp_path / "out" / "anytime.md").read_text().count("| search |") == 2
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_time_budget_reaches_the_kernel(tmp_path, kernel):
     data = draw_data(tmp_path / "data")
     (point,) = anytime.measure(["closed_form"], [0.5, 9.0], data, tmp_path / "out", ["device=cpu"])
