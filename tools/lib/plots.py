@@ -91,7 +91,7 @@ def headline(figure: Figure, title: str) -> None:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """The legend under the panel, where it hides no line, in as many columns as its words leave room for."""
     handles, labels = axes.get_legend_handles_labels()
-    widest = max(map(len, labels)) + 8  # letters; the line before them counts
+    widest = max(map(len, labels), default=0) + 8  # letters; the line before them counts
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, int(11 * figure.get_figwidth()) // widest))
 
 

@@ -55,7 +55,7 @@ def draw_problem(folder: Path, problem: Problem) -> None:
     """Random data of a size; without the one-hot label the captions of an image are consecutive."""
     draw = np.random.default_rng(0)
 
-    def arrays(captions: int, images: int) -> dict[str, np.ndarray]:
+    def arrays(captions: int, images: int) -> dict[str, Any]:
         return {"captions/ids": np.arange(captions), "captions/text": np.full(captions, "drawn"),
                 "captions/embeddings": draw.standard_normal((captions, problem.dimension), np.float32),
                 "images/names": np.arange(images).astype(str),
@@ -114,13 +114,14 @@ def study(output: Path, settings: list[str]) -> dict[str, Any]:
     fitted = {axis: exponents(points) for axis, points in found.items()}
     rows = [[axis, f"{points[0].size:,} to {points[-1].size:,}", *map(figure, fitted[axis].values())]
             for axis, points in found.items()]
-    summary = ["what grows", "from, to", "time ~ size^", "memory ~ size^"], rows
-    details = [([axis, "s an epoch", "MiB above idle"],
-                [[f"{p.size:,}", f"{p.epoch_seconds:.2f}", f"{p.mebibytes:.0f}"] for p in points])
-               for axis, points in found.items()]
-    print(format_table(*summary), file=sys.stderr)
+    header = ["what grows", "from, to", "time ~ size^", "memory ~ size^"]
+    print(format_table(header, rows), file=sys.stderr)
+    tables = [markdown_table(header, rows)]
+    for axis, points in found.items():
+        details = [[f"{p.size:,}", f"{p.epoch_seconds:.2f}", f"{p.mebibytes:.0f}"] for p in points]
+        tables.append(markdown_table([axis, "s an epoch", "MiB above idle"], details))
     with atomic_path(output / "scaling.md") as temporary:
-        temporary.write_text("\n".join(markdown_table(*table) for table in [summary, *details]), encoding="utf-8")
+        temporary.write_text("\n".join(tables), encoding="utf-8")
     plot(found, fitted, output / "scaling.png")
     return {"output": str(output), "exponents": fitted,
             "points": {axis: [vars(point) for point in points] for axis, points in found.items()}}

@@ -14,9 +14,7 @@ from lib.jobs.submission import read_message
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import Submission
 from lib.kaggle_api.patience import glance
-from lib.project import atomic_path, format_table
-
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito: told apart by every kind of sight
+from lib.project import format_table
 
 
 @dataclass(frozen=True)
@@ -132,28 +130,26 @@ def finding(rows: list[Row], best: Row | None) -> str:
 
 def plot(rows: list[Row], best: Row | None, path: Path) -> None:
     """Validation with its standard error, public and private score of every submission, in their order."""
-    from matplotlib.figure import Figure
+    from lib.plots import BLUE, GREEN, LIGHT, ORANGE, legend_below, new_figure, save_png, themed  # the table needs none
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
     positions = range(1, len(rows) + 1)
-    for name, color, marker, values in (("public score", BLUE, "o", [row.public for row in rows]),
-                                        ("private score", ORANGE, "s", [row.private for row in rows])):
-        points = [(x, y) for x, y in zip(positions, values, strict=True) if y is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=name, linewidth=1)
-    local = [(x, row.validation, row.validation_se or 0) for x, row in zip(positions, rows, strict=True)
-             if row.validation is not None]
-    if local:
-        x, y, error = zip(*local, strict=True)
-        axes.errorbar(x, y, error, fmt="^", color=GREEN, capsize=3, label="local validation +- standard error")
-    axes.set(title=finding(rows, best), xlabel="submission", ylabel="MRR, pools of 100 (higher is better)")
-    step = 1 + len(rows) // 20  # so many names can be read side by side
-    axes.set_xticks(positions[::step], [row.run for row in rows[::step]], rotation=30, ha="right", fontsize=8)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    with themed(LIGHT):
+        figure, axes = new_figure(finding(rows, best), height=4.5, width=8)
+        for name, color, marker, values in (("public score", BLUE, "o", [row.public for row in rows]),
+                                            ("private score", ORANGE, "s", [row.private for row in rows])):
+            points = [(x, y) for x, y in zip(positions, values, strict=True) if y is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=name, linewidth=1)
+        local = [(x, row.validation, row.validation_se or 0) for x, row in zip(positions, rows, strict=True)
+                 if row.validation is not None]
+        if local:
+            x, y, error = zip(*local, strict=True)
+            axes.errorbar(x, y, error, fmt="^", color=GREEN, capsize=3, label="local validation +- standard error")
+        axes.set(xlabel="submission", ylabel="MRR, pools of 100 (higher is better)")
+        step = 1 + len(rows) // 20  # so many names can be read side by side
+        axes.set_xticks(positions[::step], [row.run for row in rows[::step]], rotation=30, ha="right")
+        legend_below(figure, axes)
+        save_png(figure, path)
 
 
 def from_kaggle(client: KaggleClient, runs: Path, slug: str) -> tuple[list[Row], list]:
