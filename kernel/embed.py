@@ -8,6 +8,7 @@ Photos: DINOv2-giant, mean of all tokens (1536). Captions: RoBERTa, mean of the 
 Neither is normalised. Photos are found by name at any depth below --photos. A killed run goes on from its shards.
 Needs torch, numpy, pillow and transformers (`pip install -r requirements-embed.txt`); a GPU for more than a try.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -66,24 +67,36 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     """The options, each with what it is for."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add("--captions", default="captions_train2017.json", metavar="FILE",
-        help="csv with the header image,caption, or COCO's captions json: a path, or a name below --photos")
+    add(
+        "--captions",
+        default="captions_train2017.json",
+        metavar="FILE",
+        help="csv with the header image,caption, or COCO's captions json: a path, or a name below --photos",
+    )
     add("--input", type=Path, default=Path("/kaggle/input"), metavar="DIR", help="what is not named lies below it")
     add("--photos", type=Path, nargs="+", metavar="DIR", help="the photos' folders (default: --input)")
     add("--output", type=Path, default=Path("/kaggle/working"), metavar="DIR", help="folder to write to")
-    add("--check", default="train.npz" if ON_KAGGLE else None, metavar="FILE",
+    add(
+        "--check",
+        default="train.npz" if ON_KAGGLE else None,
+        metavar="FILE",
         help=f"embed {CHECKED} photos and captions of this train.npz first and stop if they differ from its vectors "
-             "(on Kaggle by default; --check= leaves it out)")
+        "(on Kaggle by default; --check= leaves it out)",
+    )
     add("--missing", choices=("error", "skip"), default="error", help="captions whose photo is not there")
     add("--limit", type=int, default=0, metavar="N", help="the first N photos only (default all)")
     add("--image-model", default="facebook/dinov2-giant", metavar="NAME", help="a folder, or a name of the hub")
     add("--text-model", default="sentence-transformers/roberta-large-nli-stsb-mean-tokens", metavar="NAME")
     add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
-    add("--max-minutes", type=float, default=700.0 if ON_KAGGLE else math.inf, metavar="M",
-        help="write what is embedded by then: Kaggle ends a session at 12 h and keeps nothing (elsewhere no end)")
+    add(
+        "--max-minutes",
+        type=float,
+        default=700.0 if ON_KAGGLE else math.inf,
+        metavar="M",
+        help="write what is embedded by then: Kaggle ends a session at 12 h and keeps nothing (elsewhere no end)",
+    )
     return parser
 
 
@@ -228,8 +241,10 @@ def read_captions(path: Path) -> dict[str, list[str]]:
             empty += not caption
     if not captions:
         raise UserError(f"{path}: holds no caption")
-    log(f"{path}: {sum(map(len, captions.values())):,} captions of {len(captions):,} photos"
-        + (f"; {empty} empty ones left out" if empty else ""))
+    log(
+        f"{path}: {sum(map(len, captions.values())):,} captions of {len(captions):,} photos"
+        + (f"; {empty} empty ones left out" if empty else "")
+    )
     return captions
 
 
@@ -238,15 +253,17 @@ def choose_photos(captions: dict[str, list[str]], knobs: argparse.Namespace) -> 
     found = find_files(knobs.photos, captions)
     below = ", ".join(map(str, knobs.photos))
     if not found:
-        raise UserError(f"{below}: none of the {len(captions):,} photos is there, such as {next(iter(captions))}; "
-                        "give their folder with --photos")
+        raise UserError(
+            f"{below}: none of the {len(captions):,} photos is there, such as {next(iter(captions))}; "
+            "give their folder with --photos"
+        )
     if missing := [name for name in captions if name not in found]:
         problem = f"{len(missing):,} of {len(captions):,} photos are not below {below}, such as {missing[0]}"
         if knobs.missing == "error":
             raise UserError(f"{problem}; --missing skip leaves their captions out")
         log(f"{problem}; their captions are left out")
     there = [name for name in captions if name in found]
-    return {name: found[name] for name in there[:knobs.limit or None]}
+    return {name: found[name] for name in there[: knobs.limit or None]}
 
 
 # ---------------------------------------------------------------------------------------------- encoders
@@ -287,8 +304,10 @@ class Encoder:
             self.width: int = model.config.hidden_size
             self.model = model.eval().to(device, dtype)
         except Exception as error:  # files, network, configuration, memory: each fails in its own way
-            raise UserError(f"{option} {name}: cannot be loaded ({first_line(error)}); without internet give the "
-                            "folder of an attached model") from error
+            raise UserError(
+                f"{option} {name}: cannot be loaded ({first_line(error)}); without internet give the "
+                "folder of an attached model"
+            ) from error
         if lacking := sorted(key for key in info["missing_keys"] if not key.startswith("pooler")):
             raise UserError(f"{option} {name}: its weights lack {lacking[0]} ({len(lacking)} in all): another model's?")
         self.name, self.prepare, self.device, self.dtype = name, prepare, device, dtype
@@ -297,8 +316,12 @@ class Encoder:
     def settings(self) -> dict[str, str]:
         """What the vectors depend on: model, a print of its weights, number type, preparation."""
         weights = [tensor.flatten()[:8].float().tolist() for tensor in self.model.state_dict().values()]
-        return {"model": self.name, "weights": digest(weights)[:16], "dtype": str(self.dtype).removeprefix("torch."),
-                "preparation": digest(repr(self.prepare))[:16]}
+        return {
+            "model": self.name,
+            "weights": digest(weights)[:16],
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "preparation": digest(repr(self.prepare))[:16],
+        }
 
     @torch.inference_mode()
     def encode(self, items: list[Any]) -> np.ndarray:
@@ -371,7 +394,7 @@ class Batches:
         order = sorted(range(len(items)), key=lambda row: len(items[row]))
         vectors, start = np.empty((len(items), self.encoder.width), np.float32), 0
         while start < len(items):
-            rows = order[start:start + self.size]
+            rows = order[start : start + self.size]
             part = self.attempt([items[row] for row in rows])
             if part is None:  # tried again here: inside the except block its traceback still holds the tensors
                 self.halve()
@@ -422,6 +445,10 @@ class Shards:
         path = self.path(span)
         with reading(path, "this shard"):
             return np.load(path, allow_pickle=False)
+
+    def blocks(self, kept: np.ndarray) -> Iterator[np.ndarray]:
+        """The vectors of the `kept` items (total,) bool, shard by shard."""
+        return (self.load(span)[kept[span]] for span in self.spans())
 
 
 def open_shards(folder: Path, settings: dict[str, Any]) -> None:
@@ -497,8 +524,10 @@ def spread(count: int) -> np.ndarray:
 def compare(what: str, ours: np.ndarray, stored: np.ndarray) -> dict[str, float]:
     """Mean and lowest cosine of our vectors with the stored ones, both (n, d)."""
     if ours.shape[1] != stored.shape[1]:
-        raise UserError(f"check: our {what} have {ours.shape[1]} numbers, the stored ones {stored.shape[1]}: "
-                        "give the same model as theirs")
+        raise UserError(
+            f"check: our {what} have {ours.shape[1]} numbers, the stored ones {stored.shape[1]}: "
+            "give the same model as theirs"
+        )
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(stored, axis=1)
     cosine = (ours * stored).sum(axis=1) / np.maximum(norms, 1e-12)
     return {"rows": len(ours), "mean": float(cosine.mean()), "lowest": float(cosine.min())}
@@ -511,8 +540,10 @@ def some_photos(train: Path, names: list[str], folders: list[Path], encoder: Enc
     read = {there[i]: encoder.read(found[names[there[i]]]) for i in (spread(len(there)) if there else ())}
     whole = {row: pixels for row, pixels in read.items() if pixels is not None}
     if not whole:
-        raise UserError(f"{train}: none of its photos below {', '.join(map(str, folders))} can be read, such as "
-                        f"{names[0]}; add their folder to --photos")
+        raise UserError(
+            f"{train}: none of its photos below {', '.join(map(str, folders))} can be read, such as "
+            f"{names[0]}; add their folder to --photos"
+        )
     return whole
 
 
@@ -523,13 +554,20 @@ def check_encoders(train: Path, folders: list[Path], photos: Batches, captions: 
         stored, texts = arrays["images/embeddings"][list(pixels)], arrays["captions/text"]
         result = {"photos": compare("photos", photos.encode(list(pixels.values())), stored)}
         some = spread(len(texts))
-        result["captions"] = compare("captions", captions.encode([str(text).strip() for text in texts[some]]),
-                                     arrays["captions/embeddings"][some])
-    figures = "; ".join(f"{part['rows']} {what}, mean cosine {part['mean']:.5f}, lowest {part['lowest']:.5f}"
-                        for what, part in result.items())
+        result["captions"] = compare(
+            "captions",
+            captions.encode([str(text).strip() for text in texts[some]]),
+            arrays["captions/embeddings"][some],
+        )
+    figures = "; ".join(
+        f"{part['rows']} {what}, mean cosine {part['mean']:.5f}, lowest {part['lowest']:.5f}"
+        for what, part in result.items()
+    )
     if min(part["lowest"] for part in result.values()) < SAME:
-        raise UserError(f"check: {figures}: below {SAME}, so these are not the encoders of {train} (in "
-                        f"{photos.encoder.settings()['dtype']}); nothing is written")
+        raise UserError(
+            f"check: {figures}: below {SAME}, so these are not the encoders of {train} (in "
+            f"{photos.encoder.settings()['dtype']}); nothing is written"
+        )
     log(f"check: {figures}: the encoders of {train}")
     return result
 
@@ -550,14 +588,14 @@ def write_array(archive: zipfile.ZipFile, key: str, dtype: Any, shape: tuple, bl
 
 def in_blocks(values: list[str], rows: int = 65536) -> Iterator[np.ndarray]:
     """A long list as short arrays."""
-    return (np.array(values[start:start + rows]) for start in range(0, len(values), rows))
+    return (np.array(values[start : start + rows]) for start in range(0, len(values), rows))
 
 
 def one_hot(image_of: np.ndarray, images: int) -> Iterator[np.ndarray]:
     """The label's rows (captions, images) in blocks of some 16 MB."""
     rows = max(1, (1 << 24) // images)
     for start in range(0, len(image_of), rows):
-        yield image_of[start:start + rows, None] == np.arange(images)
+        yield image_of[start : start + rows, None] == np.arange(images)
 
 
 def write_pairs(path: Path, captions: dict[str, list[str]], photos: Shards, texts: Shards) -> dict[str, Any]:
@@ -584,12 +622,10 @@ def write_pairs(path: Path, captions: dict[str, list[str]], photos: Shards, text
             write_array(archive, f"metadata/{key}", np.int64, (1,), [np.array([value])])
         write_array(archive, "captions/ids", np.int64, (n,), [np.arange(1, n + 1)])
         write_array(archive, "captions/text", f"U{max(map(len, words))}", (n,), in_blocks(words))
-        write_array(archive, "captions/embeddings", np.float32, (n, d_text),
-                    (texts.load(span)[kept[span]] for span in texts.spans()))
+        write_array(archive, "captions/embeddings", np.float32, (n, d_text), texts.blocks(kept))
         write_array(archive, "captions/label", np.bool_, (n, m), one_hot(np.repeat(np.arange(m), counts[whole]), m))
         write_array(archive, "images/names", f"U{max(map(len, names))}", (m,), in_blocks(names))
-        write_array(archive, "images/embeddings", np.float32, (m, d_image),
-                    (photos.load(span)[whole[span]] for span in photos.spans()))
+        write_array(archive, "images/embeddings", np.float32, (m, d_image), photos.blocks(whole))
     return sizes | {"damaged": damaged}
 
 
@@ -605,8 +641,11 @@ def embed(knobs: argparse.Namespace) -> None:
     checked = None
     if knobs.check:
         checked = check_encoders(find_file(knobs.check, knobs.photos), knobs.photos, photos, texts)
-    settings: dict[str, Any] = {"input": digest(captions), "photos": photos.encoder.settings(),
-                                "captions": texts.encoder.settings()}
+    settings: dict[str, Any] = {
+        "input": digest(captions),
+        "photos": photos.encoder.settings(),
+        "captions": texts.encoder.settings(),
+    }
     folder = knobs.output / SHARDS
     open_shards(folder, settings)
     photo_shards = Shards(folder, "photos", SHARD, len(paths))
@@ -627,8 +666,10 @@ def load_encoders(knobs: argparse.Namespace) -> tuple[Batches, Batches]:
     """Both encoders, with the batch sizes to begin at."""
     device, dtype = choose_machine(knobs.dtype)
     size = 256 if device.type == "cuda" else 8
-    return (Batches(PhotoEncoder(knobs.image_model, device, dtype), size),
-            Batches(TextEncoder(knobs.text_model, device, dtype), size * CAPTIONS_A_PHOTO))
+    return (
+        Batches(PhotoEncoder(knobs.image_model, device, dtype), size),
+        Batches(TextEncoder(knobs.text_model, device, dtype), size * CAPTIONS_A_PHOTO),
+    )
 
 
 def finish(path: Path, facts: dict[str, Any]) -> None:
@@ -637,8 +678,12 @@ def finish(path: Path, facts: dict[str, Any]) -> None:
     with pairs.open("rb") as file:
         digest_of = hashlib.file_digest(file, "sha256").hexdigest()
     output: dict[str, Any] = {"sha256": digest_of, "bytes": pairs.stat().st_size}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                "transformers": sys.modules["transformers"].__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "transformers": sys.modules["transformers"].__version__,
+    }
     with atomic(path) as temporary:
         content = {"complete": True, "versions": versions, **facts, "outputs": {PAIRS: output}}
         temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,4 +1,5 @@
 """Tiny random models of the real encoders' classes, saved as the hub's are: nothing is downloaded."""
+
 from __future__ import annotations
 
 import json
@@ -12,10 +13,20 @@ import torch
 
 PHOTO_NAME, TEXT_NAME = "facebook/dinov2-giant", "sentence-transformers/roberta-large-nli-stsb-mean-tokens"
 D_PHOTO, D_TEXT = 16, 12
-PROCESSOR = {"image_processor_type": "BitImageProcessor", "do_resize": True, "size": {"shortest_edge": 32},
-             "resample": 3, "do_center_crop": True, "crop_size": {"height": 28, "width": 28}, "do_rescale": True,
-             "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.485, 0.456, 0.406],
-             "image_std": [0.229, 0.224, 0.225], "do_convert_rgb": True}
+PROCESSOR = {
+    "image_processor_type": "BitImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 32},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 28, "width": 28},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "do_convert_rgb": True,
+}
 
 
 def save_encoders(photos: Path, captions: Path) -> None:
@@ -24,13 +35,30 @@ def save_encoders(photos: Path, captions: Path) -> None:
     from transformers import Dinov2Config, Dinov2Model, RobertaConfig, RobertaModel
 
     torch.manual_seed(0)
-    Dinov2Model(Dinov2Config(hidden_size=D_PHOTO, num_hidden_layers=2, num_attention_heads=2, image_size=28,
-                             patch_size=14, use_swiglu_ffn=True)).save_pretrained(photos)
+    Dinov2Model(
+        Dinov2Config(
+            hidden_size=D_PHOTO,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            use_swiglu_ffn=True,
+        )
+    ).save_pretrained(photos)
     (photos / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *map(chr, range(33, 127)), "Ġ"]  # bytes; Ġ is the space
-    text = RobertaModel(RobertaConfig(vocab_size=len(tokens), hidden_size=D_TEXT, num_hidden_layers=1,
-                                      num_attention_heads=2, intermediate_size=24, max_position_embeddings=140,
-                                      pad_token_id=1, initializer_range=0.5))
+    text = RobertaModel(
+        RobertaConfig(
+            vocab_size=len(tokens),
+            hidden_size=D_TEXT,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=140,
+            pad_token_id=1,
+            initializer_range=0.5,
+        )
+    )
     for shared in (text.embeddings.position_embeddings, text.embeddings.token_type_embeddings):
         shared.weight.data *= 0.05  # else all captions are nearly one
     text.save_pretrained(captions)

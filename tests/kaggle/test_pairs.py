@@ -1,4 +1,5 @@
 """Pairs on Kaggle: embed.py is pushed, its output becomes a dataset, and the walk of docs/pairs.md ends in a score."""
+
 from __future__ import annotations
 
 import ast
@@ -49,8 +50,14 @@ def made(tmp_path) -> Path:
     facts = {"num_captions": 2500, "num_images": 500, "embedding_dim_text": 12, "embedding_dim_image": 16}
     models = {"photos": {"model": "facebook/dinov2-giant"}, "captions": {"model": "a/roberta"}}
     folder = write_tree(tmp_path / "runs" / "made", {"pairs.npz": npz(images__embeddings=np.ones((2, 16)))})
-    manifest = {"complete": True, **facts, **models, "outputs": facts_of(folder, ["pairs.npz"]), "damaged": [],
-                "check": {"photos": {"mean": 0.99991}, "captions": {"mean": 0.99998}}}
+    manifest = {
+        "complete": True,
+        **facts,
+        **models,
+        "outputs": facts_of(folder, ["pairs.npz"]),
+        "damaged": [],
+        "check": {"photos": {"mean": 0.99991}, "captions": {"mean": 0.99998}},
+    }
     return write_tree(folder, {"manifest.json": json.dumps(manifest).encode()})
 
 
@@ -74,9 +81,14 @@ def test_embed_is_pushed_with_its_settings_and_the_internet(call, kaggle, capsys
     assert f"{EMBED} version 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("options", "words"), [("--set epochs=8", "unrecognized arguments: --epochs=8"),
-                                                ("--set limit=many", "invalid int value: 'many'"),
-                                                ("--recipe align", "unrecognized arguments: --recipe=align")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--set epochs=8", "unrecognized arguments: --epochs=8"),
+        ("--set limit=many", "invalid int value: 'many'"),
+        ("--recipe align", "unrecognized arguments: --recipe=align"),
+    ],
+)
 def test_settings_that_embed_does_not_know_are_one_line(call, kaggle, options, words):
     with pytest.raises(Exception, match=re.escape(words)) as error:
         call(f"push_kernel --script embed {options}")
@@ -116,8 +128,11 @@ def test_damaged_pairs_do_not_go(call, kaggle, made):
 def commands_of(section: str) -> list[str]:
     """The commands of a section of docs/pairs.md, in order."""
     text = (REPO / "docs" / "pairs.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return [line.removeprefix("    python tools/").replace(".py", "", 1) for line in text.splitlines()
-            if line.startswith("    python tools/")]
+    return [
+        line.removeprefix("    python tools/").replace(".py", "", 1)
+        for line in text.splitlines()
+        if line.startswith("    python tools/")
+    ]
 
 
 def draw_photos(names: list[str], seed: int, folder: Path) -> dict[str, bytes]:
@@ -147,25 +162,55 @@ def world(kaggle, kernel, tmp_path, monkeypatch):
     (tmp_path / "all.csv").write_text("\n".join(["image,caption", *rows]))
     embed = load_script(SCRIPT)
     models = [next((tmp_path / "hub" / "hub").glob(f"models--{kind}*/snapshots/*")) for kind in ("facebook", "sent")]
-    options = ["--captions", tmp_path / "all.csv", "--photos", tmp_path / "photos", "--output", tmp_path / "vectors",
-               "--image-model", models[0], "--text-model", models[1]]
+    options = [
+        "--captions",
+        tmp_path / "all.csv",
+        "--photos",
+        tmp_path / "photos",
+        "--output",
+        tmp_path / "vectors",
+        "--image-model",
+        models[0],
+        "--text-model",
+        models[1],
+    ]
     assert embed.main([str(option) for option in options]) == 0
     with np.load(tmp_path / "vectors" / "pairs.npz") as arrays:
         text, words, images = (arrays[key] for key in ("captions/embeddings", "captions/text", "images/embeddings"))
-    train = npz(captions__ids=np.arange(1100), captions__text=words[:1100], captions__embeddings=text[:1100],
-                captions__label=np.eye(220, dtype=bool)[np.repeat(np.arange(220), 5)],
-                images__names=np.array(names), images__embeddings=images[:220])
-    test = npz(captions__ids=np.arange(1, 101), captions__text=words[1100::5], captions__embeddings=text[1100::5],
-               metadata__embedding_dim_image=np.array([16]), metadata__num_captions=np.array([100]))
+    train = npz(
+        captions__ids=np.arange(1100),
+        captions__text=words[:1100],
+        captions__embeddings=text[:1100],
+        captions__label=np.eye(220, dtype=bool)[np.repeat(np.arange(220), 5)],
+        images__names=np.array(names),
+        images__embeddings=images[:220],
+    )
+    test = npz(
+        captions__ids=np.arange(1, 101),
+        captions__text=words[1100::5],
+        captions__embeddings=text[1100::5],
+        metadata__embedding_dim_image=np.array([16]),
+        metadata__num_captions=np.array([100]),
+    )
     competition = kaggle.competitions["aml-competition"]
-    competition.files = {"train/train/train.npz": train, "test/test/test.clean.npz": test,
-                         **{f"train/train/Images/{name}": photos[name] for name in names}}
+    competition.files = {
+        "train/train/train.npz": train,
+        "test/test/test.clean.npz": test,
+        **{f"train/train/Images/{name}": photos[name] for name in names},
+    }
     competition.score = metric_score(kernel, {i + 1: vector.tolist() for i, vector in enumerate(images[220:])})
     coco = draw_photos([f"{i:012d}.jpg" for i in range(40)], 2, tmp_path / "coco")
-    about = {"images": [{"id": i, "file_name": name} for i, name in enumerate(coco)],
-             "annotations": [{"image_id": i, "id": i, "caption": say("0123456789")} for i in range(40)]}
-    kaggle.add_dataset(COCO, {"coco2017/annotations/captions_train2017.json": json.dumps(about).encode(),
-                              **{f"coco2017/train2017/{name}": photo for name, photo in coco.items()}})
+    about = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(coco)],
+        "annotations": [{"image_id": i, "id": i, "caption": say("0123456789")} for i in range(40)],
+    }
+    kaggle.add_dataset(
+        COCO,
+        {
+            "coco2017/annotations/captions_train2017.json": json.dumps(about).encode(),
+            **{f"coco2017/train2017/{name}": photo for name, photo in coco.items()},
+        },
+    )
     write_tree(tmp_path / "data", {name: data for name, data in competition.files.items() if name.endswith(".npz")})
     return competition
 

@@ -1,4 +1,5 @@
 """Photos and captions to pairs.npz: pooled as by hand, resumed as if never killed, checked, and read by the kernel."""
+
 from __future__ import annotations
 
 import json
@@ -48,8 +49,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (40 + 3 * i, 60 - i, 3), dtype=np.uint8)).save(path)
     write_csv(folder / "captions.csv", CAPTIONS)
-    annotations = [{"id": 7, "image_id": i, "caption": f"{text} \n"} for i, texts in enumerate(CAPTIONS.values())
-                   for text in texts]
+    annotations = [
+        {"id": 7, "image_id": i, "caption": f"{text} \n"} for i, texts in enumerate(CAPTIONS.values()) for text in texts
+    ]
     images = [{"id": i, "file_name": name, "width": 1} for i, name in enumerate(CAPTIONS)]
     (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     return folder
@@ -62,19 +64,35 @@ def write_csv(path: Path, captions: dict[str, list[str]]) -> Path:
 
 
 @pytest.fixture
-def start(embed: types.ModuleType, models: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-          ) -> Callable[..., int]:
+def start(
+    embed: types.ModuleType,
+    models: Path,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., int]:
     """Run the script in this process, with shards of four photos; later options beat the usual ones."""
     monkeypatch.setattr(embed, "SHARD", 4)
     monkeypatch.setattr(embed, "CAPTIONS_A_PHOTO", 2)
-    usual = ["--captions", source / "captions.csv", "--photos", source / "photos", "--output", tmp_path / "out",
-             "--image-model", models / "photos", "--text-model", models / "captions"]
+    usual = [
+        "--captions",
+        source / "captions.csv",
+        "--photos",
+        source / "photos",
+        "--output",
+        tmp_path / "out",
+        "--image-model",
+        models / "photos",
+        "--text-model",
+        models / "captions",
+    ]
     return lambda *options: embed.main(list(map(str, [*usual, *options])))
 
 
 @pytest.fixture
 def fails(start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The one line that a run ends with, which writes nothing."""
+
     def run(*options: object) -> str:
         capsys.readouterr()
         assert start(*options) == 2
@@ -128,8 +146,10 @@ def test_padding_does_not_leak_into_a_caption(encoders, models: Path):
     from transformers import AutoTokenizer, RobertaModel
 
     captions = ["a dog", "two men walk on the grass beside a red ball", "a", "the cat sits " * 9]
-    model, tokenizer = RobertaModel.from_pretrained(models / "captions").eval(), AutoTokenizer.from_pretrained(
-        models / "captions")
+    model, tokenizer = (
+        RobertaModel.from_pretrained(models / "captions").eval(),
+        AutoTokenizer.from_pretrained(models / "captions"),
+    )
     together = encoders[1].encode(captions)
     for caption, vector in zip(captions, together, strict=True):
         with torch.no_grad():
@@ -180,8 +200,14 @@ class Small:
         return np.array([[len(item), len(items)] for item in items], np.float32)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_a_batch_that_does_not_fit_is_halved_for_good(embed, error: Exception):
     encoder, items = Small(3, error), ["a" * (1 + (7 * i) % 11) for i in range(11)]
     vectors = embed.Batches(encoder, 8).encode(items)
@@ -213,8 +239,10 @@ def test_the_kernel_reads_what_was_made(kernel, encoders, start, source: Path, t
     record = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert record["outputs"] == {"pairs.npz": kernel.file_facts(tmp_path / "out" / "pairs.npz")}
     with np.load(tmp_path / "out" / "pairs.npz") as arrays:
-        sizes = {key: arrays[f"metadata/{key}"].tolist() for key in
-                 ("num_captions", "num_images", "embedding_dim_text", "embedding_dim_image")}
+        sizes = {
+            key: arrays[f"metadata/{key}"].tolist()
+            for key in ("num_captions", "num_images", "embedding_dim_text", "embedding_dim_image")
+        }
     assert sizes == {key: [record[key]] for key in sizes} and sizes["embedding_dim_image"] == [16]
 
 
@@ -246,11 +274,19 @@ def kill_at(embed: types.ModuleType, start: Callable[..., int], where: str, coun
     os._exit(0)
 
 
-@pytest.mark.parametrize(("where", "count", "photos", "captions"), [
-    ("Shards.save", 2, 4, 0), ("Path.replace", 3, 4, 0), ("Shards.save", 5, 11, 8), ("write_array", 6, 11, 21),
-    ("finish", 1, 11, 21)])
-def test_a_killed_run_goes_on_to_the_same_file(embed, start, tmp_path: Path, capsys, where: str, count: int,
-                                               photos: int, captions: int):
+@pytest.mark.parametrize(
+    ("where", "count", "photos", "captions"),
+    [
+        ("Shards.save", 2, 4, 0),
+        ("Path.replace", 3, 4, 0),
+        ("Shards.save", 5, 11, 8),
+        ("write_array", 6, 11, 21),
+        ("finish", 1, 11, 21),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_file(
+    embed, start, tmp_path: Path, capsys, where: str, count: int, photos: int, captions: int
+):
     out = tmp_path / "out"
     kill_at(embed, start, where, count)
     assert (out / "pairs.npz").exists() == (where == "finish") and not (out / "manifest.json").exists()
@@ -321,6 +357,7 @@ def test_the_same_encoders_pass_the_check(start, stored: Path, tmp_path: Path, c
 @pytest.mark.parametrize("wrong", ["PhotoEncoder", "TextEncoder"])
 def test_a_wrong_pooling_fails_the_check(embed, fails, stored: Path, tmp_path: Path, monkeypatch, wrong: str):
     """The class token in place of the mean."""
+
     def first_token(self: Any, items: list[Any]) -> torch.Tensor:
         if wrong == "PhotoEncoder":
             return self.model(pixel_values=torch.stack(items)).last_hidden_state[:, 0].float()
@@ -358,8 +395,9 @@ def test_damaged_photos_are_counted_named_and_left_out(kernel, encoders, start, 
     left = [name for name in CAPTIONS if name not in ("2.jpg", "5.jpg", "8.jpg")]
     assert pairs.image_names == left and pairs.captions == [text for name in left for text in CAPTIONS[name]]
     np.testing.assert_allclose(pairs.text, encoders[1].encode(pairs.captions), atol=1e-5)
-    np.testing.assert_allclose(pairs.images, encoders[0].encode([encoders[0].read(photos / name) for name in left]),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        pairs.images, encoders[0].encode([encoders[0].read(photos / name) for name in left]), atol=1e-5
+    )
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["damaged"] == ["2.jpg", "5.jpg", "8.jpg"]
 
 
@@ -390,20 +428,27 @@ def test_a_folder_in_a_name_tells_photos_apart(embed, tmp_path: Path):
         embed.find_files([tmp_path], ["1.jpg"])
 
 
-@pytest.mark.parametrize(("content", "problem"), [
-    ("photo,text\n1.jpg,a dog\n", "its header is photo,text, not image,caption"),
-    ("", "its header is empty, not image,caption"),
-    ("image,caption\n", "holds no caption"),
-    ("image,caption\n,a dog\n", "line 2: no photo's name"),
-    ("image,caption\n1.jpg,a\n2.jpg," + "a" * 2001 + "\n", "line 3: a caption of 2001 characters"),
-    ("image,caption\n1.jpg,a\n1.jpg,a dog, it runs\n", "line 3: a comma or a quote in the caption"),
-    ('image,caption\n1.jpg,"a dog\n2.jpg,a cat\n', "line 3: a comma or a quote in the caption"),
-    ("image,caption\n1.jpg,caf\udce9\n", "the captions cannot be read (UnicodeDecodeError"),
-    ('{"images": [], "annotations": ', "the captions cannot be read (JSONDecodeError"),
-    ("[]", "this is not COCO's captions json"),
-    ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": []}]}', "has no caption"),
-    ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "b"}]}', "is not listed"),
-    ('{"images": [{"id": 1}], "annotations": []}', "the captions cannot be read (KeyError: 'file_name')")])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("photo,text\n1.jpg,a dog\n", "its header is photo,text, not image,caption"),
+        ("", "its header is empty, not image,caption"),
+        ("image,caption\n", "holds no caption"),
+        ("image,caption\n,a dog\n", "line 2: no photo's name"),
+        ("image,caption\n1.jpg,a\n2.jpg," + "a" * 2001 + "\n", "line 3: a caption of 2001 characters"),
+        ("image,caption\n1.jpg,a\n1.jpg,a dog, it runs\n", "line 3: a comma or a quote in the caption"),
+        ('image,caption\n1.jpg,"a dog\n2.jpg,a cat\n', "line 3: a comma or a quote in the caption"),
+        ("image,caption\n1.jpg,caf\udce9\n", "the captions cannot be read (UnicodeDecodeError"),
+        ('{"images": [], "annotations": ', "the captions cannot be read (JSONDecodeError"),
+        ("[]", "this is not COCO's captions json"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": []}]}', "has no caption"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "b"}]}',
+            "is not listed",
+        ),
+        ('{"images": [{"id": 1}], "annotations": []}', "the captions cannot be read (KeyError: 'file_name')"),
+    ],
+)
 def test_wrong_captions_are_one_line(embed, tmp_path: Path, content: str, problem: str):
     path = tmp_path / ("captions.json" if content[:1] in ("{", "[") else "captions.csv")
     path.write_text(content, errors="surrogateescape")
@@ -424,8 +469,15 @@ def test_settings_of_a_pushed_copy_are_options(embed):
     knobs = embed.resolve_knobs(settings, ["--limit", "3"])
     assert settings["limit"] == 25000  # a number stays one in the script
     assert (knobs.limit, knobs.image_model, knobs.captions) == (3, "/kaggle/input/dinov2", "captions_train2017.json")
-    for wrong in ({"limits": "x"}, {"photo": "x"}, {"limit": "many"}, {"limit": -1}, {"missing": "perhaps"},
-                  {"max_minutes": 0}, {"max_minutes": "nan"}):
+    for wrong in (
+        {"limits": "x"},
+        {"photo": "x"},
+        {"limit": "many"},
+        {"limit": -1},
+        {"missing": "perhaps"},
+        {"max_minutes": 0},
+        {"max_minutes": "nan"},
+    ):
         with pytest.raises(embed.UserError):
             embed.resolve_knobs(wrong)
     with pytest.raises(embed.UserError, match="expected KEY=VALUE"):
@@ -436,23 +488,42 @@ def test_settings_of_a_pushed_copy_are_options(embed):
 def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """The script alone, as a process in an empty folder."""
     (tmp_path / "empty").mkdir()
-    return lambda *options: subprocess.run([sys.executable, str(SCRIPT), *map(str, options)], cwd=tmp_path / "empty",
-                                           capture_output=True, text=True, timeout=120)
+    return lambda *options: subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, options)],
+        cwd=tmp_path / "empty",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_the_script_runs_on_its_own(script, models: Path, source: Path, tmp_path: Path):
-    ended = script("--captions", source / "captions.csv", "--photos", source, "--output", "made",
-                   "--image-model", models / "photos", "--text-model", models / "captions")
+    ended = script(
+        "--captions",
+        source / "captions.csv",
+        "--photos",
+        source,
+        "--output",
+        "made",
+        "--image-model",
+        models / "photos",
+        "--text-model",
+        models / "captions",
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "captions        21 of 21 " in ended.stdout and "done: made/pairs.npz" in ended.stdout
     assert {path.name for path in (tmp_path / "empty").rglob("*")} == {"made", "pairs.npz", "manifest.json"}
 
 
-@pytest.mark.parametrize(("options", "problem"), [
-    (["--photos", "nowhere"], "nowhere: no such folder"),
-    (["--photos", "."], "none of the 11 photos is there, such as 0.jpg"),
-    (["--photos", "SOURCE/photos/a"], "5 of 11 photos are not below"),
-    (["--photos", "SOURCE", "--captions", "SOURCE/photos/a/0.jpg"], "0.jpg: the captions cannot be read")])
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--photos", "nowhere"], "nowhere: no such folder"),
+        (["--photos", "."], "none of the 11 photos is there, such as 0.jpg"),
+        (["--photos", "SOURCE/photos/a"], "5 of 11 photos are not below"),
+        (["--photos", "SOURCE", "--captions", "SOURCE/photos/a/0.jpg"], "0.jpg: the captions cannot be read"),
+    ],
+)
 def test_what_is_wrong_is_one_line(script, source: Path, tmp_path: Path, options: list[str], problem: str):
     ended = script("--captions", source / "captions.csv", *(text.replace("SOURCE", str(source)) for text in options))
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
