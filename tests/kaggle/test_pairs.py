@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 import shlex
@@ -16,6 +17,7 @@ import package_dataset
 import push_kernel
 import submit
 from kaggle_runs import QUICK, npz, write_tree
+from lib.data import Known
 from lib.jobs.dataset import facts_of
 from lib.jobs.lint import EMBED_METADATA, PAIRS_METADATA, lint_dataset_metadata, lint_kernel_metadata, lint_script
 from lib.kernel import load_script
@@ -211,7 +213,10 @@ def world(kaggle, kernel, tmp_path, monkeypatch):
             **{f"coco2017/train2017/{name}": photo for name, photo in coco.items()},
         },
     )
-    write_tree(tmp_path / "data", {name: data for name, data in competition.files.items() if name.endswith(".npz")})
+    vectors = {name: data for name, data in competition.files.items() if name.endswith(".npz")}
+    write_tree(tmp_path / "data", vectors)
+    known = {name: Known(len(data), hashlib.sha256(data).hexdigest()) for name, data in vectors.items()}
+    monkeypatch.setattr("lib.jobs.submission.KNOWN", known)
     return competition
 
 
