@@ -113,6 +113,7 @@ class Knobs:
     temperature: float = knob(0.02, "start of the learnt one; tuned public solutions end at .01-.02", 1e-3)
     margin: float = knob(0.2, "of the triplet loss", 0, 10)
     negatives: int = knob(3, "of the triplet loss: the hardest other images of the batch", 1)
+    gallery: int = knob(8192, "images of the softmax at a step, the batch's own among them; 0: all", 0)
     logit_block: int = knob(512, "rows of gallery logits held at once: bounds memory for any batch", 1)
     prior: float = knob(1.0, "its weight in the blend, unless chosen weights gain more than their error", 0, 100)
     # its training
@@ -811,18 +812,28 @@ class Task:
     weight: Tensor  # (m,) of an image's captions in the loss
 
 
-def softmax_loss(network: AlignNet, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
-    """Cross-entropy over all training images: a share of the captions against raw lengths, the rest against unit."""
-    query, scale = F.normalize(query, dim=1), network.logit_scale.clamp(max=math.log(200)).exp()
+def softmax_loss(learner: Learner, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+    """Cross-entropy over the training images: a share of the captions against raw lengths, the rest against unit."""
+    galleries = list(task.galleries)
+    if 0 < knobs.gallery < len(task.images):  # other negatives at each step do for all of them, in half the time
+        drawn = torch.rand(len(task.images), generator=learner.random, device=query.device)
+        drawn[label] = 2.0  # the batch's own come first
+        images = drawn.topk(min(len(drawn), max(knobs.gallery, len(label)))).indices
+        galleries = [gallery[images] for gallery in galleries]
+        place = torch.zeros(len(task.images), dtype=torch.long, device=query.device)
+        place[images] = torch.arange(len(images), device=query.device)
+        label = place[label]
+    scale = learner.network.get_parameter("logit_scale").clamp(max=math.log(200)).exp()
+    query = F.normalize(query, dim=1)
     cut = round(knobs.raw_weight * len(label))
     halves = [
-        GalleryLoss.apply(query[rows] * scale[k], task.galleries[k], label[rows], block)
+        GalleryLoss.apply(query[rows] * scale[k], galleries[k], label[rows], block)
         for k, rows in ((0, slice(cut)), (1, slice(cut, None)))
     ]
     return torch.cat(halves)
 
 
-def triplet_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+def triplet_loss(learner: Learner, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
     """Hinge against the hardest other images of the batch, on raw dot products (after VSE++, Faghri et al. 2018)."""
     images, own = label.unique(return_inverse=True)
     gallery = task.galleries[0][images]
@@ -833,7 +844,7 @@ def triplet_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, k
     return F.relu(knobs.margin + others.topk(count, dim=1).values - right).sum(dim=1) / max(1, count)
 
 
-def cosine_loss(network: nn.Module, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+def cosine_loss(learner: Learner, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
     """The original's: 1 - cosine to the own image."""
     return 1 - F.cosine_similarity(query, task.images[label], dim=1)
 
@@ -1172,7 +1183,7 @@ def take_step(learner: Learner, task: Task, captions: Tensor, knobs: Knobs, dtyp
     with torch.autocast(task.text.device.type, dtype, enabled=dtype != torch.float32):
         query = learner.network(task.text[captions], task.words[captions])
     label = task.label[captions]
-    losses = LOSSES[knobs.loss](learner.network, query.float(), task, label, knobs, block)
+    losses = LOSSES[knobs.loss](learner, query.float(), task, label, knobs, block)
     loss = (losses * task.weight[label]).sum() / task.weight[label].sum()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.scaler.scale(loss).backward()
@@ -1366,10 +1377,10 @@ def training_flop(knobs: Knobs, problem: Problem) -> float:
     width = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
     weights = knobs.hidden * (width * (2 if knobs.activation == "gate" else 1) + d_image) + knobs.skip * width * d_image
     table = 0 if knobs.sees == "vector" else n_words * knobs.word_width
-    gallery = images * d_image if knobs.loss == "softmax" else 0
+    shown = min(images, knobs.gallery or images) if knobs.loss == "softmax" else 0
     # An optimiser's step takes a weight's time in memory: as long as some thousand operations on it.
     step = 1000 * (weights + table) / batch_size(knobs, captions)
-    return float(captions * knobs.epochs * (6 * weights + 4 * gallery + step))
+    return float(captions * knobs.epochs * (6 * weights + 4 * shown * d_image + step))
 
 
 MIN_SHARE = 0.3  # of its epochs; a network that would get less makes room for those before it
