@@ -37,7 +37,9 @@ def report(run: Run, as_json: bool) -> None:
                           "validation": run.scores or None}))
         return
     if run.scores:
-        rows = [[name, *(f"{row[key]:.4f}" for key in COLUMNS)] for name, row in run.scores.items()]
+        pool = str(run.metrics.get("pool", kernel.POOL))  # smaller where fewer images are held out
+        rows = [[name.replace(str(kernel.POOL), pool), *(f"{row[key]:.4f}" for key in COLUMNS)]
+                for name, row in run.scores.items()]
         print("\n" + format_table(["validation", *COLUMNS.values()], rows))
     early = run.manifest.get("stopped")
     print(f"\nsubmission: {submission} (checked)\n{run.total_seconds:.1f} s" + (f", ended by {early}" if early else ""))

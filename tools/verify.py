@@ -22,8 +22,8 @@ from lib.project import InputError, format_table, make_parser, run_tool
 from lib.report import contents, solution
 from lib.report.figures import find_photos
 from lib.report.measure import disagreement, measure, other_run, recorded
-from lib.report.weights import held_out, load_run
 from lib.runs import newest_run
+from lib.weights import held_out, load_run
 
 EXAMPLE = """python tools/verify.py --run runs/20260102-120000-align --against runs/20260101-120000-base
 

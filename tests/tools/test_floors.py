@@ -16,6 +16,7 @@ FLOORS = (
     {"project"},
     {"kernel", "process", "record", "sample", "kaggle_api", "plots"},
     {"data", "runs"},
+    {"weights"},
     {"jobs", "report", "bench"},
     {"commands"},
 )

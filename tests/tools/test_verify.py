@@ -25,7 +25,7 @@ from forked import KernelServer
 from lib.report import contents, figures, numbers
 from lib.report.measure import measure, ridge
 from lib.report.page import Picture
-from lib.report.weights import held_out, load_run, predict, repelled
+from lib.weights import held_out, load_run, predict, repelled
 
 FIGURES = {"distances", "baselines", "pool_sizes", "ranks", "caption_length", "hubness", "calibration", "contact_good",
            "contact_median", "contact_worst"}

@@ -17,29 +17,21 @@ from lib.data import FILES
 from lib.jobs.fleet import Row
 from lib.project import InputError
 from lib.runs import Run, check_run
+from lib.weights import Validation, held_out, predict
 
 
 @dataclass(frozen=True)
 class Exam:
-    """The data that members are asked about: held-out images with their captions, and the test captions."""
+    """What all members are asked: the images that they held out, and how their blend becomes predictions."""
 
-    text: np.ndarray  # (views * images, d_text)
-    captions: list[str]  # of the same
-    gallery: np.ndarray  # (images, d_image)
-    test: Any  # the kernel's TestSet
+    held: Validation
     repulsion: float  # that the runs offered to the choice
     length: float  # of a prediction: the mean of the training images
-
-    @property
-    def views(self) -> int:
-        """Captions of each image."""
-        return len(self.text) // len(self.gallery)
 
 
 def open_exam(data: Path, runs: dict[str, Run]) -> tuple[Exam, dict[str, Any]]:
     """The exam that all runs can sit, and the facts of the data; runs of other data or another split are refused."""
-    paths = [kernel.find_file(data, name) for name in FILES]
-    facts = {path.name: kernel.file_facts(path) for path in paths}
+    facts = {name: kernel.file_facts(kernel.find_file(data, name)) for name in FILES}
     first: dict[str, Any] = {}
     for name, run in runs.items():
         if {name: run.manifest["inputs"].get(name) for name in facts} != facts:
@@ -49,22 +41,15 @@ def open_exam(data: Path, runs: dict[str, Run]) -> tuple[Exam, dict[str, Any]]:
         if bundle["val_images"] != first["val_images"]:
             raise InputError(f"run {name} held out other images than {next(iter(runs))}: give all the same split_seed "
                              "and val_fraction")
-    train, test = kernel.read_train(paths[0]), kernel.read_test(paths[1])
-    index = {name: number for number, name in enumerate(train.image_names)}
-    images = np.array([index[name] for name in first["val_images"]])
-    views = kernel.caption_views(train.image_of, images).ravel()
-    texts = kernel.cut_as_the_test(train.captions, test.captions, first["knobs"]["split_seed"])
-    captions = [texts[i] for i in views]
-    repulsion = first["knobs"]["repulsion"]  # the same in all runs
-    return Exam(train.text[views], captions, train.images[images], test, repulsion, first["length"]), facts
+    return Exam(held_out(first, data), first["knobs"]["repulsion"], first["length"]), facts
 
 
 def answers(run: Run, exam: Exam) -> tuple[np.ndarray, np.ndarray]:
     """Unit predictions of a run: (views, images, d) of its validated weights, (tests, d) of its final ones."""
     validated, final = (kernel.load_weights(run.folder / name) for name in (kernel.VALIDATED_MODEL, kernel.FINAL_MODEL))
-    known = kernel.unit(kernel.predict(validated, exam.text, exam.captions))
-    asked = kernel.unit(kernel.predict(final, exam.test.text, exam.test.captions))
-    return known.reshape(exam.views, len(exam.gallery), -1), asked
+    test = exam.held.test
+    asked = kernel.predict(final, test.text, test.captions)
+    return kernel.unit(predict(validated, exam.held, exam.held.views)), kernel.unit(asked)
 
 
 # ------------------------------------------------------------------------------------------- the blend
@@ -75,16 +60,16 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
     runs = {name: check_run(folder) for name, folder in folders.items()}
     exam, inputs = open_exam(data, runs)
     validated, final = zip(*(answers(run, exam) for run in runs.values()), strict=True)
-    found = kernel.choose_blend(list(validated), exam.gallery, exam.repulsion, [1.0] * len(runs))
+    found = kernel.choose_blend(list(validated), exam.held.images, exam.repulsion, [1.0] * len(runs))
     mean = kernel.unit(np.tensordot(found.weights, np.stack(final), 1)) * np.float32(exam.length)
     output.mkdir(parents=True, exist_ok=True)
     members = [member_facts(row, runs.get(row.name), dict(zip(runs, found.weights, strict=True))) for row in rows]
     facts: dict[str, Any] = {"recipe": "sweep", "device": "cpu", "dtype": "float32"}
     with kernel.together(output) as parts:
         predictions = kernel.repel(mean, found.repulsion, exam.length)
-        kernel.write_submission(parts.new(kernel.SUBMISSION), exam.test.caption_ids, predictions)
+        kernel.write_submission(parts.new(kernel.SUBMISSION), exam.held.test.caption_ids, predictions)
         facts |= {"seconds": {"total": round(time.monotonic() - start, 2)}}
-        validation = kernel.evaluate(found.predictions, exam.gallery)
+        validation = kernel.evaluate(found.predictions, exam.held.images)
         scores = {"equal_weights_mrr": found.prior_mrr, "fitted_weights_mrr": found.chosen_mrr}
         metrics = facts | {"validation": validation, "members": members, "repulsion": found.repulsion, **scores}
         kernel.write_json(parts.new(kernel.METRICS), metrics)

@@ -14,7 +14,7 @@ from lib.project import ToolError, atomic_path
 from lib.report import figures as draw
 from lib.report.numbers import Pools, verdict
 from lib.report.page import Picture, Section, Table, page
-from lib.report.weights import Validation
+from lib.weights import Validation
 
 CONTACT_ROWS = 3
 RETRIEVED = 5

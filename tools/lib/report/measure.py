@@ -10,8 +10,8 @@ from lib import kernel
 from lib.project import InputError, read_json
 from lib.report import numbers
 from lib.report.numbers import Pools
-from lib.report.weights import Bundle, Validation, learnt_temperature, load_run, predict, repelled
 from lib.runs import ADVICE
+from lib.weights import Bundle, Validation, learnt_temperature, load_run, predict, repelled
 
 SEEN = 1000  # training images for the line that is no measure of quality
 

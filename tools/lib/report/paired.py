@@ -7,8 +7,8 @@ from lib import kernel
 from lib.data import FILES
 from lib.project import InputError
 from lib.report.measure import compare, other_run
-from lib.report.weights import held_out, load_run, predict, repelled
 from lib.runs import Run
+from lib.weights import held_out, load_run, predict, repelled
 
 
 def paired(one: Run, other: Run, data: Path) -> dict[str, dict[str, float]]:

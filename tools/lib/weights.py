@@ -1,6 +1,6 @@
 """A run's weights that have not seen its validation images: found, checked, and made to predict.
 
-What the report knows of a bundle's keys and of how the kernel predicts stands here.
+What tools know of a bundle's keys and of how the kernel predicts stands here.
 """
 from __future__ import annotations
 
