@@ -14,14 +14,14 @@ import json
 from pathlib import Path
 
 from lib import kernel
-from lib.jobs.dataset import BUILD, READY_MINUTES, Staged, publish, stage
+from lib.jobs.dataset import BUILD, READY_MINUTES, Package, publish, stage
 from lib.jobs.lint import OWNER_PLACEHOLDER
 from lib.kaggle_api.client import connect
 from lib.project import format_table, make_parser, run_tool
 from lib.runs import newest_run
 
 
-def show(staged: Staged, as_json: bool, version: int | None) -> None:
+def show(staged: Package, as_json: bool, version: int | None) -> None:
     """What goes, or went, to Kaggle."""
     if as_json:
         shown = {"dataset": staged.metadata["id"], "version": version, "content": staged.content}

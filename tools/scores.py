@@ -17,14 +17,14 @@ from pathlib import Path
 
 from lib import record
 from lib.data import COMPETITION
-from lib.jobs.history import Place, Row, best_of, from_kaggle, join, place_of, plot, table
+from lib.jobs.history import Attempt, Place, best_of, from_kaggle, join, place_of, plot, table
 from lib.kaggle_api.client import connect
 from lib.kaggle_api.competitions import competition_errors
 from lib.kaggle_api.errors import Ambiguous
 from lib.project import InputError, make_parser, run_tool
 
 
-def show(rows: list[Row], best: Row | None, place: Place | None) -> None:
+def show(rows: list[Attempt], best: Attempt | None, place: Place | None) -> None:
     """The table and what follows from it."""
     if not rows:
         print("no submissions yet: python tools/submit.py RUN makes one")
@@ -37,7 +37,7 @@ def show(rows: list[Row], best: Row | None, place: Place | None) -> None:
               f"({place.first:.5f})")
 
 
-def gather(arguments: argparse.Namespace) -> tuple[str, list[Row], list]:
+def gather(arguments: argparse.Namespace) -> tuple[str, list[Attempt], list]:
     """(source, rows, leaderboard): from Kaggle, or from the record without a network or by --offline."""
     if not arguments.offline:
         try:

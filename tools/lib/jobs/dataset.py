@@ -46,7 +46,7 @@ READY_MINUTES = 30.0
 
 # ------------------------------------------------------------------------------------------- the folder
 @dataclass(frozen=True)
-class Staged:
+class Package:
     """A folder that may go to Kaggle as it is."""
 
     folder: Path
@@ -182,7 +182,7 @@ def describe(folder: Path, run: Path, metadata: dict[str, Any], card: str, files
     (folder / kernel.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def check_folder(folder: Path, staged: bool) -> Staged:
+def check_folder(folder: Path, staged: bool) -> Package:
     """Lint a folder that is about to go; what it holds, if nothing was found."""
     findings = lint_folder(folder, allowed_files()) + lint_dataset_metadata(folder / METADATA, staged)
     if not (folder / PAIRS).exists():  # pairs go without code
@@ -190,10 +190,10 @@ def check_folder(folder: Path, staged: bool) -> Staged:
     refuse(findings)
     manifest = read_run_json(folder, kernel.MANIFEST)
     files = facts_of(folder, (path.name for path in folder.iterdir() if path.name != METADATA))
-    return Staged(folder, read_metadata(folder / METADATA), files, manifest["content"])
+    return Package(folder, read_metadata(folder / METADATA), files, manifest["content"])
 
 
-def stage(run: Path, folder: Path, owner: str) -> Staged:
+def stage(run: Path, folder: Path, owner: str) -> Package:
     """A fresh build folder for the weights, or pairs, of `run`; foreign files in an old one are refused."""
     fill, metadata = (fill_with_pairs, PAIRS_METADATA) if holds_pairs(run) else (fill_folder, DATASET_METADATA)
     refuse(lint_folder(metadata.parent, {METADATA, README}))
@@ -270,7 +270,7 @@ def wait_ready(
         raise error.with_hint(f"; dataset {owner}/{slug} {problem}: run this again to go on waiting") from None
 
 
-def existing_version(client: KaggleClient, staged: Staged, runs: Path, current: int) -> int | None:
+def existing_version(client: KaggleClient, staged: Package, runs: Path, current: int) -> int | None:
     """The current version if the record says that it holds this very content, and Kaggle lists it so."""
     entries = record.find(runs, dataset=staged.metadata["id"], content=staged.content)
     if not entries or not current:
@@ -287,7 +287,7 @@ def existing_version(client: KaggleClient, staged: Staged, runs: Path, current: 
     return client.patience.look(check)  # the list may still be that of the version before
 
 
-def upload(client: KaggleClient, staged: Staged, exists: bool) -> int:
+def upload(client: KaggleClient, staged: Package, exists: bool) -> int:
     """Send the files as a new private dataset or as its next version; the number that it will have."""
     owner, slug = staged.owner_slug
     metadata, paths = staged.metadata, [staged.folder / name for name in staged.files]
@@ -303,7 +303,7 @@ def upload(client: KaggleClient, staged: Staged, exists: bool) -> int:
 
 
 def package(
-    client: KaggleClient, staged: Staged, runs: Path, seconds: float = 60 * READY_MINUTES, again: bool = False
+    client: KaggleClient, staged: Package, runs: Path, seconds: float = 60 * READY_MINUTES, again: bool = False
 ) -> int:
     """The version of the private dataset that holds `staged`, current, ready and with every file listed."""
     owner, slug = staged.owner_slug
@@ -322,7 +322,7 @@ def package(
 
 
 def publish(client: KaggleClient, run: Path, folder: Path, runs: Path, seconds: float = 60 * READY_MINUTES,
-            again: bool = False) -> tuple[Staged, int]:
+            again: bool = False) -> tuple[Package, int]:
     """Stage and package a run, one process at a time: what is sent and the version that holds it."""
     with record.locked(folder.parent, folder.name):
         staged = stage(run, folder, client.username)

@@ -286,8 +286,8 @@ def sweep_local(rows: list[Row], data: Path, output: Path, retries: int) -> dict
 
 def run_here(row: Row, data: Path, folder: Path) -> Run:
     """A run that was finished before, else a new one; the kernel itself goes on with an unfinished one."""
-    if (folder / kernel.MANIFEST).exists() and not (folder / kernel.RESUME_RUN).exists():
-        return check_run(folder)
+    if (folder / kernel.MANIFEST).exists() and (run := check_run(folder)).complete:
+        return run
     print(f"{row.name}: {' '.join(f'{key}={value}' for key, value in row.overrides.items())}", file=sys.stderr)
     return run_logged(data, folder, as_arguments(row.overrides))
 

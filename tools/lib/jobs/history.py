@@ -18,7 +18,7 @@ from lib.project import format_table
 
 
 @dataclass(frozen=True)
-class Row:
+class Attempt:
     """One submission, from Kaggle, from the record, or from both."""
 
     ref: int
@@ -50,7 +50,7 @@ def latest(runs: Path, event: str, slug: str) -> dict[int, dict[str, Any]]:
     return {entry["ref"]: entry for entry in record.find(runs, event=event, competition=slug)}
 
 
-def row_of(ref: int, shown: Submission | None, made: dict[str, Any], scored: dict[str, Any]) -> Row:
+def row_of(ref: int, shown: Submission | None, made: dict[str, Any], scored: dict[str, Any]) -> Attempt:
     """What Kaggle shows wins for scores, the record for what was submitted, the message fills in for it."""
     message = shown.description if shown else made.get("message") or scored.get("message") or ""
     told = read_message(message)
@@ -60,15 +60,15 @@ def row_of(ref: int, shown: Submission | None, made: dict[str, Any], scored: dic
     commit = f"{known['commit'] or ''}{'+' if known['dirty'] else ''}"
     run = known["run"] or (shown.file_name if shown else "")
     if shown is not None:
-        return Row(ref, shown.date[:16], run, commit, known["validation"], known["validation_se"], shown.public_score,
-                   shown.private_score, shown.status, kernel)
+        return Attempt(ref, shown.date[:16], run, commit, known["validation"], known["validation_se"],
+                       shown.public_score, shown.private_score, shown.status, kernel)
     status = "complete" if scored.get("public") is not None else "unknown"
     date = scored.get("date") or made.get("time", "")
-    return Row(ref, date[:16], run, commit, known["validation"], known["validation_se"], scored.get("public"),
-               scored.get("private"), status, kernel)
+    return Attempt(ref, date[:16], run, commit, known["validation"], known["validation_se"], scored.get("public"),
+                   scored.get("private"), status, kernel)
 
 
-def join(shown: list[Submission], runs: Path, slug: str) -> list[Row]:
+def join(shown: list[Submission], runs: Path, slug: str) -> list[Attempt]:
     """Every submission that Kaggle or the record knows, oldest first."""
     made, scored = latest(runs, "submitted", slug), latest(runs, "scored", slug)
     by_ref = {item.ref: item for item in shown}
@@ -87,12 +87,12 @@ def keep(shown: list[Submission], runs: Path, slug: str) -> None:
                           message=item.description, public=item.public_score, private=item.private_score)
 
 
-def best_of(rows: list[Row]) -> Row | None:
+def best_of(rows: list[Attempt]) -> Attempt | None:
     """The row with the highest public score."""
     return max((row for row in rows if row.public is not None), key=lambda row: row.public or 0.0, default=None)
 
 
-def place_of(best: Row | None, board: list[tuple[int, str, float | None]]) -> Place | None:
+def place_of(best: Attempt | None, board: list[tuple[int, str, float | None]]) -> Place | None:
     """The place that the best public score has on the board (which shows rounded scores), and the gap to the first."""
     scores = [score for _, _, score in board if score is not None]
     if best is None or best.public is None or not scores:
@@ -108,7 +108,7 @@ def number(value: float | None, digits: int = 4) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
 
 
-def table(rows: list[Row], best: Row | None) -> str:
+def table(rows: list[Attempt], best: Attempt | None) -> str:
     """One line a submission; the best is marked."""
     header = ["run", "ref", "date", "commit", "validation", "+-", "public", "private", "status"]
     return format_table(header, [
@@ -116,7 +116,7 @@ def table(rows: list[Row], best: Row | None) -> str:
          number(row.validation_se), number(row.public, 5), number(row.private, 5), row.status] for row in rows])
 
 
-def finding(rows: list[Row], best: Row | None) -> str:
+def finding(rows: list[Attempt], best: Attempt | None) -> str:
     """What the history says, in one sentence: the title of the plot."""
     if best is None:
         return "No submission is scored yet"
@@ -128,7 +128,7 @@ def finding(rows: list[Row], best: Row | None) -> str:
     return f"Best public MRR {best.public:.4f} ({best.run}); the board is on average {abs(gap):.3f} {side} validation"
 
 
-def plot(rows: list[Row], best: Row | None, path: Path) -> None:
+def plot(rows: list[Attempt], best: Attempt | None, path: Path) -> None:
     """Validation with its standard error, public and private score of every submission, in their order."""
     from lib.plots import BLUE, GREEN, LIGHT, ORANGE, legend_below, new_figure, save_png, themed  # the table needs none
 
@@ -152,7 +152,7 @@ def plot(rows: list[Row], best: Row | None, path: Path) -> None:
         save_png(figure, path)
 
 
-def from_kaggle(client: KaggleClient, runs: Path, slug: str) -> tuple[list[Row], list]:
+def from_kaggle(client: KaggleClient, runs: Path, slug: str) -> tuple[list[Attempt], list]:
     """The joined rows and the leaderboard."""
     shown = client.competitions.history(slug)
     keep(shown, runs, slug)

@@ -33,7 +33,7 @@ def chosen_weights(arguments: argparse.Namespace, overrides: dict[str, Any]) -> 
     return newest_run(arguments.runs, kernel.FINAL_MODEL)
 
 
-def package_weights(client: KaggleClient, run: Path, runs: Path) -> dataset.Staged:
+def package_weights(client: KaggleClient, run: Path, runs: Path) -> dataset.Package:
     """The run's weights as a ready dataset."""
     step(f"package {run}")
     staged, version = dataset.publish(client, run, dataset.BUILD, runs)
@@ -64,7 +64,7 @@ def run_on_kaggle(
     return version, fetch.collect(client, version, arguments.runs, time.wait_seconds)
 
 
-def check_weights_used(folder: Path, packaged: dataset.Staged) -> None:
+def check_weights_used(folder: Path, packaged: dataset.Package) -> None:
     """A kernel that saw an older version of the dataset would have predicted with other weights."""
     used = open_run(folder).manifest["inputs"].get(kernel.FINAL_MODEL)
     wanted = packaged.files.get(kernel.FINAL_MODEL)  # None: a state to go on from, not weights
@@ -73,7 +73,7 @@ def check_weights_used(folder: Path, packaged: dataset.Staged) -> None:
         raise ToolError(f"{folder}: predicted with other weights than {ref} holds now; push it anew with --again")
 
 
-def candidate_of(folder: Path, packaged: dataset.Staged | None) -> submission.Candidate:
+def candidate_of(folder: Path, packaged: dataset.Package | None) -> submission.Candidate:
     """The fetched csv; a kernel that only predicted has no validation of its own but that of its weights."""
     candidate = submission.candidate_of(folder)
     if packaged is None or candidate.validation is not None:
