@@ -22,6 +22,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from lib.project import atomic_path
@@ -86,6 +87,14 @@ def headline(figure: Figure, title: str) -> None:
     lines = -(-len(title) // fits)
     wrapped = textwrap.fill(title, min(fits, len(title) // lines + 8), break_on_hyphens=False, break_long_words=False)
     figure.suptitle(wrapped, x=0.02, ha="left")
+
+
+def seconds_axis(axes: Axes, label: str) -> None:
+    """A logarithmic axis of time whose ticks are read as they stand: 1, 2, 5, 10, ..."""
+    axes.set(xscale="log", xlabel=label)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.bench.measure import SCORES
-from lib.plots import CYCLE, LIGHT, legend_below, new_figure, save_png, themed
+from lib.plots import CYCLE, LIGHT, legend_below, new_figure, save_png, seconds_axis, themed
 from lib.process import as_arguments
 from lib.project import atomic_path, format_table, markdown_table
 from lib.runs import Run, run_logged
@@ -78,11 +78,8 @@ def plot(points: list[Point], path: Path) -> None:
             axes.errorbar([point.seconds for point in own], [point.scores["pool100_raw"] for point in own],
                           yerr=[point.error for point in own], fmt="o-", markersize=5, capsize=3, color=colour,
                           label=recipe)
-        times = [t for t in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600) if
-                 0.8 * min(p.seconds for p in points) <= t <= 1.25 * max(p.seconds for p in points)]
-        axes.set(xscale="log", xlabel="seconds from start to submission", ylabel="validation MRR, raw (+- s.e.)")
-        axes.set_xticks(times, [f"{t:,}" for t in times])
-        axes.minorticks_off()
+        seconds_axis(axes, "seconds from start to submission")
+        axes.set(ylabel="validation MRR, raw (+- s.e.)")
         legend_below(figure, axes)
         save_png(figure, path)
 

@@ -73,20 +73,17 @@ def member_knobs(run: Run, member: dict[str, Any]) -> kernel.Knobs:
 
 
 def network_flops(knobs: kernel.Knobs, gallery: int, d_text: int, d_image: int) -> float:
-    """One caption, forward and backward: 2 a weight and product, three products a matrix, four with the gallery.
+    """One caption, forward and backward: 2 a weight and product, three products a matrix, two with the gallery.
 
     A matrix that the caption's vector alone goes into has no use for the gradient of its input. What a bag of words
     adds up is no product, and next to nothing.
     """
-    import torch
-
-    with torch.device("meta"):
-        network = kernel.NETWORKS[knobs.network](d_text, d_image, knobs)
-    linear = {name: each for name, each in network.named_modules() if isinstance(each, torch.nn.Linear)}
-    matrices = {name: each.weight.numel() for name, each in linear.items()}
-    first = sum(size for name, size in matrices.items() if name != "project") if knobs.sees == "vector" else 0
+    seen = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
+    first = seen * knobs.hidden * (2 if knobs.activation == "gate" else 1)
+    if knobs.network == "align" and knobs.skip:
+        first += seen * d_image
     compared = {"softmax": gallery, "triplet": knobs.batch // kernel.VIEWS, "cosine": 0}[knobs.loss]
-    return 6 * sum(matrices.values()) - 2 * first + 4 * compared * d_image
+    return (4 if knobs.sees == "vector" else 6) * first + 6 * knobs.hidden * d_image + 4 * compared * d_image
 
 
 def solve_flops(captions: int, gallery: int, d_text: int, d_image: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lib.bench.measure import POOLS, SCORES, Measured
-from lib.plots import CYCLE, LIGHT, WIDTH, headline, legend_below, save_png, themed
+from lib.plots import CYCLE, LIGHT, WIDTH, headline, legend_below, save_png, seconds_axis, themed
 from lib.project import atomic_path, format_table, markdown_table
 
 BASELINE = "baseline"
@@ -117,8 +117,8 @@ def plot(runs: list[Measured], title: str, path: Path) -> None:
                     axes.plot(*zip(*points, strict=True), "-o", color=colour, markersize=3, linewidth=1,
                               label=recipe if run is group[0] else None)
                     axes.plot(*points[-1], "o", color=colour, markersize=8)
-            axes.set(xscale="log", xlabel="seconds of training (large dot: final score)",
-                     ylabel=f"validation MRR, pools of 100, {SCORES[score]}")
+            seconds_axis(axes, "seconds of training (large dot: final score)")
+            axes.set(ylabel=f"validation MRR, pools of 100, {SCORES[score]}")
         legend_below(figure, panels[0])
         save_png(figure, path)
 

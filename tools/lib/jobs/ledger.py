@@ -150,21 +150,17 @@ def finding(entries: list[Entry]) -> str:
 
 def plot(entries: list[Entry], path: Path) -> None:
     """Validation MRR with its standard error against the seconds of the run, a colour a recipe."""
-    from matplotlib.ticker import LogLocator, NullLocator  # here: the table alone has no need of it
-
-    from lib.plots import CYCLE, LIGHT, legend_below, new_figure, save_png, themed
+    from lib.plots import CYCLE, LIGHT, legend_below, new_figure, save_png, seconds_axis, themed  # the table needs none
 
     drawn = [entry for entry in entries if entry.raw and entry.seconds]
     with themed(LIGHT):
         figure, axes = new_figure(finding(drawn), width=7)
         for place, recipe in enumerate(dict.fromkeys(entry.recipe for entry in drawn)):
             group = [entry for entry in drawn if entry.recipe == recipe]
-            axes.errorbar([entry.seconds for entry in group], [entry.raw for entry in group],
+            axes.errorbar([entry.seconds or 0 for entry in group], [entry.raw or 0 for entry in group],
                           [entry.raw_se or 0 for entry in group], fmt="o", markersize=4, elinewidth=1, label=recipe,
                           color=CYCLE[place % len(CYCLE)])
-        axes.set(xscale="log", xlabel="seconds of the run", ylabel="validation MRR, pools of 100, raw")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,.0f}")
-        axes.xaxis.set_minor_locator(NullLocator())
+        seconds_axis(axes, "seconds of the run")
+        axes.set(ylabel="validation MRR, pools of 100, raw")
         legend_below(figure, axes)
         save_png(figure, path)

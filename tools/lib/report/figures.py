@@ -108,10 +108,13 @@ def rank_figure(ranks: np.ndarray, pools: Pools) -> Figure:
                               f"{(ranks <= 10).mean():.0%} within the first ten of {pools.size}")
     bins = [(low, min(high, pools.size)) for low, high in BINS if low <= pools.size]
     shares = [100 * ((ranks >= low) & (ranks <= high)).mean() for low, high in bins]
-    bars = axes.bar(range(len(bins)), shares, color=BLUE, label="captions")
-    axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=SMALL)
-    axes.plot(range(len(bins)), [100 * (high - low + 1) / pools.size for low, high in bins], "D", color=ORANGE,
-              label="by chance")
+    chance = [100 * (high - low + 1) / pools.size for low, high in bins]
+    axes.bar(range(len(bins)), shares, color=BLUE, label="captions")
+    axes.plot(range(len(bins)), chance, "D", color=ORANGE, label="by chance")
+    for place, (share, other) in enumerate(zip(shares, chance, strict=True)):
+        top = max(share, other) if abs(share - other) < 5 else share  # above the marker that it would lie on
+        axes.annotate(f"{share:.0f}", (place, top), xytext=(0, 6), textcoords="offset points", ha="center",
+                      fontsize=SMALL)
     axes.set_xticks(range(len(bins)), [span(low, high) for low, high in bins])
     axes.grid(False, axis="x")
     axes.set(xlabel=f"rank of the own photo among {pools.size}", ylabel="captions (%)")
@@ -157,8 +160,8 @@ def pool_figure(rows: list[dict[str, float]]) -> Figure:
     figure, axes = new_figure(f"MRR falls from {first['raw']:.2f} among {first['pool']} photos to {last['raw']:.2f} "
                               f"among {last['pool']} ({last['raw'] / last['chance']:.0f} times chance)")
     sizes = [row["pool"] for row in rows]
-    for name, colour, mark in (("raw", BLUE, "o-"), ("cosine", ORANGE, "s-"), ("chance", GREY, "--")):
-        axes.plot(sizes, [row[name] for row in rows], mark, markersize=4, color=colour, label=name)
+    for name, colour, mark, width in (("raw", BLUE, "o-", 5), ("cosine", ORANGE, "s-", 1.5), ("chance", GREY, "--", 1)):
+        axes.plot(sizes, [row[name] for row in rows], mark, markersize=4, linewidth=width, color=colour, label=name)
     axes.set(xscale="log", xlabel="photos to choose from", ylabel="MRR", ylim=(0, None))
     shown = [size for size in sizes if size == sizes[-1] or 1.5 * size < sizes[-1]]
     axes.set_xticks(shown, [f"{size:,}" for size in shown])
