@@ -27,6 +27,7 @@ class Validation:
     views: np.ndarray  # (views, m) their captions
     seen: np.ndarray  # the images that were trained on
     train: Any  # the kernel's TrainSet, of which these are rows
+    test: Any  # its TestSet
     words: list[str]  # training captions as networks see them that look at words: cut as often as the test's are
 
     @property
@@ -90,7 +91,7 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
     test = kernel.read_test(kernel.find_file(data, FILES[1]))
     words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
     return Validation(list(bundle["val_images"]), train.images[chosen], kernel.caption_views(train.image_of, chosen),
-                      seen, train, words)
+                      seen, train, test, words)
 
 
 # ----------------------------------------------------------------------------------------------------- predicting
