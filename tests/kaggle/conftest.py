@@ -61,3 +61,12 @@ def weights(tmp_path, kaggle, kernel):
     outputs = outputs_of_run(kernel, submission=(tmp_path / "made.csv").read_bytes(), inputs=used)
     kaggle.plans = [Plan(queued=1, running=1, outputs=outputs)]
     return run
+
+
+@pytest.fixture
+def lagging(kaggle, monkeypatch):
+    """Every listing lags a minute, at a pace at which a tool's start takes less than that."""
+    kaggle.clock.pace = 0.05
+    monkeypatch.setenv("ALIGN_PACE", str(kaggle.clock.pace))
+    for name in ("history_lag", "kernel_lag", "dataset_lag", "files_lag", "output_lag", "session_lag"):
+        setattr(kaggle.habits, name, 60.0)

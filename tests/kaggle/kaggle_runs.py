@@ -110,10 +110,10 @@ def kill_at_random_moments(calls: list, command: list, kills: int = 10, most: in
     """Run a tool, killed so often at random moments of its work, then undisturbed; the stand-in's calls after each.
 
     A moment is a few milliseconds after one of the tool's next calls: by the clock alone, nearly all would fall into
-    its start. A run that ends before its moment comes is no kill.
+    its start. A run that ends before its moment comes is no kill; after two of them there is nothing left to disturb.
     """
-    draw, reached = random.Random(0), []
-    while len(reached) < kills:
+    draw, reached, ended = random.Random(0), [], 0
+    while len(reached) < kills and ended < 2:
         moment = len(calls) + draw.randint(1, most)
         victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(calls) < moment and victim.poll() is None:
@@ -122,6 +122,8 @@ def kill_at_random_moments(calls: list, command: list, kills: int = 10, most: in
         victim.kill()
         if victim.wait() < 0:
             reached.append(len(calls))
+        else:
+            ended += 1
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return [*reached, len(calls)]
 

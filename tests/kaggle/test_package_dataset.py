@@ -361,6 +361,19 @@ def test_a_kernel_resumes_from_the_mounted_state_of_an_unfinished_run(
     assert json.loads((tmp_path / "resumed" / kernel.MANIFEST).read_text())["complete"]
 
 
+def test_the_folder_as_shipped_may_be_uploaded_by_the_official_client(kaggle, tmp_path, monkeypatch):
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    for path in DATASET_METADATA.parent.iterdir():
+        text = path.read_text().replace("INSERT_KAGGLE_USERNAME", "tester")
+        write_tree(tmp_path / "kaggle_dataset", {path.name: text.encode()})
+    api = KaggleApi()
+    api.authenticate()
+    assert api.dataset_create_new(str(tmp_path / "kaggle_dataset"), quiet=True).status == "Ok"
+    (sent,) = versions_of(kaggle)[0].files.values()
+    assert b"$" not in sent and b"tools/package_dataset.py" in sent
+
+
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         package_dataset.main(["--help"])

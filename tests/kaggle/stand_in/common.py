@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 NOW = "2026-11-23T12:00:00.000Z"
-PACE = 0.002  # seconds here for a second of Kaggle's time; the tools get it as ALIGN_PACE
+PACE = 0.002  # seconds here for a second of Kaggle's time, unless a test sets another; the tools get it as ALIGN_PACE
 
 
 @dataclass
@@ -59,9 +59,11 @@ class Habits:
 class Clock:
     """Kaggle's time, which runs faster than the wall's."""
 
+    pace = PACE
+
     def now(self) -> float:
         """Seconds since some moment."""
-        return time.monotonic() / PACE
+        return time.monotonic() / self.pace
 
     def older(self, made: float, seconds: float) -> bool:
         """Whether what was made then is visible after a lag of so many seconds."""

@@ -105,11 +105,6 @@ class CompetitionCalls:
                 archive.writestr(name, data)
         return Redirect(self.sign("data", f"{body['competitionName']}.zip", packed.getvalue()))
 
-    def rpc_GetCompetition(self, body: dict) -> dict:
-        competition = self._competition(body)
-        return {"ref": f"https://www.kaggle.com/competitions/{body['competitionName']}", "title": "A competition",
-                "userHasEntered": competition.rules_accepted, "maxDailySubmissions": competition.daily_limit}
-
     def rpc_StartSubmissionUpload(self, body: dict) -> dict:
         self._competition(body, rules=True)
         return self.start_upload(body["fileName"], body.get("contentLength", 0))

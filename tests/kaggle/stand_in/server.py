@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from stand_in.blobs import Signed, Storage
-from stand_in.common import PACE, Answer, ApiError, Clock, Fault, Habits, Redirect
+from stand_in.common import Answer, ApiError, Clock, Fault, Habits, Redirect
 from stand_in.competitions import Competition, CompetitionCalls
 from stand_in.datasets import Dataset, DatasetCalls
 from stand_in.kernels import ACTIVE, KernelCalls, KernelRun, Plan
@@ -65,7 +65,7 @@ class StandIn(CompetitionCalls, DatasetCalls, KernelCalls, Storage):
         return {"HOME": str(home), "TMPDIR": str(home / "tmp"), "KAGGLE_CONFIG_DIR": str(home / ".kaggle"),
                 "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "HTTP_PROXY": proxy, "http_proxy": proxy,
                 "KAGGLE_USERNAME": self.user, "KAGGLE_KEY": self.key, "NO_PROXY": "", "no_proxy": "",
-                "ALIGN_TIMEOUT_SECONDS": "2", "ALIGN_PACE": str(PACE)}
+                "ALIGN_TIMEOUT_SECONDS": "2", "ALIGN_PACE": str(self.clock.pace)}
 
     def fail(self, call: str, *faults: Fault | None) -> None:
         """The next calls of this name meet these faults, in order; None stands for a call that goes well."""

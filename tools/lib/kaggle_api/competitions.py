@@ -82,12 +82,11 @@ class Competitions(Service):
     def _download(self, what: str, method: Callable, request: Any, dest: Path) -> None:
         self._transport.download(what, lambda headers: self._transport.follow(what, method(request), headers), dest)
 
-    def entered(self, slug: str) -> bool:
-        """Whether the user has accepted the rules."""
-        from kagglesdk.competitions.types.competition_api_service import ApiGetCompetitionRequest as Request
+    def open_file(self, slug: str, name: str) -> None:
+        """Ask for a file without fetching it; Forbidden where the rules are not accepted."""
+        from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest as Request
 
-        request = fill(Request(), competition_name=slug)
-        return bool(self.call(f"competition {slug}", self._api.get_competition, request).user_has_entered)
+        self.call(name, self._api.download_data_file, fill(Request(), competition_name=slug, file_name=name)).close()
 
     # ---- submissions ----
 

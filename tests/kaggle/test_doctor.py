@@ -1,0 +1,96 @@
+"""doctor: green when all is there, and each thing that is not is a red line with the next command."""
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+import doctor
+from kaggle_runs import write_tree
+from lib.data import Known
+from stand_in import Fault
+
+FILES = {"train/train/train.npz": b"train", "test/test/test.clean.npz": b"test", "test/test/captions.txt": b"captions"}
+
+
+@pytest.fixture
+def look(tool, kaggle, tmp_path, monkeypatch):
+    """Run it on a machine where all is right; what it said by the name of the check."""
+    known = {name: Known(len(data), hashlib.sha256(data).hexdigest()) for name, data in FILES.items()}
+    monkeypatch.setattr("lib.jobs.doctor.KNOWN", known)
+    monkeypatch.setattr("lib.jobs.doctor.DISK_BYTES", 1)
+    kaggle.competitions["aml-competition"].files = FILES
+    write_tree(tmp_path / "data", FILES)
+
+    def run() -> tuple[int, dict[str, dict]]:
+        done = tool(doctor.main, "--data", tmp_path / "data", "--json")
+        return done.code, {check["name"]: check for check in json.loads(done.out)}
+
+    return run
+
+
+def test_all_is_green(look):
+    code, checks = look()
+    assert code == 0 and all(check["ok"] for check in checks.values())
+    assert list(checks) == ["python", "packages", "disk", "gpu", "data", "credentials", "rules", "quota", "submissions"]
+    assert checks["credentials"]["found"] == "tester, by KAGGLE_USERNAME and KAGGLE_KEY"
+    assert "kaggle 2." in checks["packages"]["found"]
+
+
+def red(look, name: str, following: str) -> str:
+    """Only this check is red, and says what to do."""
+    code, checks = look()
+    assert code == 1 and [key for key, check in checks.items() if not check["ok"]] == [name]
+    assert following in checks[name]["next"]
+    return checks[name]["found"]
+
+
+def test_old_packages(look, tmp_path, monkeypatch):
+    (tmp_path / "requirements.txt").write_text("numpy>=99\nno-such-package\n# a comment\n")
+    monkeypatch.setattr("lib.jobs.doctor.REPO", tmp_path)
+    found = red(look, "packages", "pip install -r requirements.txt")
+    assert "is not >=99" in found and "no-such-package is missing" in found
+
+
+def test_data_that_is_missing_or_wrong(look, tmp_path):
+    (tmp_path / "data" / "test/test/captions.txt").write_bytes(b"other")
+    assert "captions.txt: has 5 bytes instead of 8" in red(look, "data", "download_data.py")
+
+
+def test_no_or_wrong_credentials(look, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KEY", "wrong")
+    assert "credentials were refused" in red(look, "credentials", "settings/api")
+    monkeypatch.delenv("KAGGLE_KEY")
+    assert "no Kaggle credentials" in red(look, "credentials", "settings/api")
+
+
+def test_rules_quota_and_submissions(look, kaggle):
+    competition = kaggle.competitions["aml-competition"]
+    competition.rules_accepted = False
+    red(look, "rules", "competitions/aml-competition/rules")
+    competition.rules_accepted, kaggle.gpu_used_hours = True, 30.0
+    assert "0.0 of 30.0 GPU hours left" in red(look, "quota", "--accelerator none")
+    kaggle.gpu_used_hours, competition.daily_limit = 0.0, 0
+    kaggle.fail("GetSubmissionLimits", Fault(json={"numToday": 5, "numTotal": 5}))
+    red(look, "submissions", "after 00:00 UTC")
+
+
+def test_one_call_that_fails_hides_no_other(look, kaggle):
+    kaggle.fail("DownloadDataFile", Fault(500))
+    assert "500" in red(look, "rules", "competitions/aml-competition")
+
+
+def test_the_page_is_for_people(tool, kaggle, tmp_path):
+    done = tool(doctor.main, "--data", tmp_path)
+    assert done.code == 1 and "ok   python" in done.out and "NOT  data" in done.out
+    assert "-> python tools/download_data.py" in done.out
+
+
+def test_it_comes_up_without_the_packages(tmp_path, run_tool_process):
+    """Blocked by name, as if they were not installed."""
+    write_tree(tmp_path, {"sitecustomize.py": b"import sys\nfor name in ('torch', 'requests', 'packaging', 'tqdm'):\n"
+                                              b"    sys.modules[name] = None\n"})
+    done = run_tool_process("doctor", "--data", tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "ok   python" in done.stdout and done.stdout.count("pip install -r requirements.txt") >= 4

@@ -1,0 +1,153 @@
+"""What a fresh clone needs, looked at one by one; each finding names the next command."""
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib.data import KNOWN
+from lib.project import REPO, ToolError
+
+if TYPE_CHECKING:  # this page has to come up without the packages as well
+    from lib.kaggle_api.client import KaggleClient
+
+PYTHON = (3, 11)
+DISK_BYTES = 5_000_000_000  # the data, some runs and a dataset on its way out
+INSTALL = "python -m pip install -r requirements.txt"
+KAGGLE = "https://www.kaggle.com"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the page: what was looked at, whether it is as it must be, what was found, what to do."""
+
+    name: str
+    ok: bool
+    found: str
+    next: str = ""
+
+
+def check_up(data: Path, competition: str) -> Iterator[Check]:
+    """Every check, the quick ones first; those that ask Kaggle only with credentials that it takes."""
+    yield check_python()
+    yield attempt("packages", check_packages, INSTALL)
+    yield check_disk()
+    yield attempt("gpu", check_gpu, INSTALL)
+    yield attempt("data", partial(check_data, data), INSTALL)
+    clients: list[KaggleClient] = []
+    yield attempt("credentials", partial(check_credentials, clients), f"make a token at {KAGGLE}/settings/api and set "
+                  "KAGGLE_API_TOKEN to it")
+    for client in clients:
+        page = f"look at {KAGGLE}/competitions/{competition}"
+        yield attempt("rules", partial(check_rules, client, competition), page)
+        yield attempt("quota", partial(check_quota, client), page)
+        yield attempt("submissions", partial(check_submissions, client, competition), page)
+
+
+def attempt(name: str, check: Callable[[], Check], following: str) -> Check:
+    """A check; what keeps it from being made is red as well."""
+    try:
+        return check()
+    except ToolError as error:
+        return Check(name, False, str(error), following)
+    except ImportError as error:
+        return Check(name, False, str(error), INSTALL)
+
+
+def check_python() -> Check:
+    """The interpreter's version."""
+    wanted = ".".join(map(str, PYTHON))
+    return Check("python", sys.version_info >= PYTHON, platform.python_version(), f"use Python {wanted} or newer")
+
+
+def check_packages() -> Check:
+    """What requirements.txt asks for."""
+    from packaging.requirements import Requirement
+
+    lines = (REPO / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    found, wrong = [], []
+    for wanted in (Requirement(line) for line in lines if re.match(r"\w", line)):
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        found.append(f"{wanted.name} {version}")
+        if not wanted.specifier.contains(version, prereleases=True):
+            wrong.append(f"{wanted.name} {version} is not {wanted.specifier}")
+    return Check("packages", not wrong, ", ".join(wrong or found), INSTALL)
+
+
+def check_disk() -> Check:
+    """Room for data and runs."""
+    free = shutil.disk_usage(REPO).free
+    return Check("disk", free >= DISK_BYTES, f"{free / 1e9:.1f} GB free", f"make {DISK_BYTES / 1e9:.0f} GB free")
+
+
+def check_gpu() -> Check:
+    """Whether a GPU that torch sees really computes; without one the CPU does."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("gpu", True, f"none: runs take the CPU, {torch.get_num_threads()} threads")
+    name = torch.cuda.get_device_name()
+    try:
+        torch.ones(2, device="cuda").sum().item()
+    except RuntimeError as error:
+        return Check("gpu", False, f"{name}: {str(error).splitlines()[0]}", "run with --set device=cpu")
+    return Check("gpu", True, name)
+
+
+def check_data(data: Path) -> Check:
+    """The competition's files, by size and sha256."""
+    from lib.jobs.download import problem
+
+    wrong = [f"{name}: {reason}" for name, known in KNOWN.items() if (reason := problem(data / name, known))]
+    return Check("data", not wrong, "; ".join(wrong) or f"{len(KNOWN)} files in {data}, all right",
+                 "python tools/download_data.py")
+
+
+def check_credentials(clients: list[KaggleClient]) -> Check:
+    """Whose credentials they are, once Kaggle has taken them; the client goes into `clients`."""
+    from lib.kaggle_api.client import connect
+    from lib.kaggle_api.patience import Patience
+
+    client = connect(replace(Patience.from_environment(), tries=1))
+    client.kernels.quota()  # a legacy key is only looked at by a call
+    clients.append(client)
+    return Check("credentials", True, f"{client.username}, by {client.credentials}")
+
+
+def check_rules(client: KaggleClient, competition: str) -> Check:
+    """Whether the competition's data may be fetched."""
+    from lib.kaggle_api.errors import Forbidden
+
+    try:
+        client.competitions.open_file(competition, list(KNOWN)[-1])
+    except Forbidden as error:
+        return Check("rules", False, str(error), f"accept the rules at {KAGGLE}/competitions/{competition}/rules")
+    return Check("rules", True, f"of {competition} accepted")
+
+
+def check_quota(client: KaggleClient) -> Check:
+    """GPU hours of this week."""
+    quota = client.kernels.quota().get("GPU")
+    if quota is None:
+        return Check("quota", False, "Kaggle tells no GPU quota", f"verify the account by phone at {KAGGLE}/settings")
+    found = f"{quota.left_hours:.1f} of {quota.total_hours:.1f} GPU hours left"
+    return Check("quota", quota.left_hours > 0, found, "wait for the week's end, or push with --accelerator none")
+
+
+def check_submissions(client: KaggleClient, competition: str) -> Check:
+    """Submissions of today."""
+    limits = client.competitions.limits(competition)
+    left = limits.allowed_now > 0 or limits.total == 0  # all zero: a team that has not submitted yet
+    following = "no more can be made" if limits.by_total else "run this again after 00:00 UTC"
+    return Check("submissions", left, f"{limits.allowed_now} left today, {limits.total} made", following)
