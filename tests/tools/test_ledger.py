@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     plain = vars(kernel.resolve_knobs({"recipe": "align"}))
     make_run(root / "a", 1e9, scores(0.7), knobs=plain)
     make_run(root / "sweep-1", 1.1e9, scores(0.8), recipe="sweep", members={"s01": "s01", "s02": "s02"})
-    make_run(root / "sweep-1/s01", 1.2e9, scores(0.75), knobs=plain | {"seed": 3, "gone": 1}, seconds={"total": 90.0})
+    make_run(root / "sweep-1/s01", 1.2e9, scores(0.75), knobs=plain | {"seed": 3, "gone": 1, "device": "cuda"}, seconds={"total": 90.0})
     weights = open_run(root / "a").outputs[kernel.FINAL_MODEL]
     make_run(root / "predicted", 1.3e9)
     predicted = {name: facts for name, facts in open_run(root / "predicted").outputs.items()

@@ -15,7 +15,6 @@ from lib.project import InputError, format_table
 from lib.runs import Run, find_runs
 
 SCORES = {"raw": "pool100_raw", "cosine": "pool100_cosine", "full": "full_cosine"}
-MACHINE = ("recipe", "mode", "device", "dtype")  # knobs that have a column of their own, or say nothing of the result
 SORTS = ("date", *SCORES, "seconds", "public")
 
 
@@ -38,13 +37,18 @@ class Entry:
     public: float | None
 
 
+def tells(key: str) -> bool:
+    """Whether a knob says anything of a result: this kernel has it, and it is not only how a run is carried out."""
+    return key in kernel.FIELDS and key != "mode" and (key == "max_minutes" or not kernel.FIELDS[key].metadata["free"])
+
+
 def changed_knobs(run: Run) -> dict[str, Any]:
-    """The run's knobs that are not its recipe's; those that this kernel does not have say nothing and are left out."""
+    """The run's knobs that are not its recipe's."""
     if run.recipe not in kernel.RECIPES:
         return {}
     plain = dataclasses.asdict(kernel.resolve_knobs({"recipe": run.recipe}))
     return {key: value for key, value in (run.manifest.get("knobs") or {}).items()
-            if key in plain and key not in MACHINE and value != plain[key]}
+            if tells(key) and value != plain[key]}
 
 
 def note_of(run: Run, names: dict[str, str]) -> str:
