@@ -135,7 +135,7 @@ TRIPLET: dict[str, Any] = {"loss": "triplet", "skip": False, "dropout": 0.7, "in
 TRIPLET |= {"batch": 2000, "epoch_factor": 1.25, "prior": 2.0}
 TRIPLET_SQUARE: dict[str, Any] = TRIPLET | {"activation": "square", "prior": 1.0}
 SOFTMAX: dict[str, Any] = {"epoch_factor": 0.67}  # over all images, raw and unit length at once
-JOINED: dict[str, Any] = {"sees": "both", "epoch_factor": 0.6}  # the same on vector and words
+JOINED: dict[str, Any] = {"sees": "both", "epoch_factor": 0.85}  # the same on vector and words
 WORDS: dict[str, Any] = {"sees": "words", "epoch_factor": 0.42, "word_rate": 4.0}
 RECIPES: dict[str, list[dict[str, Any]]] = {
     # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
@@ -144,11 +144,11 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
         | {"batch": 64, "lr": 1e-3, "weight_decay": 0.0, "repulsion": 0.0, "min_steps": 0, "eval_every": 5}
     ],
     "closed_form": [CLOSED_FORM],
-    "align": [CLOSED_FORM, {}],
+    "align": [CLOSED_FORM, JOINED],
     # Networks that differ in what they see and what they minimise: kinds count, not numbers.
-    "ensemble": [CLOSED_FORM, TRIPLET, SOFTMAX, JOINED, WORDS, TRIPLET_SQUARE],
+    "ensemble": [CLOSED_FORM, JOINED, TRIPLET, SOFTMAX, WORDS, TRIPLET_SQUARE],
     # The same, then draws around the best so far for as long as there is time.
-    "search": [CLOSED_FORM, TRIPLET, SOFTMAX, JOINED, WORDS, TRIPLET_SQUARE],
+    "search": [CLOSED_FORM, JOINED, TRIPLET, SOFTMAX, WORDS, TRIPLET_SQUARE],
 }
 # What a draw of `search` may change, two at a time.
 DRAWS: dict[str, tuple] = {
@@ -1383,7 +1383,7 @@ def training_flop(knobs: Knobs, problem: Problem) -> float:
     return float(captions * knobs.epochs * (6 * weights + 4 * shown * d_image + step))
 
 
-MIN_SHARE = 0.3  # of its epochs; a network that would get less makes room for those before it
+MIN_SHARE = 0.5  # of its epochs; a network that would get less makes room for those before it
 
 
 def draw_candidate(base: Knobs, given: dict[str, Any], problem: Problem, draw: random.Random) -> Knobs:
@@ -1563,7 +1563,7 @@ class Schedule:
             return self.waiting.pop(0)
         while self.waiting:
             share = self.spare(best) / sum(self.seconds(job.knobs) for job in self.waiting)
-            if share >= MIN_SHARE or (len(self.waiting) == 1 and share >= MIN_SHARE / 6):
+            if share >= MIN_SHARE or (len(self.waiting) == 1 and share >= MIN_SHARE / 10):
                 break
             out = self.waiting.pop()
             records.leave_out(f"candidate {out.number} ({describe(out.knobs, self.knobs)}): no time for it")
@@ -1634,7 +1634,8 @@ def validate_candidates(
             records.fail(error)
             continue
         records.candidates.append(candidate)
-        schedule.note(candidate)
+        if not job.done:
+            schedule.note(candidate)
         outcome = outcome_of(records.candidates, problem, knobs.repulsion)
         schedule.validating = time.monotonic() - start
         if best is None or outcome.mrr > best.mrr:
