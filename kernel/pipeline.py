@@ -136,7 +136,7 @@ TRIPLET |= {"batch": 2000, "epoch_factor": 1.25, "prior": 2.0}
 TRIPLET_SQUARE: dict[str, Any] = TRIPLET | {"activation": "square", "prior": 1.0}
 SOFTMAX: dict[str, Any] = {"epoch_factor": 0.67}  # over all images, raw and unit length at once
 JOINED: dict[str, Any] = {"sees": "both", "epoch_factor": 0.85}  # the same on vector and words
-WORDS: dict[str, Any] = {"sees": "words", "epoch_factor": 0.42, "word_rate": 4.0}
+WORDS: dict[str, Any] = {"sees": "words", "epoch_factor": 0.67, "word_rate": 3.0}
 RECIPES: dict[str, list[dict[str, Any]]] = {
     # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
     "baseline": [
@@ -237,7 +237,8 @@ def resolve_candidates(arguments: dict[str, Any]) -> list[Knobs]:
     candidates = [
         dataclasses.replace(Knobs(), **{**one, **given}) for one in RECIPES[given.get("recipe", Knobs.recipe)]
     ]
-    return list(dict.fromkeys(candidates))  # settings can make two of them the same
+    different = {dataclasses.replace(one, prior=0.0): one for one in reversed(candidates)}
+    return list(reversed(different.values()))  # what was set can make two of them the same
 
 
 def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
@@ -374,8 +375,8 @@ class Npz:
 
     def words(self, key: str, rows: int | None) -> list[str]:
         array = self.read(key, rows, kind="U")
-        with reading(self.path, key):
-            return array.tolist()
+        with reading(self.path, key):  # numpy hands on numbers that are no characters; text functions then fail
+            return [text for text in array.tolist() if text.encode("utf-8", "surrogatepass") or not text]
 
     def vectors(self, key: str, rows: int) -> np.ndarray:
         """Embeddings (rows, d) as float32: finite, and small enough for products in float32."""
