@@ -237,8 +237,10 @@ def resolve_candidates(arguments: dict[str, Any]) -> list[Knobs]:
     candidates = [
         dataclasses.replace(Knobs(), **{**one, **given}) for one in RECIPES[given.get("recipe", Knobs.recipe)]
     ]
-    different = {dataclasses.replace(one, prior=0.0): one for one in reversed(candidates)}
-    return list(reversed(different.values()))  # what was set can make two of them the same
+    different: dict[Knobs, Knobs] = {}
+    for one in candidates:  # what was set can make two of them the same
+        different.setdefault(dataclasses.replace(one, prior=0.0), one)
+    return list(different.values())
 
 
 def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
@@ -375,8 +377,11 @@ class Npz:
 
     def words(self, key: str, rows: int | None) -> list[str]:
         array = self.read(key, rows, kind="U")
-        with reading(self.path, key):  # numpy hands on numbers that are no characters; text functions then fail
-            return [text for text in array.tolist() if text.encode("utf-8", "surrogatepass") or not text]
+        with reading(self.path, key):
+            native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+            if native.nbytes and native.view(np.uint32).max() > sys.maxunicode:  # numpy hands them on
+                raise ValueError("it holds numbers that are no characters")
+            return native.tolist()
 
     def vectors(self, key: str, rows: int) -> np.ndarray:
         """Embeddings (rows, d) as float32: finite, and small enough for products in float32."""
