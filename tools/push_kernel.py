@@ -2,7 +2,6 @@
 
     python tools/push_kernel.py --recipe align --set epochs=8      push, wait, fetch into runs/
     python tools/push_kernel.py --dataset aml-alignment-weights --set mode=predict
-    python tools/push_kernel.py --no-wait                          push only
     python tools/push_kernel.py --dry-run                          show what would be pushed
     python tools/push_kernel.py output --version 3                 wait for version 3 and fetch it
     python tools/push_kernel.py list                               sessions of the account: what runs, what holds a slot
@@ -22,26 +21,16 @@ from lib.jobs import fetch, order, push
 from lib.jobs.session import sessions
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.kernels import Version
-from lib.project import format_table, make_parser, run_tool
-
-
-def print_rows(header: list[str], rows: list[list], as_json: bool) -> None:
-    """A table, or the same as JSON."""
-    names = [name.replace(" ", "_") for name in header]
-    if as_json:
-        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
-    else:
-        print(format_table(header, rows))
+from lib.project import format_table, make_parser, print_table, run_tool
 
 
 def print_quota(client: KaggleClient, as_json: bool) -> None:
     """This week's accelerator hours."""
-    quota = client.kernels.quota()
+    quota = {kind: {**vars(hours), "left_hours": hours.left_hours} for kind, hours in client.kernels.quota().items()}
     if as_json:
-        print(json.dumps({kind: {**vars(hours), "left_hours": hours.left_hours} for kind, hours in quota.items()}))
+        print(json.dumps(quota))
         return
-    rows = [[kind, f"{hours.used_hours:.1f}", f"{hours.reserved_hours:.1f}", f"{hours.total_hours:.1f}",
-             f"{hours.left_hours:.1f}"] for kind, hours in quota.items()]
+    rows = [[kind, *(f"{hours:.1f}" for hours in facts.values())] for kind, facts in quota.items()]
     print(format_table(["accelerator", "used h", "reserved h", "total h", "left h"], rows))
 
 
@@ -67,7 +56,7 @@ def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None
     else:
         part = fetch.fetch_partial(client, version, arguments.runs, arguments.only)
         rows = [[str(part.folder / name), "verified" if part.verifies(name) else "unverified"] for name in part.names]
-        print_rows(["file", "state"], rows, arguments.json)
+        print_table(["file", "state"], rows, arguments.json)
 
 
 def show_staged(staged: order.Staged, time: order.SessionTime, as_json: bool) -> None:
@@ -109,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.quota:
         return print_quota(client, arguments.json)
     if arguments.action == "list":
-        return print_rows(["kernel", "version", "status", "age h", "holds"], sessions(client), arguments.json)
+        return print_table(["kernel", "version", "status", "age h", "holds"], sessions(client), arguments.json)
     if arguments.action != "push":
         return look_at_version(client, arguments)
     metadata = order.staged_metadata(client.username, arguments.accelerator, arguments.dataset,

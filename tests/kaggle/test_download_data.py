@@ -71,6 +71,13 @@ def test_a_download_that_is_cut_goes_on(kaggle, fetch, tmp_path):
     assert [body["range"] for name, body in kaggle.calls if name == "GET data"][:2] == ["", "bytes=131072-"]
 
 
+def test_urls_that_expire_again_and_again_are_no_rules_that_are_not_accepted(kaggle, fetch, tmp_path):
+    kaggle.habits.url_bytes = 70_000
+    assert fetch().code == 0
+    for name, data in FILES.items():
+        assert (tmp_path / "data" / name).read_bytes() == data
+
+
 def test_a_rerun_goes_on_where_a_broken_one_stopped(kaggle, fetch, tmp_path):
     kaggle.fail("GET data", Fault(truncate=150_000))
     kaggle.fail("DownloadDataFile", None, *[Fault(503)] * 5)

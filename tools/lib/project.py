@@ -192,6 +192,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]], texts:
     return "\n".join(lines)
 
 
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], as_json: bool) -> None:
+    """A table on stdout, or the same as JSON: a list of objects."""
+    if as_json:
+        names = [name.replace(" ", "_") for name in header]
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
+    else:
+        print(format_table(header, rows))
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The same as markdown."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
