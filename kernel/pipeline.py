@@ -137,6 +137,7 @@ TRIPLET_SQUARE: dict[str, Any] = TRIPLET | {"activation": "square", "prior": 1.0
 SOFTMAX: dict[str, Any] = {"epoch_factor": 0.67}  # over all images, raw and unit length at once
 JOINED: dict[str, Any] = {"sees": "both", "epoch_factor": 0.85}  # the same on vector and words
 WORDS: dict[str, Any] = {"sees": "words", "epoch_factor": 0.67, "word_rate": 3.0}
+ENSEMBLE = [CLOSED_FORM, JOINED, TRIPLET, SOFTMAX, WORDS, TRIPLET_SQUARE]
 RECIPES: dict[str, list[dict[str, Any]]] = {
     # The original system, to the letter: 2-layer MLP, cosine loss, plain Adam, nothing averaged.
     "baseline": [
@@ -146,9 +147,9 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "closed_form": [CLOSED_FORM],
     "align": [CLOSED_FORM, JOINED],
     # Networks that differ in what they see and what they minimise: kinds count, not numbers.
-    "ensemble": [CLOSED_FORM, JOINED, TRIPLET, SOFTMAX, WORDS, TRIPLET_SQUARE],
+    "ensemble": ENSEMBLE,
     # The same, then draws around the best so far for as long as there is time.
-    "search": [CLOSED_FORM, JOINED, TRIPLET, SOFTMAX, WORDS, TRIPLET_SQUARE],
+    "search": ENSEMBLE,
 }
 # What a draw of `search` may change, two at a time.
 DRAWS: dict[str, tuple] = {
