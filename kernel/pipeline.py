@@ -96,7 +96,7 @@ class Knobs:
     network: str = knob("align", "mlp is the original's, linear the closed form", choices=("align", "mlp", "linear"))
     sees: str = knob("vector", "the caption's vector, its words, or both", choices=("vector", "words", "both"))
     word_count: int = knob(3, "training captions that a word must stand in: rarer ones are learnt by heart", 1)
-    word_width: int = knob(256, "width of a caption's bag of words: twice as wide gains little for twice the time", 1)
+    word_width: int = knob(512, "width of a caption's bag of words", 1)
     word_dropout: float = knob(0.3, "share of the words left out at a step", 0, 0.99)
     word_rate: float = knob(1.0, "times the learning rate for the table of words, each of which is rarely seen", 1e-3)
     # its network
@@ -132,8 +132,8 @@ FIELDS = {one.name: one for one in dataclasses.fields(Knobs)}
 CLOSED_FORM: dict[str, Any] = {"network": "linear", "prior": 0.0}  # ridge, then residual whitening: seconds
 # Hardest images of the batch, on raw dot products: a third of the time of the softmax over all of them.
 TRIPLET: dict[str, Any] = {"loss": "triplet", "skip": False, "dropout": 0.7, "input_dropout": 0.1, "lr": 2e-3}
-TRIPLET |= {"batch": 2000, "epoch_factor": 1.25, "prior": 2.0}
-TRIPLET_SQUARE: dict[str, Any] = TRIPLET | {"activation": "square", "prior": 1.0}
+TRIPLET |= {"batch": 2000, "epoch_factor": 1.25}
+TRIPLET_SQUARE: dict[str, Any] = TRIPLET | {"activation": "square"}
 SOFTMAX: dict[str, Any] = {"epoch_factor": 0.67}  # over all images, raw and unit length at once
 JOINED: dict[str, Any] = {"sees": "both", "epoch_factor": 0.85}  # the same on vector and words
 WORDS: dict[str, Any] = {"sees": "words", "epoch_factor": 0.67, "word_rate": 3.0}
