@@ -22,6 +22,7 @@ from PIL import Image
 import verify
 from drawn import TINY, draw_data
 from forked import KernelServer
+from lib import plots
 from lib.report import contents, figures, numbers
 from lib.report.measure import measure, ridge
 from lib.report.page import Picture
@@ -240,13 +241,15 @@ MEASURE = """<!doctype html><body>{frames}<pre id="found"></pre><script>
 onload = () => {{ found.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {{
   const page = frame.contentDocument, root = page.documentElement
   return {{width: root.clientWidth, needed: root.scrollWidth,
-          images: [...page.images].map(image => image.complete ? image.naturalWidth : 0)}} }})) }}
+          tables: [...page.querySelectorAll(".table")].map(table => table.scrollWidth > table.clientWidth),
+          images: [...page.images].map(image => image.complete ? image.clientWidth / image.naturalWidth : 0)}} }})) }}
 </script></body>"""
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine (apt-get install chromium)")
 def test_the_page_in_a_browser(verified: tuple[Path, dict], tmp_path: Path) -> None:
-    """Frames of a phone's and a desktop's width: every figure is there, nothing is wider than the screen."""
+    """Frames of a phone's and a desktop's width: every figure is there, its smallest letters can be read, and nothing
+    is wider than the screen but tables, which scroll by themselves."""
     report = html.escape((verified[0] / "report.html").read_text(encoding="utf-8"))
     frames = "".join(f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{report}"></iframe>'
                      for width in (390, 1280))
@@ -261,8 +264,9 @@ def test_the_page_in_a_browser(verified: tuple[Path, dict], tmp_path: Path) -> N
     assert found, done.stderr[-2000:]
     for page, width in zip(json.loads(html.unescape(found[1])), (390, 1280), strict=True):
         assert len(page["images"]) == len(FIGURES)
-        assert min(page["images"]) > 0
+        assert min(page["images"]) * plots.SMALL * plots.DPI / 72 > 9  # pixels of the screen
         assert page["needed"] <= page["width"] <= width
+        assert any(page["tables"]) == (width == 390)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -345,8 +349,8 @@ def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, 
 @pytest.mark.parametrize(("manifest", "said"), [
     (None, "interrupted or still runs"),
     ({"complete": False, "stopped": "SIGTERM", "predicted_by": [{"candidate": 1, "refitted": False}]},
-     "not finished (SIGTERM); trained: candidate 1 for 2.5 epochs; its submission is predicted by candidate 1 (not "
-     "refitted)"),
+     "not finished (SIGTERM); trained: candidate 0 in closed form, candidate 1 for 2.5 epochs, candidate 2 up to "
+     "epoch 4; its submission is predicted by candidate 1 (not refitted)"),
     ({"complete": True, "stopped": "time budget"}, None)])
 def test_a_run_that_is_not_finished_says_so(run: Path, data: Path, tmp_path: Path, tool, kernel,
                                             manifest: dict | None, said: str | None) -> None:
@@ -355,7 +359,9 @@ def test_a_run_that_is_not_finished_says_so(run: Path, data: Path, tmp_path: Pat
     if manifest:
         (partial / kernel.MANIFEST).write_text(json.dumps(manifest))
         record = json.loads((partial / kernel.METRICS).read_text())
-        record["members"] = [{"candidate": 1, "epochs": 2.5}]
+        record["members"] = [{"candidate": 0, "epochs": 0}, {"candidate": 1, "epochs": 2.5}]
+        kernel.save_torch(partial / kernel.RESUME_STATE.format("validate", 2), {"at": {"epoch": 3}})
+        (partial / kernel.RESUME_STATE.format("validate", 3)).write_bytes(b"damaged")
         (partial / kernel.METRICS).write_text(json.dumps(record))
     outcome = tool(verify.main, "--run", partial, "--data", data, "--output", tmp_path / "out")
     page = html.unescape((tmp_path / "out/report.html").read_text(encoding="utf-8"))

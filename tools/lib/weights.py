@@ -4,6 +4,7 @@ What tools know of a bundle's keys and of how the kernel predicts stands here.
 """
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from lib import kernel
 from lib.data import FILES
 from lib.project import InputError, read_json
-from lib.runs import ADVICE
+from lib.runs import ADVICE, RESUME_STATES
 
 Bundle = dict[str, Any]
 
@@ -64,13 +65,30 @@ def unfinished(run: Path) -> list[str]:
                 "has trained so far"]
     if manifest.get("complete"):
         return []
-    trained = [f"candidate {one['candidate']} for {one['epochs']:g} epochs" for one in metrics.get("members", [])]
+    trained = [f"candidate {one['candidate']} {duration(one)}" for one in metrics.get("members", [])] + under_way(run)
     predicted = [f"candidate {one['candidate']}{'' if one['refitted'] else ' (not refitted)'}"
                  for one in manifest.get("predicted_by", [])]
     parts = [f"{run} is not finished ({manifest.get('stopped') or 'it failed, or still runs'})"]
     parts += [f"trained: {', '.join(trained)}"] if trained else []
     parts += [f"its submission is predicted by {', '.join(predicted)}"] if predicted else []
     return ["; ".join(parts)]
+
+
+def duration(member: dict[str, Any]) -> str:
+    """How long a candidate was trained."""
+    return f"for {member['epochs']:g} epochs" if member["epochs"] else "in closed form"
+
+
+def under_way(run: Path) -> list[str]:
+    """The trainings that an interrupted run can go on with, and in which epoch they are."""
+    lines = []
+    for path in sorted(run.glob(RESUME_STATES)):
+        phase, number = path.stem.split("_")[1:]
+        with contextlib.suppress(kernel.UserError):  # a damaged one says nothing
+            if at := kernel.load_torch(path).get("at"):
+                what = "candidate" if phase == "validate" else "refit of candidate"
+                lines.append(f"{what} {number} up to epoch {at['epoch'] + 1}")
+    return lines
 
 
 def held_out(bundle: Bundle, data: Path) -> Validation:

@@ -24,7 +24,7 @@ STYLE = f"""
 @media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}
 """ + """
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 62rem; padding: 1rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--page); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin: 2.2rem 0 0 }
 p { max-width: 46rem } .opening { font-size: 1.1rem }
