@@ -34,7 +34,7 @@ class Photos:
     def thumbnail(self, index: int) -> np.ndarray | None:
         """Pixels of an image at the size of a tile, None where there is no readable file."""
         path = self.paths.get(index)
-        return None if path is None else read_photo(path, 230)
+        return None if path is None else read_tile(path)
 
     def warnings(self, folder: Path) -> list[str]:
         """One line a kind of problem."""
@@ -52,6 +52,11 @@ class Photos:
 
 
 @functools.lru_cache(maxsize=64)  # each theme draws the same ones
+def read_tile(path: Path) -> np.ndarray:
+    """A photo at the size of a tile."""
+    return read_photo(path, 230)
+
+
 def read_photo(path: Path, size: int) -> np.ndarray:
     """A photo as RGB no larger than `size`; any damage is an error (a truncated file, too)."""
     with Image.open(path) as image:
@@ -69,7 +74,7 @@ def find_photos(root: Path, names: list[str]) -> Photos:
             photos.missing.append(name)
             continue
         try:
-            read_photo.__wrapped__(path, 64)
+            read_photo(path, 64)
             photos.paths[index] = path
         except Exception:  # pillow's decoders fail in many ways, all of which mean the same
             photos.damaged.append(name)
