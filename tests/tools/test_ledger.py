@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import run_local
 import runs
 from drawn import SMALL, draw_data
+from forked import KernelServer
 from lib import kernel, record
 from lib.jobs import ledger
 from lib.project import InputError
@@ -31,7 +31,8 @@ def folder(tmp_path: Path) -> Path:
     plain = vars(kernel.resolve_knobs({"recipe": "align"}))
     make_run(root / "a", 1e9, scores(0.7), knobs=plain)
     make_run(root / "sweep-1", 1.1e9, scores(0.8), recipe="sweep", members={"s01": "s01", "s02": "s02"})
-    make_run(root / "sweep-1/s01", 1.2e9, scores(0.75), knobs=plain | {"seed": 3, "gone": 1, "device": "cuda"}, seconds={"total": 90.0})
+    knobs = plain | {"seed": 3, "gone": 1, "device": "cuda"}
+    make_run(root / "sweep-1/s01", 1.2e9, scores(0.75), knobs=knobs, seconds={"total": 90.0})
     weights = open_run(root / "a").outputs[kernel.FINAL_MODEL]
     make_run(root / "predicted", 1.3e9)
     predicted = {name: facts for name, facts in open_run(root / "predicted").outputs.items()
@@ -114,12 +115,12 @@ def test_two_runs_that_held_out_other_images_are_compared_by_their_records(folde
 
 
 def test_two_runs_of_one_split_are_compared_pair_by_pair(tmp_path, capsys):
-    data = draw_data(tmp_path / "data")
+    data, server = draw_data(tmp_path / "data"), KernelServer(tmp_path)
     folders = [tmp_path / "runs" / name for name in ("one", "other")]
     for folder, setting in zip(folders, ("ridge=0.1", "ridge=1000"), strict=True):
-        assert run_local.main(["--data", str(data), "--output", str(folder), "--runs", str(tmp_path / "runs"),
-                               "--recipe=closed_form", *SMALL, f"--set={setting}"]) == 0
-    capsys.readouterr()
+        command = ["--input", data, "--output", folder, "--recipe=closed_form", *SMALL, f"--set={setting}"]
+        assert server.run(*command).returncode == 0
+    server.close()
     (found,) = [shown(capsys, "--compare", *folders, "--data", data)]
     assert (found["how"], found["knobs"]) == ("paired", {"ridge": [0.1, 1000.0]})
     recorded = [open_run(folder).scores["pool100_raw"]["mrr"] for folder in folders]

@@ -59,7 +59,7 @@ def test_interrupted_run_goes_on(tmp_path, capfd):
     """Ctrl-C reaches the kernel once, it checkpoints; the same output folder goes on and ends with the table."""
     data, output = draw_data(tmp_path / "data"), tmp_path / "mine"
     command = ["--data", str(data), "--output", str(output), "--runs", str(tmp_path), *TINY, "--set=epochs=60",
-               "--set=eval_every=1", "--set=checkpoint_seconds=0.1"]
+               "--set=eval_every=20", "--set=refit=false", "--set=checkpoint_seconds=0.1"]
     sender = send_when(lambda: any(output.glob("resume_validate_1.pth")), signal.SIGINT)
     assert run_local.main(command) == 130
     sender.join()
@@ -109,17 +109,38 @@ def test_a_log_that_cannot_be_written_lets_the_child_save_its_state(tmp_path, mo
     assert (tmp_path / "ended").exists()
 
 
-def test_the_run_outlives_the_reader_of_its_log(tmp_path):
-    """`run_local.py ... | head -3`: it goes on to its end, and the code says so."""
-    data, runs = draw_data(tmp_path / "data"), tmp_path / "runs"
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return draw_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def left(data, tmp_path_factory) -> tuple[Path, subprocess.Popen, str]:
+    """A run of the closed form, whose log is read no further than its third line: (folder, ended tool, its stderr)."""
+    runs = tmp_path_factory.mktemp("made")
     tool = subprocess.Popen([sys.executable, REPO / "tools" / "run_local.py", "--data", data, "--runs", runs,
-                             "--recipe=closed_form", *SMALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                             "--output", runs / "mine", "--recipe=closed_form", *SMALL],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(3):
         assert tool.stdout.readline()
     tool.stdout.close()
-    assert "the work goes on" in tool.stderr.read() and tool.wait(60) == 0
-    (entry,) = record.find(runs, event="local_run")
-    assert check_run(runs / entry["run"]).complete
+    error = tool.stderr.read()
+    tool.wait(60)
+    return runs / "mine", tool, error
+
+
+@pytest.fixture
+def trained(left) -> Path:
+    """The folder of a finished run."""
+    return left[0]
+
+
+def test_the_run_outlives_the_reader_of_its_log(left):
+    """`run_local.py ... | head -3`: it goes on to its end, and the code says so."""
+    folder, tool, error = left
+    assert "the work goes on" in error and tool.returncode == 0
+    (entry,) = record.find(folder.parent, event="local_run")
+    assert entry["run"] == "mine" and check_run(folder).complete
 
 
 @pytest.mark.parametrize(("body", "code", "message"), [
@@ -163,20 +184,6 @@ def test_bad_input_is_told_before_anything_is_drawn(tmp_path, kernel):
 
 
 # ---------------------------------------------------------------------------------------------- a run's own weights
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return draw_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory) -> Path:
-    """A finished run of the closed form."""
-    output = tmp_path_factory.mktemp("made") / "mine"
-    assert run_local.main(["--data", str(data), "--output", str(output), "--runs", str(output.parent),
-                           "--recipe=closed_form", *SMALL]) == 0
-    return output
-
-
 def test_predicting_with_the_weights_of_a_run(data, trained, tmp_path, capfd):
     """No links by hand; other weights below --data do not confuse it; the folder is named after what predicted."""
     (data / "old").mkdir(exist_ok=True)
@@ -210,14 +217,15 @@ def test_weights_that_are_none_are_told_before_anything_is_made(data, trained, t
 
 
 # ------------------------------------------------------------------------------------------------------- the folder
-def test_a_finished_folder_is_refused_or_kept(data, trained, tmp_path):
+def test_a_finished_folder_is_refused_or_kept(trained, tmp_path, monkeypatch):
     output = Path(shutil.copytree(trained, tmp_path / "mine"))
-    command = ["--data", str(data), "--output", str(output), "--runs", str(tmp_path), "--recipe=closed_form", *SMALL]
+    command = ["--data", str(tmp_path), "--output", str(output), "--runs", str(tmp_path)]
     with pytest.raises(InputError, match="holds a finished run"):
         run_local.main(command)
-    assert run_local.main([*command, "--again", "--set=seed=1"]) == 0
+    script(tmp_path / "new.py", "(output / 'new').touch(); sys.exit(1)", monkeypatch)
+    assert run_local.main([*command, "--again"]) == 1
     assert check_run(tmp_path / "mine.1").manifest == check_run(trained).manifest
-    assert check_run(output).manifest["knobs"]["seed"] == 1
+    assert [path.name for path in output.iterdir()] == ["new"]
 
 
 def test_a_folder_in_which_a_run_is_at_work_is_refused(tmp_path):
