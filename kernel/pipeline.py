@@ -254,7 +254,7 @@ def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
 
 def with_epochs(knobs: Knobs, images: int) -> Knobs:
     """Knobs with epochs by the number of training photos: more photos can be looked at for longer."""
-    planned = max(1, round(knobs.epoch_factor * 12 * (images / 6000) ** 0.5))
+    planned = max(1, round(knobs.epoch_factor * 12 * max(0.75, (images / 6000) ** 0.6)))
     return dataclasses.replace(knobs, epochs=knobs.epochs or planned)
 
 
