@@ -16,7 +16,7 @@ from lib.process import as_arguments
 from lib.project import atomic_path, format_table, markdown_table
 from lib.runs import Run, run_logged
 
-USED = 0.8  # a run that needs less of its budget than this would do the same with a larger one
+USED = 0.8  # a run that needs less of its budget than this, and leaves nothing out, would be the same with a larger one
 HEADER = ["recipe", "minutes", "seconds", "raw", "+-", "cosine", "candidates", "left out"]
 
 
@@ -56,7 +56,7 @@ def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, 
             points.append(point)
             print(f"{recipe}, {budget:g} min: {point.seconds:.0f} s, raw {point.scores['pool100_raw']:.4f}",
                   file=sys.stderr)
-            if point.seconds < USED * 60 * budget:
+            if point.seconds < USED * 60 * budget and not point.left_out:
                 break
     return points
 
