@@ -54,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int | None:
     """Stage, check, upload, wait."""
     arguments = parse(argv)
-    run = arguments.run or newest_run(arguments.runs, kernel.FINAL_MODEL)
+    run = arguments.run or newest_run(arguments.runs, kernel.FINAL_MODEL, complete=True)
     if arguments.dry_run:
         show(stage(run, arguments.folder, OWNER_PLACEHOLDER), arguments.json, None)
         return 0

@@ -137,7 +137,7 @@ def test_a_run_that_is_not_there(package, run):
 
 
 def test_no_run_at_all(tmp_path):
-    with pytest.raises(InputError, match=r"no run with pipeline_final_model\.pth"):
+    with pytest.raises(InputError, match=r"no finished run with pipeline_final_model\.pth"):
         package_dataset.main(["--runs", str(tmp_path / "runs"), "--dry-run"])
 
 

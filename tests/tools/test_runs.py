@@ -101,8 +101,9 @@ def test_the_newest_is_that_by_time_and_never_half_fetched(tmp_path):
     new = make_run(tmp_path / "a-new", 2e9)
     make_run(tmp_path / ".b-v1.partial", 3e9)
     assert newest_run(tmp_path, kernel.FINAL_MODEL) == new
-    (new / kernel.FINAL_MODEL).unlink()
-    assert newest_run(tmp_path, kernel.VALIDATED_MODEL, kernel.FINAL_MODEL) == new
+    unfinished = make_run(tmp_path / "unfinished", 4e9, complete=False)
+    assert newest_run(tmp_path, kernel.FINAL_MODEL) == unfinished
+    assert newest_run(tmp_path, kernel.FINAL_MODEL, complete=True) == new
     with pytest.raises(InputError, match="no run with other"):
         newest_run(tmp_path, "other")
 

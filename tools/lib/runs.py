@@ -124,11 +124,17 @@ def visible(paths: Iterable[Path], runs: Path) -> list[Path]:
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(runs).parts)]
 
 
-def newest_run(runs: Path, *weights: str) -> Path:
-    """The run below `runs` whose weights, under any of these names, are the newest."""
-    found = visible([path for name in weights for path in runs.glob(f"*/{name}")], runs)
+def is_complete(folder: Path) -> bool:
+    """Whether a run in the folder came to its end."""
+    return bool(read_json(folder / kernel.MANIFEST, ADVICE, optional=True).get("complete"))
+
+
+def newest_run(runs: Path, name: str, complete: bool = False) -> Path:
+    """The run below `runs` whose file of this name is the newest; `complete`: of those that came to their end."""
+    found = [path for path in visible(runs.glob(f"*/{name}"), runs) if not complete or is_complete(path.parent)]
     if not found:
-        raise InputError(f"{runs}: no run with {' or '.join(weights)}; make one with python tools/run_local.py")
+        kind = "finished run" if complete else "run"
+        raise InputError(f"{runs}: no {kind} with {name}; make one with python tools/run_local.py")
     return max(found, key=lambda path: (path.stat().st_mtime, path.parent.name)).parent
 
 
@@ -161,7 +167,7 @@ def new_folder(runs: Path, name: str) -> Path:
 
 def named_folder(folder: Path, again: bool) -> Path:
     """The folder that the user named for a run: a finished one in it is refused, or (`again`) kept aside."""
-    if not (folder / kernel.MANIFEST).exists() or not open_run(folder).complete:
+    if not is_complete(folder):
         return folder
     if not again:
         raise InputError(f"{folder}: holds a finished run; name another --output, or --again keeps that one aside "

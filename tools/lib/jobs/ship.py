@@ -30,7 +30,7 @@ def chosen_weights(arguments: argparse.Namespace, overrides: dict[str, Any]) -> 
         return arguments.weights
     if arguments.dataset or overrides.get("mode") != "predict":
         return None
-    return newest_run(arguments.runs, kernel.FINAL_MODEL)
+    return newest_run(arguments.runs, kernel.FINAL_MODEL, complete=True)
 
 
 def package_weights(client: KaggleClient, run: Path, runs: Path) -> dataset.Package:
