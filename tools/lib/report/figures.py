@@ -115,11 +115,11 @@ def rank_figure(ranks: np.ndarray, pools: Pools) -> Figure:
     shares = [100 * ((ranks >= low) & (ranks <= high)).mean() for low, high in bins]
     chance = [100 * (high - low + 1) / pools.size for low, high in bins]
     axes.bar(range(len(bins)), shares, color=BLUE, label="captions")
-    axes.plot(range(len(bins)), chance, "D", color=ORANGE, label="by chance")
-    for place, (share, other) in enumerate(zip(shares, chance, strict=True)):
-        top = max(share, other) if abs(share - other) < 5 else share  # above the marker that it would lie on
-        axes.annotate(f"{share:.0f}", (place, top), xytext=(0, 6), textcoords="offset points", ha="center",
-                      fontsize=SMALL)
+    axes.plot(range(len(bins)), chance, "_", color=ORANGE, markersize=24, markeredgewidth=2.5, label="by chance")
+    behind = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5}  # so that no mark crosses a number
+    for place, share in enumerate(shares):
+        axes.annotate(f"{share:.0f}", (place, share), xytext=(0, 3), textcoords="offset points", ha="center",
+                      fontsize=SMALL, bbox=behind)
     axes.set_xticks(range(len(bins)), [span(low, high) for low, high in bins])
     axes.grid(False, axis="x")
     axes.set(xlabel=f"rank of the own photo among {pools.size}", ylabel="captions (%)")
