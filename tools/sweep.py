@@ -20,20 +20,20 @@ from lib.data import choose_data
 from lib.jobs.blend import blend_runs, blended_before
 from lib.jobs.fleet import COLUMNS, default_output, keep, make_rows, sweep_kaggle, sweep_local
 from lib.project import DATA, InputError, format_table, make_parser, run_tool
-from lib.runs import Run, check_run
+from lib.runs import COSINE, RAW, Run, check_run
 
 
 def report(run: Run, as_json: bool) -> None:
     """Members, blend, expected score."""
     metrics, submission = run.metrics, run.folder / kernel.SUBMISSION
-    score = metrics["validation"]["pool100_raw"]
+    score = metrics["validation"][RAW]
     members = metrics["members"]
     if as_json:
         print(json.dumps({"run": str(run.folder), "submission": str(submission), "expected_mrr": score["mrr"],
                           "expected_mrr_se": score["mrr_se"], **{key: metrics[key] for key in (
                               "validation", "members", "equal_weights_mrr", "fitted_weights_mrr")}}))
         return
-    keys = ("pool100_raw", "pool100_cosine", "weight")
+    keys = (RAW, COSINE, "weight")
     rows = [[one["name"], " ".join(f"{k}={v}" for k, v in one["overrides"].items()) or "-",
              *(f"{one[key]:.4f}" if one["run"] else "failed" for key in keys)] for one in members]
     rows.append(["blend", "", *(f"{metrics['validation'][key]['mrr']:.4f}" for key in keys[:2]), None])

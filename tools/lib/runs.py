@@ -2,7 +2,7 @@
 
     folder = new_folder(RUNS, "align")            # made, and nobody else's
     run = check_run(folder)                       # opened, once every output is what the manifest says
-    run.scores["pool100_raw"]["mrr"]
+    run.scores[RAW]["mrr"]
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lib.process import STOPPED, locked, run_kernel
 from lib.project import InputError, ToolError, damage, read_json
 
 RESUME_STATES = "resume_*.pth"
+RAW, COSINE, FULL = "pool100_raw", "pool100_cosine", "full_cosine"  # tables of a validation: pools twice, the gallery
 ADVICE = "give a finished run (python tools/run_local.py makes one)"
 
 
@@ -59,7 +60,7 @@ class Run:
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """The tables of the validation by their names, pool100_raw and so on; {} where nothing was validated."""
+        """The tables of the validation by their names, RAW and so on; {} where nothing was validated."""
         return self.metrics.get("validation") or {}
 
     @property

@@ -14,7 +14,7 @@ from lib.bench.measure import SCORES
 from lib.plots import CYCLE, LIGHT, legend_below, new_figure, save_png, seconds_axis, themed
 from lib.process import as_arguments
 from lib.project import atomic_path, format_table, markdown_table
-from lib.runs import Run, run_logged
+from lib.runs import COSINE, RAW, Run, run_logged
 
 USED = 0.8  # a run that needs less of its budget than this, and leaves nothing out, would be the same with a larger one
 HEADER = ["recipe", "minutes", "seconds", "raw", "+-", "cosine", "candidates", "left out"]
@@ -36,13 +36,13 @@ class Point:
     def of(cls, run: Run, minutes: float) -> Point:
         """What a finished run tells."""
         scores = {name: run.scores[name]["mrr"] for name in SCORES}
-        return cls(run.recipe, minutes, run.total_seconds, scores, run.scores["pool100_raw"]["mrr_se"],
+        return cls(run.recipe, minutes, run.total_seconds, scores, run.scores[RAW]["mrr_se"],
                    len(run.metrics["members"]), len(run.metrics["left_out"]))
 
     def cells(self) -> list[object]:
         """The point in the columns of HEADER."""
-        return [self.recipe, f"{self.minutes:g}", f"{self.seconds:.0f}", f"{self.scores['pool100_raw']:.4f}",
-                f"{self.error:.4f}", f"{self.scores['pool100_cosine']:.4f}", self.candidates, self.left_out]
+        return [self.recipe, f"{self.minutes:g}", f"{self.seconds:.0f}", f"{self.scores[RAW]:.4f}",
+                f"{self.error:.4f}", f"{self.scores[COSINE]:.4f}", self.candidates, self.left_out]
 
 
 def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, settings: list[str]) -> list[Point]:
@@ -54,7 +54,7 @@ def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, 
                          *(f"--set={setting}" for setting in settings)]
             point = Point.of(run_logged(data, output / f"{recipe}-{budget:g}min", arguments), budget)
             points.append(point)
-            print(f"{recipe}, {budget:g} min: {point.seconds:.0f} s, raw {point.scores['pool100_raw']:.4f}",
+            print(f"{recipe}, {budget:g} min: {point.seconds:.0f} s, raw {point.scores[RAW]:.4f}",
                   file=sys.stderr)
             if point.seconds < USED * 60 * budget and not point.left_out:
                 break
@@ -63,10 +63,10 @@ def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, 
 
 def finding(points: list[Point]) -> str:
     """What the picture shows, in one line."""
-    best = max(points, key=lambda point: point.scores["pool100_raw"])
+    best = max(points, key=lambda point: point.scores[RAW])
     first = min(points, key=lambda point: point.seconds)
-    return (f"Raw MRR {first.scores['pool100_raw']:.3f} after {first.seconds:.0f} s ({first.recipe}), "
-            f"{best.scores['pool100_raw']:.3f} after {best.seconds:.0f} s ({best.recipe})")
+    return (f"Raw MRR {first.scores[RAW]:.3f} after {first.seconds:.0f} s ({first.recipe}), "
+            f"{best.scores[RAW]:.3f} after {best.seconds:.0f} s ({best.recipe})")
 
 
 def plot(points: list[Point], path: Path) -> None:
@@ -75,7 +75,7 @@ def plot(points: list[Point], path: Path) -> None:
         figure, axes = new_figure(finding(points), 3.9, 6.6)
         for colour, recipe in zip(CYCLE, dict.fromkeys(point.recipe for point in points), strict=False):
             own = [point for point in points if point.recipe == recipe]
-            axes.errorbar([point.seconds for point in own], [point.scores["pool100_raw"] for point in own],
+            axes.errorbar([point.seconds for point in own], [point.scores[RAW] for point in own],
                           yerr=[point.error for point in own], fmt="o-", markersize=5, capsize=3, color=colour,
                           label=recipe)
         seconds_axis(axes, "seconds from start to submission")

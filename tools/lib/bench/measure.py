@@ -16,12 +16,12 @@ from lib import kernel
 from lib.data import FILES
 from lib.process import as_arguments
 from lib.project import REPO
-from lib.runs import Run, run_logged
+from lib.runs import COSINE, FULL, RAW, Run, run_logged
 from lib.sample import layout
 
 FULL_SIZE = REPO / "build" / "full-size"
-POOLS = ("pool100_raw", "pool100_cosine")
-SCORES = {"pool100_raw": "raw", "pool100_cosine": "cosine", "full_cosine": "full gallery"}
+POOLS = (RAW, COSINE)
+SCORES = {RAW: "raw", COSINE: "cosine", FULL: "full gallery"}
 
 
 # ------------------------------------------------------------------------------------------- one run
@@ -51,7 +51,7 @@ def final_scores(run: Run) -> dict[str, float]:
 def read_curve(run: Run) -> list[tuple[float, dict[str, float]]]:
     """The best candidate's scores so far over training time, and last the blend's; a closed form has no epochs."""
     with (run.folder / kernel.TRAINING_LOG).open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["phase"] == "validate" and row["pool100_raw"]]
+        rows = [row for row in csv.DictReader(file) if row["phase"] == "validate" and row[RAW]]
     points = [(max(0.0, float(row["seconds"]) - run.metrics["seconds"]["load"]), row) for row in rows]
     points += [(one["seconds"], one) for one in run.metrics["members"] if not one["epochs"]]
     best, curve = dict.fromkeys(SCORES, 0.0), []

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from lib.bench.measure import POOLS, SCORES, Measured
 from lib.plots import CYCLE, LIGHT, WIDTH, headline, legend_below, save_png, seconds_axis, themed
 from lib.project import atomic_path, format_table, markdown_table
+from lib.runs import RAW
 
 BASELINE = "baseline"
 HEADER = ["recipe", "seeds", "raw", "+-", "cosine", "+-", "full", "+-", "load s", "train s", "captions/s", "GFLOP/s",
@@ -94,8 +95,8 @@ def passing_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[obje
 
 def finding(rows: list[dict[str, Any]], passed: list[dict[str, Any]]) -> str:
     """What the picture shows, in one line."""
-    best = max(rows, key=lambda row: row["pool100_raw"])
-    text = f"{best['recipe']} is best: raw MRR {best['pool100_raw']:.3f} after {best['train_seconds']:.0f} s"
+    best = max(rows, key=lambda row: row[RAW])
+    text = f"{best['recipe']} is best: raw MRR {best[RAW]:.3f} after {best['train_seconds']:.0f} s"
     sooner = [row for row in passed if row["pool100_raw_ratio"]]
     if sooner:
         fast = max(sooner, key=lambda row: row["pool100_raw_ratio"])

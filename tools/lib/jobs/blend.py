@@ -16,7 +16,7 @@ from lib import kernel
 from lib.data import FILES
 from lib.jobs.fleet import Row
 from lib.project import InputError
-from lib.runs import Run, check_run
+from lib.runs import COSINE, RAW, Run, check_run
 from lib.weights import Validation, held_out, predict
 
 
@@ -81,7 +81,7 @@ def member_facts(row: Row, run: Run | None, weights: dict[str, float]) -> dict[s
     """A row of the result: its own scores and its weight; a failed run has none."""
     facts: dict[str, Any] = {"name": row.name, "overrides": row.overrides, "run": None}
     if run is not None:
-        scores = {key: run.metrics["validation"][key]["mrr"] for key in ("pool100_raw", "pool100_cosine")}
+        scores = {key: run.metrics["validation"][key]["mrr"] for key in (RAW, COSINE)}
         facts |= {"run": str(run.folder), "weight": round(float(weights[row.name]), 4), **scores}
     return facts
 

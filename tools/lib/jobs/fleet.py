@@ -29,7 +29,7 @@ from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import Outage, glance
 from lib.process import as_arguments
 from lib.project import KERNEL, REPO, InputError, ToolError
-from lib.runs import Run, check_run, run_logged
+from lib.runs import RAW, Run, check_run, run_logged
 
 BUILD = REPO / "build" / "sweep"
 COLUMNS = ("recipe", "seed", "knobs")
@@ -296,7 +296,7 @@ def keep(run: Run, runs: Path) -> None:
     """The sweep in the local record, once for each submission that it made."""
     facts = {"event": "sweep", "run": run.folder.name, "sha256": run.manifest["outputs"][kernel.SUBMISSION]["sha256"]}
     if not record.find(runs, **facts):
-        score = run.metrics["validation"]["pool100_raw"]
+        score = run.metrics["validation"][RAW]
         record.append(runs, **facts, members=run.metrics["members"], validation=score["mrr"],
                       validation_se=score["mrr_se"], **record.git_state())
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from lib import kernel, record
 from lib.project import InputError, format_table
-from lib.runs import Run, find_runs
+from lib.runs import COSINE, FULL, RAW, Run, find_runs
 
-SCORES = {"raw": "pool100_raw", "cosine": "pool100_cosine", "full": "full_cosine"}
+SCORES = {"raw": RAW, "cosine": COSINE, "full": FULL}
 SORTS = ("date", *SCORES, "seconds", "public")
 
 

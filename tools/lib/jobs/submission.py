@@ -23,6 +23,7 @@ from lib.kaggle_api.errors import Ambiguous, KaggleError
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
 from lib.project import InputError, ToolError, read_json, sha256_of
+from lib.runs import RAW
 
 TEST_FILE = "test.clean.npz"
 IMAGE_DIM = 1536  # DINOv2-giant, where the test set is not at hand to tell
@@ -90,7 +91,7 @@ def candidate_of(path: Path, kernel_ref: str = "", version: int | None = None) -
 
 def board_score(path: Path) -> dict[str, float]:
     """The validation of the csv's run by the board's rule, {} where it has none."""
-    return beside(path, kernel.METRICS).get("validation", {}).get("pool100_raw", {})
+    return beside(path, kernel.METRICS).get("validation", {}).get(RAW, {})
 
 
 def beside(path: Path, name: str) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from lib.project import ToolError, atomic_path
 from lib.report import figures as draw
 from lib.report.numbers import Pools, verdict
 from lib.report.page import Picture, Section, Table, page
+from lib.runs import COSINE, FULL, RAW
 from lib.weights import Validation
 
 CONTACT_ROWS = 3
 RETRIEVED = 5
 RETRIEVAL = ("mrr", "mrr_se", "recall@1", "recall@3", "recall@5", "recall@10", "recall@50", "ndcg")
 RETRIEVAL_HEADER = ("", "MRR", "+-", *RETRIEVAL[2:])
-POOLED = {"pool100_raw": "raw: the official metric", "pool100_cosine": "cosine", "full_cosine": "cosine, all photos"}
+POOLED = {RAW: "raw: the official metric", COSINE: "cosine", FULL: "cosine, all photos"}
 DISTANCE_HEADER = ("distance", "own mean", "sd", "median", "random mean", "sd", "median", "nearer to own",
                    "improvement", "95% interval")
 BASELINE_HEADER = ("model", "MRR raw", "+-", "MRR cosine", "+-", "recall@1", "recall@10", "all photos")
@@ -96,7 +97,7 @@ def official_table(results: dict[str, Any]) -> Table:
     """The official metric and its twins over all captions; beside them what repulsion gave and what was learnt."""
     named = {label: results["retrieval"]["pooled"][key] for key, label in POOLED.items()}
     if plain := results["without_repulsion"]:
-        named |= {"raw, without repulsion": plain["pool100_raw"], "cosine, without repulsion": plain["pool100_cosine"]}
+        named |= {"raw, without repulsion": plain[RAW], "cosine, without repulsion": plain[COSINE]}
     seen = results["seen"]
     named[f"raw, {seen['images']:,} seen images (no measure of quality)"] = seen
     return RETRIEVAL_HEADER, retrieval_rows(named)
@@ -146,7 +147,7 @@ def verdicts(results: dict[str, Any]) -> list[str]:
 
 def opening(results: dict[str, Any]) -> list[str]:
     """The official metric in a sentence, the comparison in another, and whose figures they are."""
-    table = results["retrieval"]["pooled"]["pool100_raw"]
+    table = results["retrieval"]["pooled"][RAW]
     return [f"Among {results['pool']} photos the right one comes first for {table['recall@1']:.0%} of captions, within "
             f"the first ten for {table['recall@10']:.0%}.", verdicts(results)[0] + ".", *choice_in_words(results),
             f"Run {Path(results['run']).name}, {results['captions']:,} captions of {results['images']:,} photos that "

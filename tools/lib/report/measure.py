@@ -10,7 +10,7 @@ from lib import kernel
 from lib.project import InputError, read_json
 from lib.report import numbers
 from lib.report.numbers import Pools
-from lib.runs import ADVICE
+from lib.runs import ADVICE, COSINE, FULL, RAW
 from lib.weights import Bundle, Validation, learnt_temperature, load_run, predict, repelled
 
 SEEN = 1000  # training images for the line that is no measure of quality
@@ -19,7 +19,7 @@ SEEN = 1000  # training images for the line that is no measure of quality
 def recorded(run: Path) -> dict[str, float] | None:
     """The run's own official numbers, if it has any: every choice in them was made on other images than measured."""
     tables = read_json(run / kernel.METRICS, ADVICE, optional=True).get("validation") or {}
-    return tables.get("pool100_raw")
+    return tables.get(RAW)
 
 
 def disagreement(run: Path, results: dict[str, Any]) -> list[str]:
@@ -59,10 +59,10 @@ def baselines(predictions: np.ndarray, held: Validation) -> dict[str, np.ndarray
 def baseline_row(name: str, predictions: np.ndarray, held: Validation) -> dict[str, Any]:
     """One model of the comparison."""
     tables = kernel.evaluate(predictions, held.images)
-    raw, cosine = tables["pool100_raw"], tables["pool100_cosine"]
+    raw, cosine = tables[RAW], tables[COSINE]
     return {"model": name, "raw": raw["mrr"], "raw_se": raw["mrr_se"], "cosine": cosine["mrr"],
             "cosine_se": cosine["mrr_se"], "recall@1": raw["recall@1"], "recall@10": raw["recall@10"],
-            "full_cosine": tables["full_cosine"]["mrr"]}
+            "full_cosine": tables[FULL]["mrr"]}
 
 
 def other_run(path: Path, bundle: Bundle, held: Validation) -> tuple[str, np.ndarray, list[str]]:
@@ -108,7 +108,7 @@ def on_seen_images(bundle: Bundle, held: Validation) -> dict[str, Any]:
     """The official numbers on images that were trained on: how much was learnt by heart, no measure of quality."""
     seen = held.seen[:SEEN]
     predictions = repelled(bundle, predict(bundle, held, kernel.caption_views(held.train.image_of, seen, 1)))
-    return {"images": len(seen), **kernel.evaluate(predictions, held.train.images[seen])["pool100_raw"]}
+    return {"images": len(seen), **kernel.evaluate(predictions, held.train.images[seen])[RAW]}
 
 
 Drawable = tuple[np.ndarray, dict[str, tuple]]  # predictions, distances by metric: what pictures are drawn of
