@@ -344,6 +344,12 @@ class Npz:
             self.arrays = np.load(path, allow_pickle=False)
             self.keys = list(self.arrays.files)
 
+    def __enter__(self) -> Npz:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.arrays.close()
+
     def fail(self, key: str, problem: str) -> UserError:
         return UserError(f"{self.path}: {key}: {problem}")
 
@@ -441,23 +447,22 @@ def read_train(path: Path, consecutive: bool = False) -> TrainSet:
 
     `consecutive`: where captions/label is missing, equal runs of captions belong to the images in order.
     """
-    npz = Npz(path)
-    ids = npz.ids()
-    names = npz.words("images/names", None)
-    captions = npz.words("captions/text", len(ids))
-    if "captions/label" in npz.keys:
-        image_of = npz.label(len(ids), len(names))
-    elif not consecutive:
-        raise npz.fail("captions/label", "this key is missing; --set consecutive_captions=true takes equal runs")
-    elif not names or len(ids) % len(names):
-        raise npz.fail("captions/label", f"is missing, and {len(ids)} captions do not divide by {len(names)} images")
-    else:
-        image_of = np.arange(len(ids)) // (len(ids) // len(names))
-        log(f"{path}: no captions/label; taking {len(ids) // len(names)} consecutive captions an image")
-    text = npz.vectors("captions/embeddings", len(ids))
-    return with_captions(
-        path, TrainSet(ids, captions, text, image_of, names, npz.vectors("images/embeddings", len(names)))
-    )
+    with Npz(path) as npz:
+        ids, names = npz.ids(), npz.words("images/names", None)
+        captions = npz.words("captions/text", len(ids))
+        if "captions/label" in npz.keys:
+            image_of = npz.label(len(ids), len(names))
+        elif not consecutive:
+            raise npz.fail("captions/label", "this key is missing; --set consecutive_captions=true takes equal runs")
+        elif not names or len(ids) % len(names):
+            raise npz.fail(
+                "captions/label", f"is missing, and {len(ids)} captions do not divide by {len(names)} images"
+            )
+        else:
+            image_of = np.arange(len(ids)) // (len(ids) // len(names))
+            log(f"{path}: no captions/label; taking {len(ids) // len(names)} consecutive captions an image")
+        text, images = npz.vectors("captions/embeddings", len(ids)), npz.vectors("images/embeddings", len(names))
+    return with_captions(path, TrainSet(ids, captions, text, image_of, names, images))
 
 
 def with_captions(path: Path, train: TrainSet) -> TrainSet:
@@ -474,12 +479,13 @@ def with_captions(path: Path, train: TrainSet) -> TrainSet:
 
 def read_test(path: Path) -> TestSet:
     """test.clean.npz, checked; at least one row."""
-    npz = Npz(path)
-    ids = npz.ids()
-    if not len(ids):
-        raise UserError(f"{path}: captions/ids: no rows, so there is nothing to predict")
-    width = npz.number("metadata/embedding_dim_image")
-    return TestSet(ids, npz.words("captions/text", len(ids)), npz.vectors("captions/embeddings", len(ids)), width)
+    with Npz(path) as npz:
+        ids = npz.ids()
+        if not len(ids):
+            raise UserError(f"{path}: captions/ids: no rows, so there is nothing to predict")
+        width = npz.number("metadata/embedding_dim_image")
+        texts, vectors = npz.words("captions/text", len(ids)), npz.vectors("captions/embeddings", len(ids))
+    return TestSet(ids, texts, vectors, width)
 
 
 def split_images(n_images: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -1533,7 +1539,7 @@ class Schedule:
     ) -> None:
         self.jobs, self.knobs, self.given, self.problem, self.stop = jobs, knobs, given, problem, stop
         self.workers, self.rate = len(machine.devices), machine.rate  # rate: FLOP/s of a worker in the last training
-        self.validating = 0.5  # seconds, as the last candidate took
+        self.validating, self.measured = 0.5, False  # seconds, as the last candidate took; whether the rate was
         self.waiting, self.running = list(jobs), list[Job]()
 
     def left(self) -> float:
@@ -1557,7 +1563,7 @@ class Schedule:
         trained, knobs = candidate.validated, candidate.knobs
         if trained.seconds > trained.watched and knobs.network != "linear":
             flop = training_flop(knobs, self.problem) * trained.epochs / knobs.epochs
-            self.rate = flop / (trained.seconds - trained.watched)
+            self.rate, self.measured = flop / (trained.seconds - trained.watched), True
 
     def next_job(self, best: Outcome | None, records: Records) -> Job | None:
         job = self.next_waiting(best, records) or self.next_draw(best)
@@ -1568,10 +1574,8 @@ class Schedule:
         """The recipe's next. Short of time, all get fewer epochs before the last ones are left out."""
         if self.waiting and (self.waiting[0].done or self.waiting[0].knobs.network == "linear"):
             return self.waiting.pop(0)
-        while self.waiting:
-            share = self.spare(best) / sum(self.seconds(job.knobs) for job in self.waiting)
-            if share >= MIN_SHARE or (len(self.waiting) == 1 and share >= MIN_SHARE / 10):
-                break
+        count, share = self.share_out(best)
+        while len(self.waiting) > count and (self.measured or self.spare(best) < 1):  # a guess leaves nobody out
             out = self.waiting.pop()
             records.leave_out(f"candidate {out.number} ({describe(out.knobs, self.knobs)}): no time for it")
         if not self.waiting:
@@ -1581,6 +1585,15 @@ class Schedule:
         if share < 1:
             log(f"time budget: candidate {job.number} gets {job.allotted:.0f} s, some {share:.0%} of its epochs")
         return job
+
+    def share_out(self, best: Outcome | None) -> tuple[int, float]:
+        """(how many of the waiting there is time for, the share of its epochs that each can have)."""
+        share = 0.0
+        for count in range(len(self.waiting), 0, -1):
+            share = self.spare(best) / sum(self.seconds(job.knobs) for job in self.waiting[:count])
+            if share >= MIN_SHARE or (count == 1 and share >= MIN_SHARE / 10):
+                return count, share
+        return 0, share
 
     def next_draw(self, best: Outcome | None) -> Job | None:
         """For `search`: a candidate around a member of the best blend, while there is time for it and its refit."""
