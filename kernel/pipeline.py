@@ -1755,9 +1755,9 @@ def load_weights(path: Path) -> dict[str, Any]:
     bundle = load_torch(path)
     with reading(path, "the weights of this script", "fetch them again"):  # any mixture of wrong keys, types and shapes
         bundle["knobs"]["recipe"], bundle["knobs"]["split_seed"], list(bundle["val_images"])
-        repel(
-            predict(bundle, np.zeros((1, bundle["dims"][0]), np.float32), [""]), bundle["repulsion"], bundle["length"]
-        )
+        tried = predict(bundle, np.zeros((1, bundle["dims"][0]), np.float32), [""])
+        if not np.isfinite(repel(tried, bundle["repulsion"], bundle["length"])).all():
+            raise ValueError("they predict NaN or infinity")
     return bundle
 
 
