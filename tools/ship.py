@@ -37,8 +37,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "0 scored and recorded (--no-submit: fetched and verified), 1 a step failed, 2 wrong input;\n"
         "after any of them, and after an interruption (130), the same command goes on where it stopped",
         "--recipe", "--set", "--runs", "--json")
-    parser.add_argument("--weights", type=Path, metavar="RUN", help="package this run; the kernel predicts with it")
-    parser.add_argument("--resume", type=int, metavar="VERSION",
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--weights", type=Path, metavar="RUN", help="package this run; the kernel predicts with it")
+    source.add_argument("--resume", type=int, metavar="VERSION",
                         help="package the state that a cancelled or failed version left; the kernel goes on from it")
     parser.add_argument("--no-submit", action="store_true", help="stop when the output is fetched and verified")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the test set is, for its ids")

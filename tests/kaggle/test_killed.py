@@ -21,26 +21,26 @@ def command(tmp_path) -> Callable[..., list]:
 
 
 def test_push(kaggle, finished, command, tmp_path):
-    kill_at_random_moments(kaggle.calls, command("push_kernel"), kills=8, most=8)
+    kill_at_random_moments(kaggle.calls, command("push_kernel"), kills=6, most=8)
     assert len(kaggle.kernels[KERNEL]) == 1
     assert (tmp_path / "runs" / "aml-text-to-image-alignment-v1" / "manifest.json").exists()
 
 
 def test_package(kaggle, kernel, command, tmp_path):
     run = write_tree(tmp_path / "runs" / "mine", outputs_of_run(kernel))
-    kill_at_random_moments(kaggle.calls, command("package_dataset", "--run", run), kills=8, most=12)
+    kill_at_random_moments(kaggle.calls, command("package_dataset", "--run", run), kills=6, most=12)
     assert len(kaggle.datasets[DATASET].versions) == 1
 
 
 def test_submit(kaggle, competition, kernel, weights, command, tmp_path):
     run = write_tree(tmp_path / "runs" / "done", kaggle.plans[0].outputs)
     submit = command("submit", run, "--data", tmp_path / "data")
-    kill_at_random_moments(kaggle.calls, submit, kills=8, most=6)
+    kill_at_random_moments(kaggle.calls, submit, kills=6, most=6)
     assert len(competition.submissions) == 1
 
 
 def test_ship(kaggle, competition, weights, command, tmp_path):
     ship = command("ship", "--weights", weights, "--data", tmp_path / "data")
-    kill_at_random_moments(kaggle.calls, ship, kills=8)
+    kill_at_random_moments(kaggle.calls, ship, kills=6)
     assert len(kaggle.datasets[DATASET].versions) == len(kaggle.kernels[KERNEL]) == len(competition.submissions) == 1
     assert competition.submissions[0].public is not None

@@ -11,7 +11,6 @@ from kaggle_runs import (
     QUICK,
     KillAt,
     copy_of_the_repo,
-    kill_at_random_moments,
     outputs_of_run,
 )
 from lib.jobs import dataset, fetch, submission
@@ -156,17 +155,6 @@ def test_killed_where_it_is_worst_nothing_is_done_twice(kaggle, competition, wei
         assert kaggle.calls.victim.wait(timeout=120) == (-signal.SIGKILL if name else 0)
     done_once(kaggle, competition)
     assert (kaggle.count("SaveKernel"), kaggle.count("CreateSubmission")) == (1, 1)
-
-
-@pytest.mark.slow
-def test_killed_at_ten_random_moments_nothing_is_done_twice_or_lost(kaggle, competition, weights, tmp_path):
-    repo = copy_of_the_repo(tmp_path / "repo")
-    command = [sys.executable, repo / "tools" / "ship.py", "--weights", weights, "--runs", tmp_path / "runs"]
-    reached = kill_at_random_moments(kaggle.calls, [*command, "--data", tmp_path / "data"])
-    done_once(kaggle, competition)
-    names = [name for name, _ in kaggle.calls]
-    assert (names.count("SaveKernel"), names.count("CreateSubmission")) == (1, 1)
-    assert sum(calls <= names.index("CreateSubmission") for calls in reached) >= 3  # killed in the middle of the work
 
 
 # ----------------------------------------------------------------------------------------------- failures

@@ -265,16 +265,17 @@ def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_killed_at_ten_random_moments_pushes_nothing_twice(plans, kaggle, data, tmp_path):
+@pytest.mark.usefixtures("lagging")
+def test_sweep_killed_at_random_moments_pushes_nothing_twice(plans, kaggle, data, tmp_path):
     repo = copy_of_the_repo(tmp_path / "repo")
     command = [sys.executable, repo / "tools" / "sweep.py", "--members=3", "--runs", tmp_path / "runs", "--data", data,
                "--set=val_fraction=0.5"]
     plans("E.")
-    reached = kill_at_random_moments(kaggle.calls, command, most=6)
+    reached = kill_at_random_moments(kaggle.calls, command, kills=6, most=6)
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1, 1, 2]
     names = [name for name, _ in kaggle.calls]
     assert names.count("SaveKernel") == 4
-    assert sum(calls < len(names) - names[::-1].index("GET output") for calls in reached) >= 5  # not all was fetched
+    assert sum(calls < len(names) - names[::-1].index("GET output") for calls in reached) >= 3  # not all was fetched
     (entry,) = record.find(tmp_path / "runs", event="sweep")
     folder = tmp_path / "runs" / entry["run"]
     assert len(check_run(folder).manifest["members"]) == 3

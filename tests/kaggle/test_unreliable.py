@@ -226,6 +226,8 @@ def test_single_files_of_an_output(push, kaggle, finished, tmp_path, capsys):
     path = tmp_path / "runs" / "unverified" / f"{SLUG}-v1" / "metrics.json"
     assert json.loads(capsys.readouterr().out) == [{"file": str(path), "state": "verified"}]
     assert path.read_bytes() == finished["metrics.json"]
+    with pytest.raises(ToolError, match=r"none of 5 files matches \*\.txt: manifest\.json, "):
+        push("output", "--only", "*.txt")
 
 
 # ------------------------------------------------------------------------ 7: sources are part of an order
@@ -253,6 +255,24 @@ def test_a_version_that_runs_without_its_data_is_never_taken_for_the_right_one(p
     kaggle.kernels[REF][0].request["datasetDataSources"] = []  # dropped by Kaggle
     (tmp_path / "runs" / record.RECORD).unlink()
     push(*options)
+    assert versions(kaggle) == 2
+
+
+def test_a_push_without_an_answer_that_lost_its_data_is_made_anew(push, kaggle, finished, package):
+    package()
+    bound = iter([False])
+    kaggle.bound = lambda source: next(bound, True)
+    dropping = kaggle.rpc_SaveKernel
+
+    def save(body: dict) -> dict:
+        answer = dropping(body)
+        if "invalidDatasetSources" in answer:
+            kaggle.kernels[REF][-1].request = body | {"datasetDataSources": []}
+        return answer
+
+    kaggle.rpc_SaveKernel = save
+    kaggle.fail("SaveKernel", Fault(drop="after"))
+    assert push("--dataset", "aml-alignment-weights", "--set", "mode=predict") == 0
     assert versions(kaggle) == 2
 
 
@@ -302,6 +322,18 @@ def test_without_labels_another_current_version_is_told(push, kaggle, finished):
     kaggle.habits.refuse_labels = 400
     with pytest.raises(ToolError, match="the current version, 2, is not provably version 1"):
         push("status", "--version", 1)
+
+
+def test_again_is_taken_up_where_it_was_cut_off(push, kaggle, finished, monkeypatch):
+    push()
+    with monkeypatch.context() as patch:
+        patch.setattr("lib.jobs.push.record_pushed", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            push("--again")
+    assert push("--again") == 0
+    assert versions(kaggle) == 2
+    assert push("--again") == 0
+    assert versions(kaggle) == 3
 
 
 def test_another_name_than_asked_for_is_followed_and_told(push, kaggle, finished, tmp_path, capsys):

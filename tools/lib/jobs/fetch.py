@@ -156,23 +156,19 @@ def fetch_partial(client: KaggleClient, version: Version, runs: Path, only: str 
     folder = unverified_folder(runs, version)
     urls, log = client.kernels.output(version)
     names = sorted(name for name in urls if fnmatch(name, only))
+    if not names and only != "*":
+        raise ToolError(f"output of {version}: none of {len(urls)} files matches {only}: {', '.join(sorted(urls))}")
     folder.mkdir(parents=True, exist_ok=True)
     output = Output(client, version, urls, folder)
     for name in [*names, kernel.MANIFEST]:
         if name in urls and not (folder / name).exists():
             output.download(name, None)
     (folder / LOG).write_text(whole_log(client, version, log), encoding="utf-8")
-    return read_partial(folder, names)
-
-
-def read_partial(folder: Path, names: list[str] | None = None) -> Partial:
-    """What `fetch_partial` left in a folder."""
-    found = names if names is not None else sorted(path.name for path in folder.iterdir() if path.name != LOG)
     try:
         manifest = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = {}
-    return Partial(folder, found, manifest if isinstance(manifest, dict) else {})
+    return Partial(folder, names, manifest if isinstance(manifest, dict) else {})
 
 
 def what_is_left(client: KaggleClient, version: Version, runs: Path, status: str, message: str) -> str:
@@ -194,8 +190,7 @@ def what_is_left(client: KaggleClient, version: Version, runs: Path, status: str
 
 def state_of(client: KaggleClient, version: Version, runs: Path) -> Path:
     """The folder with the state that an unfinished version left, fetched if it is not here."""
-    folder = unverified_folder(runs, version)
-    left = read_partial(folder) if folder.exists() else fetch_partial(client, version, runs)
+    left = fetch_partial(client, version, runs)
     if kernel.RESUME_RUN not in left.names:
         raise InputError(f"{version} left no {kernel.RESUME_RUN}: there is nothing to go on from; push anew")
-    return folder
+    return left.folder

@@ -222,12 +222,6 @@ class Order:
         parts = [self.staged.metadata, self.staged.text, self.source_versions, self.session_seconds]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    @property
-    def sources(self) -> set[str]:
-        """owner/slug, or slug, of everything that the session must have mounted."""
-        kinds = ("dataset_sources", "competition_sources", "kernel_sources")
-        return {bare(source) for kind in kinds for source in self.staged.metadata.get(kind) or []}
-
     def new_mark(self) -> str:
         """A comment line for the script, by which one push of this order is known again."""
         return f"# order {self.content[:16]}.{secrets.token_hex(3)}"
@@ -241,8 +235,3 @@ class Order:
     def kernel(self) -> tuple[str, str]:
         """Owner and slug of the kernel."""
         return split_ref(self.staged.ref)
-
-
-def bare(source: str) -> str:
-    """A source without its version, as it is compared."""
-    return "/".join(source.lower().split("/")[:2])

@@ -11,7 +11,7 @@ from typing import Any
 from lib import record
 from lib.jobs.fetch import run_folder
 from lib.jobs.lint import OVERRIDES_LINE
-from lib.jobs.order import NO_ACCELERATOR, Order, bare
+from lib.jobs.order import NO_ACCELERATOR, Order
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Ambiguous, Forbidden, Refused, SourcesRefused
 from lib.kaggle_api.kernels import Shown, Version
@@ -47,20 +47,18 @@ def record_pushed(runs: Path, order: Order, made: Version) -> None:
 
 def carries_out(shown: Shown, order: Order, mark: str | None) -> bool:
     """Whether the version is a push of the order that Kaggle dropped no source of."""
-    if not shown.number or not mark or not shown.carries(mark):
-        return False
-    return not shown.sources or order.sources <= {bare(source) for source in shown.sources}
+    return bool(shown.number and mark and shown.carries(mark) and not shown.lacks(order.staged.metadata))
 
 
-def earlier_version(client: KaggleClient, order: Order, runs: Path) -> Version | None:
+def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool = False) -> Version | None:
     """The version that an earlier push of this order made, also one that was cut off before it could say so.
 
-    Without a record of it Kaggle's own last version is asked: the record may be lost.
+    Without a record of it Kaggle's own last version is asked: the record may be lost. `again`: only one cut off.
     """
     owner, slug = order.kernel
     events = record.find(runs, kernel=order.staged.ref, content=order.content)
     last = events[-1] if events else {}
-    if last.get("event") == "push_refused":
+    if last.get("event") == "push_refused" or (again and last.get("event") != "push_started"):
         return None
     if last.get("event") == "pushed":
         return Version(*split_ref(last["made"]), last["version"], last["mark"])
@@ -82,7 +80,7 @@ def push(client: KaggleClient, order: Order, runs: Path, again: bool = False,
          failed: Collection[int] = ()) -> Version:
     """The version that carries out `order`: the one that an earlier push made, unless it `failed`, else a new one."""
     with record.locked(runs, f"push of {order.staged.ref}"):
-        found = None if again else earlier_version(client, order, runs)
+        found = earlier_version(client, order, runs, again)
         if found is not None and found.number not in failed:
             print(f"{found} runs this already (--again pushes anew)", file=sys.stderr)
             return found

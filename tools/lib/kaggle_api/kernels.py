@@ -29,6 +29,11 @@ T = TypeVar("T")
 SOURCES = ("dataset", "competition", "kernel", "model")
 
 
+def bare(source: str) -> str:
+    """A source without its version, as it is compared."""
+    return "/".join(source.lower().split("/")[:2])
+
+
 @dataclass(frozen=True)
 class Version:
     """A version of a kernel; `mark` is a line of its script that no other version has, where it is known."""
@@ -58,6 +63,14 @@ class Shown:
     def carries(self, mark: str) -> bool:
         """Whether the script has this line."""
         return f"\n{mark}\n" in f"\n{normal(self.text)}\n"
+
+    def lacks(self, metadata: dict) -> tuple[str, ...]:
+        """The sources of a push that this version does not run with, as far as Kaggle shows any."""
+        if not self.sources:
+            return ()
+        mounted = {bare(source) for source in self.sources}
+        asked = [source for kind in SOURCES for source in metadata.get(f"{kind}_sources") or []]
+        return tuple(source for source in asked if bare(source) not in mounted)
 
 
 @dataclass(frozen=True)
@@ -102,9 +115,12 @@ class Kernels(Service):
         owner, slug = split_ref(metadata["id"])
         request = _save_request(metadata, f"{text.rstrip()}\n{mark}\n", timeout_seconds)
         what = f"push of {owner}/{slug}"
+        dropped: tuple[str, ...] = ()
 
         def look() -> Version | None:
+            nonlocal dropped
             shown = self.shown(owner, slug)
+            dropped = shown.lacks(metadata)
             return Version(owner, slug, shown.number, mark) if shown.number and shown.carries(mark) else None
 
         def act() -> Version:
@@ -114,7 +130,10 @@ class Kernels(Service):
                 raise ServerError(f"{what}: Kaggle accepted it without naming a version")
             return made
 
-        return self.once(what, act, look)
+        made = self.once(what, act, look)
+        if dropped:
+            raise _without(what, made, "", dropped)
+        return made
 
     def shown(self, owner: str, slug: str, version: int | None = None) -> Shown:
         """The current version with its script, or the one asked for; nothing for a kernel that does not exist."""
@@ -167,7 +186,7 @@ class Kernels(Service):
 
     def _labelled(self, version: Version, call: Callable[[str | None], T]) -> T:
         """`call` with the version's label; without one where Kaggle takes none and the current version is this one."""
-        if version in self._labels_refused:
+        if version in self._labels_refused or not version.number:
             return call(None)
         try:
             return call(f"v{version.number}")
@@ -264,10 +283,7 @@ def _made(what: str, answer: Any, asked: Version) -> Version:
         raise Refused(f"{what}: {answer.error}")
     for kind in SOURCES:
         if unknown := getattr(answer, f"invalid_{kind}_sources", None):
-            error = SourcesRefused(f"{what}: Kaggle does not know the {kind} source {', '.join(unknown)} and dropped "
-                                   f"it; version {asked.number} runs without it: check {kind}_sources and push again")
-            error.sources = tuple(unknown)
-            raise error
+            raise _without(what, asked, f"{kind} ", tuple(unknown))
     if tags := answer.invalid_tags:
         print(f"{what}: unknown keywords were dropped: {', '.join(tags)}", file=sys.stderr)
     named = re.fullmatch(r"/?(?:code/)?([\w-]+)/([\w-]+)/?", answer.ref or "")
@@ -277,6 +293,14 @@ def _made(what: str, answer: Any, asked: Version) -> Version:
     print(f"{what}: Kaggle calls it {made.ref}, which is followed from here; make title and id of "
           "kernel-metadata.json agree with it", file=sys.stderr)
     return made
+
+
+def _without(what: str, version: Version, kind: str, sources: tuple[str, ...]) -> SourcesRefused:
+    """The error of a push whose version runs without some of its sources."""
+    error = SourcesRefused(f"{what}: Kaggle does not know the {kind}source {', '.join(sources)} and dropped it; "
+                           f"version {version.number} runs without it: check {kind.strip()}_sources and push again")
+    error.sources = sources
+    return error
 
 
 def _events_of(what: str, response: requests.Response) -> Iterator[str]:
