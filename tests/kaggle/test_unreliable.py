@@ -198,7 +198,7 @@ def test_ship_goes_on_from_what_a_stopped_version_left(run_ship, kaggle, kernel,
     good = kaggle.plans[0]
     kaggle.plans = [broken(kernel, "CANCEL_ACKNOWLEDGED", complete=False), good]
     with pytest.raises(ToolError, match=r"--resume 1"):
-        run_ship("--recipe", "align", "--set", "epochs=3")
+        run_ship("--recipe", "align", "--set", "epochs=3", "--timeout-minutes", 60)
     assert run_ship("--resume", 1) == 0
     sent = kaggle.kernels[REF][1]
     assert sent.request["datasetDataSources"] == [DATASET]

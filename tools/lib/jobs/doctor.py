@@ -130,7 +130,7 @@ def check_rules(client: KaggleClient, competition: str) -> Check:
     from lib.kaggle_api.errors import Forbidden
 
     try:
-        client.competitions.open_file(competition, list(KNOWN)[-1])
+        client.competitions.open_file(competition, list(KNOWN)[1])
     except Forbidden as error:
         return Check("rules", False, str(error), f"accept the rules at {KAGGLE}/competitions/{competition}/rules")
     return Check("rules", True, f"of {competition} accepted")

@@ -47,7 +47,9 @@ def taken_up(client: KaggleClient, arguments: argparse.Namespace, given: dict[st
     version = push.chosen_version(client, ref, arguments.resume, arguments.runs)
     step(f"take up version {version.number}")
     folder = fetch.state_of(client, version, arguments.runs)
-    return folder, {**push.settings_of(client, version, arguments.runs), **given}
+    settings = push.settings_of(client, version, arguments.runs)
+    settings.pop("max_minutes", None)  # of the session that it had
+    return folder, {**settings, **given}
 
 
 def run_on_kaggle(
