@@ -44,17 +44,27 @@ class KernelServer:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, *arguments: object, file_limit: int | None = None) -> int:
-        """Start a run; its process id."""
+    def start(self, *arguments: object, **limits: Any) -> int:
+        """Start a run; its process id. Limits: file_limit (bytes), umask, env; pasted: a source, as in a notebook."""
         for name in ("stdout", "stderr"):  # what an earlier run said is no sign of this one
             (self.folder / name).write_text("")
-        return self.ask(arguments=list(map(str, arguments)), file_limit=file_limit, folder=str(self.folder))
+        return self.ask(arguments=list(map(str, arguments)), folder=str(self.folder), **limits)
 
     def wait(self) -> Ended:
         return Ended(self.ask(wait=True), *((self.folder / name).read_text() for name in ("stdout", "stderr")))
 
-    def run(self, *arguments: object, file_limit: int | None = None) -> Ended:
-        self.start(*arguments, file_limit=file_limit)
+    def run(self, *arguments: object, **limits: Any) -> Ended:
+        self.start(*arguments, **limits)
+        return self.wait()
+
+    def stop(self, number: int, *arguments: object, after: str = "", delay: float = 0, **limits: Any) -> Ended:
+        """Start a run and send it a signal `delay` seconds after it has said `after`."""
+        process, end = self.start(*arguments, **limits), time.monotonic() + 60
+        while after not in (self.folder / "stdout").read_text():
+            assert time.monotonic() < end, f"no '{after}' within a minute"
+            time.sleep(0.005)
+        time.sleep(delay)
+        os.kill(process, number)
         return self.wait()
 
     def close(self) -> None:
@@ -96,13 +106,19 @@ def run(kernel: Any, request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     for name, number in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
-    if request["file_limit"] is not None:
+    if "file_limit" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+    os.umask(request.get("umask", 0o022))
+    os.environ.update(request.get("env", {}))
     kernel.STARTED = time.monotonic()
     sys.argv = ["pipeline.py", *request["arguments"]]
     code = 1
     try:
-        code = kernel.main(request["arguments"])
+        if "pasted" in request:
+            exec(compile(request["pasted"], "<cell>", "exec"), {"__name__": "__main__"})
+            code = 0
+        else:
+            code = kernel.main(request["arguments"])
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()

@@ -1,0 +1,94 @@
+"""What the kernel's tests share: a server of runs, data on which networks earn their place, trainings in this process."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from drawn import BENT, draw_arrays, draw_data
+from forked import KernelServer
+
+QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "min_steps": 0, "word_buckets": 256,
+         "word_width": 16, "device": "cpu", "dtype": "float32"}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
+    server = KernelServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both files, on disk."""
+    return draw_data(tmp_path_factory.mktemp("data"), **BENT)
+
+
+@pytest.fixture
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel in this process takes over no signal: pytest's own handlers stay."""
+    import signal
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+
+class Lab:
+    """Problems and trainings without files or processes."""
+
+    def __init__(self, kernel: ModuleType, folder: Path) -> None:
+        self.kernel, self.folder, self.rows = kernel, folder, []
+
+    def knobs(self, **changed: Any) -> Any:
+        """Of a network, small and quick."""
+        return self.kernel.Knobs(**{**QUICK, **changed})
+
+    def problem(self, change: Callable[[dict], None] = lambda train: None, knobs: dict | None = None, **size: Any) -> Any:
+        train, test = draw_arrays(**{**BENT, **size})
+        change(train)
+        kernel, ids = self.kernel, "captions/ids"
+        sets = (
+            kernel.TrainSet(train[ids], train["captions/text"].tolist(), train["captions/embeddings"],
+                            train["captions/label"].argmax(axis=1), train["images/names"].tolist(),
+                            train["images/embeddings"]),
+            kernel.TestSet(test[ids], test["captions/text"].tolist(), test["captions/embeddings"],
+                           train["images/embeddings"].shape[1]))
+        both = self.knobs(sees="both", **(knobs or {}))
+        return kernel.make_problem(*sets, both, [both])
+
+    def task(self, problem: Any, dtype: str = "float32", phase: str = "validate") -> Any:
+        images, device = problem.images_of(phase), torch.device("cpu")
+        return self.kernel.make_task(problem.train, images, problem.words, device, self.kernel.DTYPES[dtype])
+
+    def states(self, name: str = "state.pth") -> Any:
+        return self.kernel.StateFile(self.folder / name, "fingerprint")
+
+    def train(self, problem: Any = None, dtype: str = "float32", allotted: float = math.inf, name: str = "validate 1",
+              again: bool = False, stop: Any = None, **knobs: Any) -> Any:
+        """A trained network; `self.rows` are its rows of the log. `again`: as a run does it when the loss is NaN."""
+        problem = problem or self.problem()
+        learn = self.kernel.train_again_if_diverged if again else self.kernel.train_network
+        self.rows = []
+
+        def watch(epoch: int, last: bool, network: torch.nn.Module) -> dict[str, Any]:
+            self.rows.append((epoch, last))
+            return {"phase": "validate", "member": 1}
+
+        return learn(name, self.knobs(**knobs), task=self.task(problem, dtype), dtype=self.kernel.DTYPES[dtype],
+                     allotted=allotted, states=self.states(), stop=stop or self.kernel.Stop(1e6), watch=watch)
+
+    def score(self, problem: Any, trained: Any, **knobs: Any) -> float:
+        """Raw MRR of a trained network on the validation images."""
+        network = self.kernel.network_of(self.knobs(**knobs), trained.weights, problem.dims)
+        predictions = self.kernel.predictions_of(network, problem, 256)
+        return self.kernel.evaluate(predictions, problem.val_vectors)["pool100_raw"]["mrr"]
+
+
+@pytest.fixture
+def lab(kernel: ModuleType, tmp_path: Path, calm: None) -> Lab:
+    return Lab(kernel, tmp_path)

@@ -1,0 +1,240 @@
+"""Objectives against autograd, the closed form against numpy, networks, and weights that are kept and taken up."""
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from drawn import IMAGE, TEXT
+
+
+# -------------------------------------------------------------------------------------------- objectives
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gallery_loss_is_autograds_cross_entropy(kernel, block: int, dtype: torch.dtype):
+    draw = torch.Generator().manual_seed(0)
+    gallery = torch.randn(50, 6, generator=draw, dtype=dtype)
+    label = torch.randint(50, (64,), generator=draw)
+    queries = [(torch.randn(64, 6, generator=draw.manual_seed(1), dtype=dtype) / 2).requires_grad_() for _ in "ab"]
+    ours = kernel.GalleryLoss.apply(queries[0], gallery, label, block) * 0.3
+    theirs = F.cross_entropy(queries[1] @ gallery.T, label, reduction="sum") * 0.3
+    ours.backward()
+    theirs.backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert torch.allclose(queries[0].grad, queries[1].grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("distance", [1.0, 16.0, 17.0, 40.0, 80.0])
+def test_a_hopeless_query_has_the_exact_loss_and_gradient(kernel, distance: float):
+    query, gallery = torch.tensor([[distance, 0.0]], requires_grad=True), torch.eye(2)
+    loss = kernel.GalleryLoss.apply(query, gallery, torch.tensor([1]), 16)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-distance)) + distance, rel=1e-5)
+    share = 1 / (1 + math.exp(-distance))
+    assert torch.allclose(query.grad, torch.tensor([[share, -share]]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_gradient_is_close_in_half_precision(kernel, dtype: torch.dtype, error: float, scale: float):
+    """Also of queries that are all but solved, whose 1 - p half precision could not hold."""
+    draw = torch.Generator().manual_seed(0)
+    gallery = F.normalize(torch.randn(300, 16, generator=draw), dim=1).to(dtype)
+    label = torch.randint(300, (64,), generator=draw)
+    start = gallery[label].float() * scale + torch.randn(64, 16, generator=draw) / 2
+    ours, theirs = (start.clone().requires_grad_() for _ in "ab")
+    loss = kernel.GalleryLoss.apply(ours, gallery, label, 50)
+    loss.backward()
+    exact = F.cross_entropy(theirs @ gallery.float().T, label, reduction="sum")
+    exact.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=20 * error, abs=0.2)
+    assert (ours.grad - theirs.grad).norm() < 4 * error * theirs.grad.norm() + 2 * error
+
+
+def test_triplets_are_the_hinge_against_the_hardest_other_image(kernel, lab):
+    problem = lab.problem()
+    task, knobs = lab.task(problem), lab.knobs(loss="triplet", margin=0.3)
+    captions = torch.cat([task.captions[:40], task.captions[300:310]])  # ten images, some with all their captions
+    label, query = task.label[captions], torch.randn(50, IMAGE, generator=torch.Generator().manual_seed(0))
+    found = kernel.triplet_loss(None, query, task, label, knobs, 512)
+    scores = F.normalize(query, dim=1) @ task.galleries[0].T
+    hinges = [max(0.0, float(0.3 + max(scores[i, j] for j in label.unique() if j != own) - scores[i, own]))
+              for i, own in enumerate(label)]
+    assert found.item() == pytest.approx(np.mean(hinges), rel=1e-5)
+
+
+def test_the_share_of_raw_lengths_is_what_each_caption_is_scored_on(kernel, lab):
+    task = lab.task(lab.problem())
+    label, query = task.label[task.captions[:64]], torch.randn(64, IMAGE, generator=torch.Generator().manual_seed(0))
+    network = torch.nn.Module()
+    network.logit_scale = torch.tensor([2.0, 3.0])
+    for share in (0.0, 0.25, 1.0):
+        cut, unit = round(64 * share), F.normalize(query, dim=1)
+        expected = [F.cross_entropy(unit[rows] * network.logit_scale[k].exp() @ task.galleries[k].T, label[rows],
+                                    reduction="sum")
+                    for k, rows in ((0, slice(cut)), (1, slice(cut, None))) if len(label[rows])]
+        found = kernel.softmax_loss(network, query, task, label, lab.knobs(raw_weight=share), 16)
+        assert found.item() == pytest.approx(float(sum(expected)) / 64, rel=1e-4)
+
+
+def test_the_baselines_loss_is_one_minus_cosine(kernel, lab):
+    task = lab.task(lab.problem())
+    label, query = task.label[task.captions[:20]], torch.randn(20, IMAGE, generator=torch.Generator().manual_seed(0))
+    image = task.images[label]
+    expected = 1 - ((query * image).sum(1) / query.norm(dim=1) / image.norm(dim=1)).mean()
+    found = kernel.cosine_loss(None, query, task, label, lab.knobs(), 512)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_task_holds_only_its_own_images(lab):
+    problem = lab.problem()
+    task = lab.task(problem)
+    image_of = problem.train.image_of[task.captions.numpy()]
+    assert set(image_of) == set(problem.train_images)
+    assert (problem.train_images[task.label[task.captions]] == image_of).all()
+    assert not task.galleries[0].mean(0).abs().max() > 1e-5
+
+
+# ------------------------------------------------------------------------------------------- closed form
+def test_the_closed_form_is_a_direct_solve(kernel):
+    draw = np.random.default_rng(0)
+    image_of = draw.permutation(np.concatenate([np.arange(40), draw.integers(40, size=90)]))
+    text, images = draw.normal(2, 1, size=(130, 7)), draw.normal(5, 2, size=(40, 9))
+    knobs = kernel.Knobs(ridge=0.2, whiten=0.4)
+    state = kernel.fit_closed_form(torch.from_numpy(text).float(), torch.from_numpy(images).float(),
+                                   torch.from_numpy(image_of), knobs)
+    x, y = text - text.mean(0), (images - images.mean(0))[image_of]
+    covariance = x.T @ x / len(x)
+    weight = np.linalg.inv(covariance + 0.2 * np.trace(covariance) / 7 * np.eye(7)) @ x.T @ y / len(x)
+    scatter = (y - x @ weight).T @ (y - x @ weight) / len(x)
+    expected = np.linalg.inv(scatter + 0.4 * np.trace(scatter) / 9 * np.eye(9)) @ weight.T
+    assert np.allclose(state["weight"], expected, rtol=1e-3, atol=1e-4)
+    new = draw.normal(2, 1, size=(3, 7))
+    prediction = new @ state["weight"].double().numpy().T + state["bias"].double().numpy()
+    assert np.allclose(prediction, (new - text.mean(0)) @ expected.T, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("images", ["zero", "equal"])
+def test_a_closed_form_without_a_solution_is_one_line(kernel, images: str):
+    vectors = torch.zeros(6, 4) if images == "zero" else torch.ones(6, 4)
+    with pytest.raises((kernel.TrainingFailed, torch.linalg.LinAlgError)):
+        kernel.fit_closed_form(torch.randn(30, 3), vectors, torch.arange(30) % 6, kernel.Knobs())
+
+
+# ---------------------------------------------------------------------------------------------- networks
+def test_dropout_keeps_the_mean_and_follows_its_generator(kernel):
+    values = torch.ones(200, 300)
+    one, other = (kernel.Dropout(0.6, torch.Generator().manual_seed(1)).train() for _ in "ab")
+    dropped = one(values)
+    assert dropped.mean() == pytest.approx(1, abs=0.02) and (dropped == 0).float().mean() == pytest.approx(0.6, abs=0.01)
+    assert torch.equal(dropped, other(values)) and not torch.equal(dropped, one(values))
+    assert one.eval()(values) is values and kernel.Dropout(0.0, None).train()(values) is values
+
+
+@pytest.mark.parametrize("knobs", [{}, {"network": "mlp"}, {"sees": "both"}, {"sees": "words"}, {"activation": "gate"},
+                                   {"activation": "square", "skip": False}], ids=str)
+def test_initial_weights_follow_the_generator_and_no_global_state(kernel, lab, knobs: dict):
+    """So that networks may be made side by side."""
+    task, name, networks = lab.task(lab.problem()), "validate 1", []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        networks.append(kernel.new_learner(name, lab.knobs(**knobs), task, torch.float32).network.state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    other = kernel.new_learner("validate 2", lab.knobs(**knobs), task, torch.float32).network.state_dict()
+    weights = [key for key, value in other.items() if "expand" in key or "project" in key or "table" in key]
+    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
+    assert weights and not any(torch.equal(networks[0][key], other[key]) for key in weights)
+    assert all(value.isfinite().all() for value in networks[0].values())
+
+
+def test_the_baseline_is_the_original_to_the_letter(kernel):
+    knobs = kernel.resolve_knobs({"recipe": "baseline"})
+    network = kernel.NETWORKS[knobs.network](1024, 1536, knobs)
+    assert (network.expand.in_features, network.expand.out_features) == (1024, 4096)
+    assert (network.project.in_features, network.project.out_features) == (4096, 1536)
+    text = torch.randn(3, 1024)
+    assert torch.equal(network.eval()(text, None), network.project(F.relu(network.expand(text))))
+    assert (knobs.epochs, knobs.batch, knobs.lr, knobs.weight_decay, knobs.schedule) == (20, 64, 1e-3, 0, "constant")
+    assert (knobs.dropout, knobs.infer_batch, knobs.checkpoint_every, knobs.loss) == (0.2, 256, 5, "cosine")
+
+
+# --------------------------------------------------------------------------------------- weights, predicting
+@pytest.fixture
+def bundle(kernel, lab) -> tuple[dict[str, Any], Any]:
+    """A bundle of two members, one of which sees words, and the problem that they were trained on."""
+    problem, members = lab.problem(), []
+    for knobs in ({"epochs": 1}, {"epochs": 1, "sees": "both"}):
+        weights = lab.train(problem, **knobs).weights
+        members.append(kernel.member_of(lab.knobs(**knobs), weights, 0.5))
+    return kernel.make_bundle(problem, lab.knobs(), members, 0.2), problem
+
+
+def test_one_baseline_keeps_its_lengths_and_members_share_one(kernel, lab):
+    problem, knobs = lab.problem(), {"network": "mlp", "loss": "cosine", "epochs": 1}
+    weights = lab.train(problem, **knobs).weights
+    member = kernel.member_of(lab.knobs(**knobs), weights, 1.0)
+    text, captions = problem.test.text[:4], problem.test.captions[:4]
+    expected = kernel.network_of(lab.knobs(**knobs), weights, problem.dims).eval()(torch.from_numpy(text), None)
+    one = kernel.predict(kernel.make_bundle(problem, lab.knobs(), [member], 0.0), text, captions)
+    assert np.allclose(one, expected.detach().numpy(), atol=1e-5)
+    length = np.linalg.norm(problem.train.images, axis=1).mean()
+    two = kernel.predict(kernel.make_bundle(problem, lab.knobs(), [member | {"weight": 0.5}] * 2, 0.0), text, captions)
+    assert np.allclose(np.linalg.norm(two, axis=1), length, rtol=1e-4)
+
+
+def test_a_prediction_is_the_weighted_mean_direction(kernel, bundle):
+    whole, problem = bundle
+    text, captions = problem.test.text[:6], problem.test.captions[:6]
+    alone = [kernel.unit(kernel.predict(whole | {"members": [one | {"weight": 1.0}]}, text, captions))
+             for one in whole["members"]]
+    members = [one | {"weight": weight} for one, weight in zip(whole["members"], (0.3, 0.7), strict=True)]
+    expected = (0.3 * alone[0] + 0.7 * alone[1]) * whole["length"]
+    assert np.allclose(kernel.predict(whole | {"members": members}, text, captions), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_captions_are_predicted_one_by_one(kernel, bundle, rows: int):
+    """How many at once, and which others, changes nothing."""
+    whole, problem = bundle
+    for member in whole["members"]:
+        member["knobs"]["infer_batch"] = rows
+    found = kernel.predict(whole, problem.test.text, problem.test.captions)
+    assert np.allclose(found[3:5], kernel.predict(whole, problem.test.text[3:5], problem.test.captions[3:5]), atol=1e-4)
+
+
+def test_weights_are_read_back_checked(kernel, bundle, tmp_path: Path):
+    whole, problem = bundle
+    path = tmp_path / "weights.pth"
+    kernel.save_torch(path, whole)
+    loaded = kernel.load_weights(path)
+    text, captions = problem.test.text, problem.test.captions
+    assert np.array_equal(kernel.predict(loaded, text, captions), kernel.predict(whole, text, captions))
+    assert loaded["val_images"] == [problem.train.image_names[i] for i in problem.val_images]
+    assert loaded["dims"] == [TEXT, IMAGE] and loaded["repulsion"] == 0.2
+    broken = [{key: value for key, value in whole.items() if key != left_out} for left_out in whole]
+    broken += [whole | {"dims": [TEXT, IMAGE + 1]}, whole | {"members": [{}]}, whole | {"knobs": None}]
+    broken += [whole | {"repulsion": "much"}, whole | {"val_images": 7}]
+    for content in [*broken, {}, {"model": 1}]:
+        torch.save(content, path)
+        with pytest.raises(kernel.UserError, match="the weights of this script cannot be read"):
+            kernel.load_weights(path)
+
+
+def test_weights_that_claim_a_huge_network_take_no_memory(kernel, bundle, tmp_path: Path):
+    whole = bundle[0]
+    whole["members"][0]["knobs"]["hidden"] = 1 << 40
+    torch.save(whole, tmp_path / "weights.pth")
+    with pytest.raises(kernel.UserError, match="weights of this script cannot be read"):
+        kernel.load_weights(tmp_path / "weights.pth")
+
+
+def test_weights_of_other_dimensions_are_refused(kernel, bundle):
+    whole, problem = bundle
+    with pytest.raises(kernel.UserError, match="weights take 32-d captions, the data has 31-d"):
+        kernel.predict(whole, problem.test.text[:, 1:], problem.test.captions)
