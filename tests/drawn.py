@@ -18,6 +18,7 @@ TINY = ["--recipe=align", *SMALL]
 BENT = {"bend": 1.5}
 LEARNING = [*SMALL, "--set=hidden=64", "--set=epochs=8", "--set=lr=4e-3", "--set=dropout=0.1", "--set=input_dropout=0",
             "--set=val_fraction=0.4"]
+JOINED = ["--recipe=align", *LEARNING, "--set=sees=both"]  # the closed form, and a network that beats it
 
 
 def draw_arrays(images: int = 240, captions: int = 5, test: int = 100, seed: int = 0,

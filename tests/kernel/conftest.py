@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from drawn import BENT, draw_arrays, draw_data
-from forked import KernelServer
+from drawn import BENT, JOINED, draw_arrays, draw_data
+from forked import Ended, KernelServer
 
 QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "min_steps": 0, "word_buckets": 256,
          "word_width": 16, "device": "cpu", "dtype": "float32"}
@@ -28,6 +28,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both files, on disk."""
     return draw_data(tmp_path_factory.mktemp("data"), **BENT)
+
+
+@pytest.fixture(scope="session")
+def first(server: KernelServer, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """One finished run: where it wrote and what it said."""
+    output = tmp_path_factory.mktemp("first") / "out"
+    ended = server.run("--input", data, "--output", output, *JOINED, "--set=checkpoint_every=3")
+    assert ended.returncode == 0 and not ended.stderr, ended
+    return output, ended
 
 
 @pytest.fixture

@@ -1,0 +1,121 @@
+"""A later candidate, a refit or a disk that fails: the best so far stays, and one line says why."""
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drawn import JOINED, SMALL, TINY
+from lib.project import sha256_of
+from outputs import (
+    MANIFEST,
+    METRICS,
+    SUBMISSION,
+    check_outputs,
+    check_submitted,
+    read_json,
+)
+
+
+@pytest.mark.parametrize("kaggle", [False, True])
+def test_a_later_candidate_that_fails_leaves_the_best_so_far(kernel, data, tmp_path, monkeypatch, calm, capsys, kaggle):
+    """Words end in an error: exit code 1 with the reason, the submission is of the others and says so."""
+    if kaggle:
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nmore lines")
+
+    monkeypatch.setattr(kernel, "WordBag", failing)
+    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
+    arguments = ["--input", str(data), "--output", str(tmp_path / "out"), "--recipe=ensemble", *SMALL]
+    assert kernel.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: candidate ") and captured.err.count("\n") == 1
+    assert "device-side assert triggered" in captured.err and "Traceback" not in captured.out
+    manifest, metrics = check_submitted(kernel, tmp_path / "out"), read_json(tmp_path / "out" / METRICS)
+    assert manifest["complete"] is False and len(metrics["failures"]) == 2 and len(metrics["members"]) == 3
+    assert all("sees=" not in one["knobs"] for one in manifest["predicted_by"])
+
+
+def test_a_refit_that_fails_predicts_with_the_validated_weights(kernel, data, tmp_path, monkeypatch, calm, capsys):
+    right = kernel.train_network
+
+    def failing(name: str, *others: Any, **named: Any) -> Any:
+        if name.startswith("refit"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(name, *others, **named)
+
+    monkeypatch.setattr(kernel, "train_network", failing)
+    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
+    assert kernel.main(["--input", str(data), "--output", str(tmp_path / "out"), *JOINED]) == 1
+    assert "refit: CUDA out of memory" in capsys.readouterr().err
+    manifest = check_submitted(kernel, tmp_path / "out")
+    assert {one["candidate"]: one["refitted"] for one in manifest["predicted_by"]}[1] is False
+
+
+def test_the_only_candidate_that_fails_leaves_nothing(kernel, data: Path, tmp_path: Path, monkeypatch, calm, capsys):
+    def failing(*_: Any, **__: Any) -> None:
+        raise torch.linalg.LinAlgError("linalg.solve: the input matrix is singular.")
+
+    monkeypatch.setattr(kernel, "fit_closed_form", failing)
+    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
+    assert kernel.main(["--input", str(data), "--output", str(tmp_path / "out"), "--recipe=closed_form", *SMALL]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: candidate 0") and captured.err.count("\n") == 1
+    assert not (tmp_path / "out" / SUBMISSION).exists() and not (tmp_path / "out" / MANIFEST).exists()
+
+
+GUARDED = {"memory": torch.OutOfMemoryError("CUDA out of memory"), "no number": ValueError("predictions hold NaN")}
+
+
+@pytest.mark.xfail(strict=True, reason="KBUGS 6")
+@pytest.mark.parametrize("error", GUARDED.values(), ids=GUARDED)
+def test_validating_may_fail_as_training_may(kernel, data, tmp_path, monkeypatch, calm, error: Exception):
+    """Its predictions don't fit, or are no numbers: that candidate is out, the others submit."""
+    right = kernel.predictions_of
+
+    def failing(network: Any, *others: Any) -> Any:
+        trained = threading.current_thread() is threading.main_thread()  # during training it happens in a worker
+        if not isinstance(network, kernel.LinearMap) and (trained or isinstance(error, ValueError)):
+            raise error
+        return right(network, *others)
+
+    monkeypatch.setattr(kernel, "predictions_of", failing)
+    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
+    assert kernel.main(["--input", str(data), "--output", str(tmp_path / "out"), *TINY]) == 1
+    assert len(check_submitted(kernel, tmp_path / "out")["predicted_by"]) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="KBUGS 5")
+def test_memory_that_runs_out_in_predicting_is_not_told_as_a_full_disk(kernel, data, tmp_path, monkeypatch, calm, capsys):
+    def failing(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernel, "predict", failing)
+    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
+    code = kernel.main(["--input", str(data), "--output", str(tmp_path / "out"), "--recipe=closed_form", *SMALL])
+    said = capsys.readouterr().err
+    assert code == 1 and "out of memory" in said and "disk" not in said
+
+
+@pytest.mark.parametrize("limit", [3_000, 30_000, 60_000])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(kernel, server, data, first, tmp_path: Path, limit: int):
+    """No file may grow past the limit: at one size it is weights that fail, at others the csv or a resume state."""
+    output = tmp_path / "out"
+    arguments = ("--input", data, "--output", output, *JOINED, "--set=checkpoint_every=3")
+    ended = server.run(*arguments, file_limit=limit)
+    assert ended.returncode == 1 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended
+    assert "cannot be written" in ended.stderr and "free some space" in ended.stderr
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+    assert (output / MANIFEST).exists() == (limit > 50_000), "the closed form's is smaller than a network's state"
+    if (output / MANIFEST).exists():  # what is there is whole
+        check_submitted(kernel, output)
+    for path in output.glob("*.pth"):
+        assert kernel.load_torch(path)
+    assert not server.run(*arguments).returncode
+    assert sha256_of(output / SUBMISSION) == sha256_of(first[0] / SUBMISSION)
+    check_outputs(kernel, output, checkpoints=(3, 6))
