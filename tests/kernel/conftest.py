@@ -1,7 +1,9 @@
-"""What the kernel's tests share: a server of runs, data on which networks earn their place, trainings in this process."""
+"""What the kernel's tests share: runs in other processes and in this one, data on which networks earn their place."""
 from __future__ import annotations
 
 import math
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "min_steps":
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
     server = KernelServer(tmp_path_factory.mktemp("server"))
+    server.run("--mode=ready?")  # no test's time is what the first imports take
     yield server
     server.close()
 
@@ -42,8 +45,6 @@ def first(server: KernelServer, data: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel in this process takes over no signal: pytest's own handlers stay."""
-    import signal
-
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 
@@ -57,7 +58,7 @@ class Lab:
         """Of a network, small and quick."""
         return self.kernel.Knobs(**{**QUICK, **changed})
 
-    def problem(self, change: Callable[[dict], None] = lambda train: None, knobs: dict | None = None, **size: Any) -> Any:
+    def problem(self, change: Callable[[dict], None] = lambda train: None, **size: Any) -> Any:
         train, test = draw_arrays(**{**BENT, **size})
         change(train)
         kernel, ids = self.kernel, "captions/ids"
@@ -67,19 +68,19 @@ class Lab:
                             train["images/embeddings"]),
             kernel.TestSet(test[ids], test["captions/text"].tolist(), test["captions/embeddings"],
                            train["images/embeddings"].shape[1]))
-        both = self.knobs(sees="both", **(knobs or {}))
-        return kernel.make_problem(*sets, both, [both])
+        both = self.knobs(sees="both")
+        return kernel.make_problem(*sets, both, [both], [])[0]
 
-    def task(self, problem: Any, dtype: str = "float32", phase: str = "validate") -> Any:
-        images, device = problem.images_of(phase), torch.device("cpu")
-        return self.kernel.make_task(problem.train, images, problem.words, device, self.kernel.DTYPES[dtype])
+    def task(self, problem: Any, dtype: str = "float32", phase: str = "validate", **knobs: Any) -> Any:
+        device, kind = torch.device("cpu"), self.kernel.DTYPES[dtype]
+        return self.kernel.make_task(problem, phase, self.knobs(**knobs), device, kind)
 
     def states(self, name: str = "state.pth") -> Any:
-        return self.kernel.StateFile(self.folder / name, "fingerprint")
+        return self.kernel.StateFile(self.folder / name, "fingerprint", "cpu")
 
     def train(self, problem: Any = None, dtype: str = "float32", allotted: float = math.inf, name: str = "validate 1",
               again: bool = False, stop: Any = None, **knobs: Any) -> Any:
-        """A trained network; `self.rows` are its rows of the log. `again`: as a run does it when the loss is NaN."""
+        """A trained network; `self.rows`: when it was watched. `again`: as a run does it when the loss is NaN."""
         problem = problem or self.problem()
         learn = self.kernel.train_again_if_diverged if again else self.kernel.train_network
         self.rows = []
@@ -88,7 +89,7 @@ class Lab:
             self.rows.append((epoch, last))
             return {"phase": "validate", "member": 1}
 
-        return learn(name, self.knobs(**knobs), task=self.task(problem, dtype), dtype=self.kernel.DTYPES[dtype],
+        return learn(name, self.knobs(**knobs), task=self.task(problem, dtype, **knobs), dtype=self.kernel.DTYPES[dtype],
                      allotted=allotted, states=self.states(), stop=stop or self.kernel.Stop(1e6), watch=watch)
 
     def score(self, problem: Any, trained: Any, **knobs: Any) -> float:
@@ -96,6 +97,19 @@ class Lab:
         network = self.kernel.network_of(self.knobs(**knobs), trained.weights, problem.dims)
         predictions = self.kernel.predictions_of(network, problem, 256)
         return self.kernel.evaluate(predictions, problem.val_vectors)["pool100_raw"]["mrr"]
+
+
+@pytest.fixture
+def run_here(kernel: ModuleType, calm: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """A run in this process, where the kernel may be changed: run_here("--input", ...); its exit code."""
+    monkeypatch.setattr(kernel, "keep_memory", lambda: None)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: True)
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(kernel, "STARTED", time.monotonic())
+        return kernel.main(list(map(str, arguments)))
+
+    return run
 
 
 @pytest.fixture

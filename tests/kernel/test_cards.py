@@ -144,16 +144,25 @@ def test_a_state_of_another_number_type_is_taken_up(kernel, lab, capsys, before:
     assert trained.epochs == 3 and trained.history[-1]["loss"] < trained.history[0]["loss"]
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="KBUGS 7")
-def test_a_state_of_another_device_is_no_error(kernel, lab):
+def test_a_state_of_another_device_is_a_new_start(kernel, lab, capsys):
     """Its generator's state has another form there."""
     problem = lab.problem()
+    whole = lab.train(problem)
     stopped(kernel, lab, 30, problem=problem)
     states = lab.states()
     content = states.read()
     content["random"] = content["at"]["epoch_start"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's
-    states.write(content)
-    assert lab.train(problem).epochs == 3
+    states.write(content | {"device": "cuda"})
+    found = lab.train(problem)
+    assert "not usable (it is of another kind of device" in capsys.readouterr().out
+    assert all(torch.equal(whole.weights[key], found.weights[key]) for key in whole.weights)
+
+
+def test_a_network_that_is_trained_is_taken_up_on_any_device(kernel, lab):
+    states = lab.states()
+    states.write({"trained": vars(lab.train())})
+    elsewhere = kernel.StateFile(states.path, states.fingerprint, "cuda")
+    assert "trained" in elsewhere.read()
 
 
 # ------------------------------------------------------------------------------------------------ tracing
@@ -165,9 +174,10 @@ def test_no_tensor_of_a_step_lies_on_another_device(kernel, lab, monkeypatch, kn
     In place of fake CUDA tensors: a torch that is built for CPUs alone ends the process at their first gradient.
     """
     problem, device, full = lab.problem(), torch.device("meta"), lab.knobs(**knobs)
-    task = kernel.make_task(problem.train, problem.train_images, problem.words, device, torch.float16)
+    task = kernel.make_task(problem, "validate", full, device, torch.float16)
     network = kernel.NETWORKS[full.network](*problem.dims, full, None).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters())
+    optimizer.param_groups[0]["rate"] = 1.0
     learner = kernel.Learner(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), None)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no such device
     monkeypatch.setattr(torch.Tensor, "unique", lambda self, return_inverse: (self[:9], self))  # its size is data
@@ -175,8 +185,9 @@ def test_no_tensor_of_a_step_lies_on_another_device(kernel, lab, monkeypatch, kn
     loss = kernel.take_step(learner, task, captions, full, torch.float32, 16)
     assert loss.device == device and not loss.shape
     assert {weights.grad.device.type for weights in network.parameters() if weights.grad is not None} == {"meta"}
-    for tensor in (value for one in dataclasses.fields(task) if isinstance(value := getattr(task, one.name), torch.Tensor)):
-        assert tensor.device == device
+    for one in dataclasses.fields(task):
+        for tensor in task.galleries if one.name == "galleries" else [getattr(task, one.name)]:
+            assert tensor.device == device, one.name
 
 
 # --------------------------------------------------------------------------------------------- side by side

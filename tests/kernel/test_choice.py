@@ -1,11 +1,14 @@
 """Which members predict, with what weight, and whether the figure that is reported owes anything to the choice."""
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 
-def draw_members(images: int, qualities: list[float], seed: int = 0, dim: int = 12) -> tuple[list[np.ndarray], np.ndarray]:
+def draw_members(images: int, qualities: list[float], seed: int = 0,
+                 dim: int = 12) -> tuple[list[np.ndarray], np.ndarray]:
     """Predictions (5, images, dim) of members that see the photo through noise of 1/quality; 0: noise alone."""
     draw = np.random.default_rng(seed)
     gallery = draw.normal(size=(images, dim)).astype(np.float32)
@@ -20,7 +23,8 @@ def score(kernel, predictions: np.ndarray, gallery: np.ndarray) -> float:
     return kernel.evaluate(predictions, gallery)["pool100_raw"]["mrr"]
 
 
-def choose(kernel, members: list[np.ndarray], gallery: np.ndarray, repulsion: float = 0.0, equal: list[bool] | None = None):
+def choose(kernel, members: list[np.ndarray], gallery: np.ndarray, repulsion: float = 0.0,
+           equal: list[bool] | None = None) -> Any:
     return kernel.choose_blend(members, gallery, repulsion, equal or [True] * len(members))
 
 
@@ -57,7 +61,7 @@ def test_leads_rank_as_the_metric_does(kernel):
 
 # ------------------------------------------------------------------------------------------------ honesty
 def test_on_noise_the_reported_figure_is_chance(kernel):
-    """Six members that know nothing: the best choice looks better than chance on what it was chosen on, not reported."""
+    """Six members that know nothing: what is chosen looks better than chance on what it was chosen on alone."""
     honest, flattered = [], []
     for seed in range(24):
         members, gallery = draw_members(200, [0.0] * 6, seed)
@@ -85,6 +89,7 @@ def test_equal_weights_stay_where_choosing_gains_nothing(kernel):
     members, gallery = draw_members(200, [0.5, 0.5, 0.5])
     blend = choose(kernel, members, gallery)
     assert not blend.chosen and blend.weights == pytest.approx([1 / 3] * 3)
+    assert blend.chosen_mrr == pytest.approx(blend.equal_mrr, abs=0.01)
     mean = sum(kernel.unit(one) for one in members)
     assert score(kernel, blend.predictions, gallery) == pytest.approx(score(kernel, mean, gallery), abs=1e-6)
 
@@ -97,6 +102,7 @@ def test_only_the_marked_share_equal_weights(kernel):
 def test_weights_are_chosen_where_that_gains(kernel):
     members, gallery = draw_members(200, [0.8, 0.0, 0.0, 0.0])
     blend = choose(kernel, members, gallery)
+    assert blend.chosen_mrr > blend.equal_mrr + 0.03
     assert blend.chosen and blend.weights[0] > 0.7 and blend.weights.sum() == pytest.approx(1)
     assert score(kernel, blend.predictions, gallery) > score(kernel, sum(map(kernel.unit, members)), gallery) + 0.03
 
@@ -129,14 +135,14 @@ def test_repulsion_pushes_like_predictions_apart(kernel):
 
 
 def test_repulsion_is_taken_where_validation_gains_and_left_where_it_loses(kernel):
-    """Twins in a pool, told apart by little: pushing helps; predictions that lean to the mean of all are spoilt less."""
+    """Twins in a pool, told apart by little."""
     draw = np.random.default_rng(0)
     centres = draw.normal(size=(100, 12))
     gallery = np.repeat(centres, 2, axis=0) + 0.3 * draw.normal(size=(200, 12))
     members = [(gallery + 0.35 * draw.normal(size=(5, 200, 12))).astype(np.float32)]
     options = {strength: score(kernel, np.stack([kernel.repel(view, strength, 1.0) for view in members[0]]), gallery)
-               for strength in (0.0, 0.2, -0.4)}
+               for strength in (0.0, 0.1, 0.2, -0.2, -0.4)}
     blend = choose(kernel, members, gallery.astype(np.float32), 0.2)
-    assert blend.repulsion == max((0.0, 0.2), key=options.get) and options[0.0] != options[0.2]
+    assert blend.repulsion == max((0.0, 0.1, 0.2), key=options.get) and options[0.0] != options[0.2]
     spoilt = choose(kernel, members, gallery.astype(np.float32), -0.4)  # a pull: it loses
-    assert options[-0.4] < options[0.0] and spoilt.repulsion == 0
+    assert max(options[-0.4], options[-0.2]) < options[0.0] and spoilt.repulsion == 0

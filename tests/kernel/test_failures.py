@@ -21,7 +21,7 @@ from outputs import (
 
 
 @pytest.mark.parametrize("kaggle", [False, True])
-def test_a_later_candidate_that_fails_leaves_the_best_so_far(kernel, data, tmp_path, monkeypatch, calm, capsys, kaggle):
+def test_a_later_failure_leaves_the_best_so_far(kernel, data, tmp_path, monkeypatch, run_here, capsys, kaggle):
     """Words end in an error: exit code 1 with the reason, the submission is of the others and says so."""
     if kaggle:
         monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
@@ -30,9 +30,7 @@ def test_a_later_candidate_that_fails_leaves_the_best_so_far(kernel, data, tmp_p
         raise RuntimeError("CUDA error: device-side assert triggered\nmore lines")
 
     monkeypatch.setattr(kernel, "WordBag", failing)
-    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
-    arguments = ["--input", str(data), "--output", str(tmp_path / "out"), "--recipe=ensemble", *SMALL]
-    assert kernel.main(arguments) == 1
+    assert run_here("--input", data, "--output", tmp_path / "out", "--recipe=ensemble", *SMALL) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: candidate ") and captured.err.count("\n") == 1
     assert "device-side assert triggered" in captured.err and "Traceback" not in captured.out
@@ -41,7 +39,7 @@ def test_a_later_candidate_that_fails_leaves_the_best_so_far(kernel, data, tmp_p
     assert all("sees=" not in one["knobs"] for one in manifest["predicted_by"])
 
 
-def test_a_refit_that_fails_predicts_with_the_validated_weights(kernel, data, tmp_path, monkeypatch, calm, capsys):
+def test_a_refit_that_fails_predicts_with_the_validated_weights(kernel, data, tmp_path, monkeypatch, run_here, capsys):
     right = kernel.train_network
 
     def failing(name: str, *others: Any, **named: Any) -> Any:
@@ -50,20 +48,18 @@ def test_a_refit_that_fails_predicts_with_the_validated_weights(kernel, data, tm
         return right(name, *others, **named)
 
     monkeypatch.setattr(kernel, "train_network", failing)
-    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
-    assert kernel.main(["--input", str(data), "--output", str(tmp_path / "out"), *JOINED]) == 1
+    assert run_here("--input", data, "--output", tmp_path / "out", *JOINED) == 1
     assert "refit: CUDA out of memory" in capsys.readouterr().err
     manifest = check_submitted(kernel, tmp_path / "out")
     assert {one["candidate"]: one["refitted"] for one in manifest["predicted_by"]}[1] is False
 
 
-def test_the_only_candidate_that_fails_leaves_nothing(kernel, data: Path, tmp_path: Path, monkeypatch, calm, capsys):
+def test_the_only_candidate_that_fails_leaves_nothing(kernel, data, tmp_path: Path, monkeypatch, run_here, capsys):
     def failing(*_: Any, **__: Any) -> None:
         raise torch.linalg.LinAlgError("linalg.solve: the input matrix is singular.")
 
     monkeypatch.setattr(kernel, "fit_closed_form", failing)
-    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
-    assert kernel.main(["--input", str(data), "--output", str(tmp_path / "out"), "--recipe=closed_form", *SMALL]) == 1
+    assert run_here("--input", data, "--output", tmp_path / "out", "--recipe=closed_form", *SMALL) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: candidate 0") and captured.err.count("\n") == 1
     assert not (tmp_path / "out" / SUBMISSION).exists() and not (tmp_path / "out" / MANIFEST).exists()
@@ -72,9 +68,8 @@ def test_the_only_candidate_that_fails_leaves_nothing(kernel, data: Path, tmp_pa
 GUARDED = {"memory": torch.OutOfMemoryError("CUDA out of memory"), "no number": ValueError("predictions hold NaN")}
 
 
-@pytest.mark.xfail(strict=True, reason="KBUGS 6")
 @pytest.mark.parametrize("error", GUARDED.values(), ids=GUARDED)
-def test_validating_may_fail_as_training_may(kernel, data, tmp_path, monkeypatch, calm, error: Exception):
+def test_validating_may_fail_as_training_may(kernel, data, tmp_path, monkeypatch, run_here, error: Exception):
     """Its predictions don't fit, or are no numbers: that candidate is out, the others submit."""
     right = kernel.predictions_of
 
@@ -85,19 +80,17 @@ def test_validating_may_fail_as_training_may(kernel, data, tmp_path, monkeypatch
         return right(network, *others)
 
     monkeypatch.setattr(kernel, "predictions_of", failing)
-    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
-    assert kernel.main(["--input", str(data), "--output", str(tmp_path / "out"), *TINY]) == 1
+    assert run_here("--input", data, "--output", tmp_path / "out", *TINY) == 1
     assert len(check_submitted(kernel, tmp_path / "out")["predicted_by"]) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="KBUGS 5")
-def test_memory_that_runs_out_in_predicting_is_not_told_as_a_full_disk(kernel, data, tmp_path, monkeypatch, calm, capsys):
+@pytest.mark.xfail(strict=True, raises=torch.OutOfMemoryError, reason="KBUGS 15")
+def test_memory_that_runs_out_in_predicting_is_one_line(kernel, data, tmp_path, monkeypatch, run_here, capsys):
     def failing(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(kernel, "predict", failing)
-    monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
-    code = kernel.main(["--input", str(data), "--output", str(tmp_path / "out"), "--recipe=closed_form", *SMALL])
+    code = run_here("--input", data, "--output", tmp_path / "out", "--recipe=closed_form", *SMALL)
     said = capsys.readouterr().err
     assert code == 1 and "out of memory" in said and "disk" not in said
 

@@ -77,7 +77,7 @@ def test_whole_pools_are_named_so(server, tmp_path: Path):
 
 
 def test_the_first_submission_is_the_closed_forms_and_later_ones_are_better(first):
-    said = [float(score) for score in re.findall(r"^submission: .* validation ([\d.]+) raw", first[1].stdout, re.M)]
+    said = [float(score) for score in re.findall(r"^submission: .*; ([\d.]+) raw in validation", first[1].stdout, re.M)]
     lines = first[1].stdout.splitlines()
     at = [k for k, line in enumerate(lines) if line.startswith("submission: ")]
     assert not any(" validate " in line for line in lines[:at[0]]), "before any network"

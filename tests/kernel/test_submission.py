@@ -113,7 +113,7 @@ def test_a_submission_that_fails_its_check_is_removed_and_the_old_one_stays(kern
     with pytest.raises((kernel.UserError, MemoryError)):
         kernel.write_submission(path, ids, 2 * predictions)
     assert path.read_bytes() == before and [entry.name for entry in path.parent.glob("*sub*")] == [path.name]
-    assert not [name for name in os.listdir(path.parent) if name.endswith(".part")]
+    assert not list(path.parent.glob(".*.part"))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 99, 199, 1500])

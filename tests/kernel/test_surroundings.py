@@ -51,7 +51,7 @@ def test_a_packaged_copy_in_the_mounts_of_kaggle(kernel, data: Path, first, tmp_
 
 
 def test_a_terminal_without_letters_and_a_folder_with_them(kernel, data: Path, tmp_path: Path):
-    """LC_ALL=C without UTF-8: paths that no encoding of the terminal has; and files are nobody else's under umask 077."""
+    """LC_ALL=C without UTF-8: no encoding has this path. And under umask 077 files are nobody else's."""
     output = tmp_path / "Aus gäbe 漢字"
     done = as_script(tmp_path, "--input", data, "--output", output, "--recipe=closed_form", *SMALL, umask=0o077,
                      env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})

@@ -1,0 +1,163 @@
+"""Little time: a run ends within it, has the best that there was time for, and says what there was no time for."""
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drawn import BENT, LEARNING, draw_data
+from forked import Ended, KernelServer
+from outputs import FINAL, MANIFEST, METRICS, SUBMISSION, check_submitted, mrr, read_json
+
+SLACK = 4.0  # seconds that a loaded machine may take for what is measured in tenths
+ENSEMBLE = ["--recipe=ensemble", *LEARNING]
+
+
+def run_for(server: KernelServer, seconds: float, output: Path, data: Path, *settings: str) -> tuple[Ended, float]:
+    """A run with a budget; how it ended and how long it took."""
+    start = time.monotonic()
+    ended = server.run("--input", data, "--output", output, *settings, f"--set=max_minutes={seconds / 60}")
+    return ended, time.monotonic() - start
+
+
+def check_budget(kernel: Any, output: Path, ended: Ended) -> dict[str, Any]:
+    """A run that its budget ended is complete, no worse than the closed form, and tells all that is missing."""
+    assert ended.returncode == 0 and not ended.stderr, ended
+    manifest, metrics = check_submitted(kernel, output), read_json(output / METRICS)
+    assert manifest["complete"] is True and not list(output.glob("resume_*"))
+    assert manifest["stopped"] in ("", "time budget")
+    first = float(re.search(r"^submission: .*; ([\d.]+) raw", ended.stdout, re.M)[1])
+    assert mrr(output) >= first - 5e-5, "worse than the closed form"
+    for one in metrics["members"]:
+        if one["weight"] and not one["refitted"]:
+            assert any(f"refit of candidate {one['candidate']}:" in line for line in metrics["left_out"]), one
+    for line in metrics["left_out"]:
+        assert line in ended.stdout
+    trained = {one["candidate"] for one in metrics["members"]}
+    dropped = {int(re.search(r"candidate (\d+)", line)[1]) for line in metrics["left_out"] if "refit" not in line}
+    assert trained | dropped == set(range(5)) and not trained & dropped
+    return metrics
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(0.06, 3000), (1.0, 3000), (3.0, 100), (6.0, 200)])
+def test_a_run_ends_within_its_time_with_the_best_so_far(kernel, server, data, tmp_path, seconds: float, epochs: int):
+    """Networks that would take longer, up to minutes."""
+    ended, took = run_for(server, seconds, tmp_path / "out", data, *ENSEMBLE, f"--set=epochs={epochs}")
+    metrics = check_budget(kernel, tmp_path / "out", ended)
+    assert took < seconds + SLACK
+    if seconds < 0.1:
+        assert len(metrics["left_out"]) == 4 and [one["candidate"] for one in metrics["members"]] == [0]
+    if seconds > 5:
+        assert any(0 < one["epochs"] < epochs for one in metrics["members"])
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """Another process on every core."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    yield
+    for loop in loops:
+        loop.kill()
+        loop.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [6.0, 15.0, 30.0])
+def test_a_run_ends_within_its_time_on_a_busy_machine(kernel, server, busy, tmp_path: Path, seconds: float):
+    root = draw_data(tmp_path / "data", images=2000, **BENT)
+    ended, took = run_for(server, seconds, tmp_path / "out", root, *ENSEMBLE, "--set=epochs=40", "--set=hidden=256")
+    check_budget(kernel, tmp_path / "out", ended)
+    assert took < seconds + 2 * SLACK
+
+
+def test_enough_time_leaves_nothing_out(server, data: Path, tmp_path: Path):
+    ended, _ = run_for(server, 600, tmp_path / "out", data, *ENSEMBLE)
+    metrics = read_json(tmp_path / "out" / METRICS)
+    assert ended.returncode == 0 and not metrics["left_out"] and "time budget" not in ended.stdout
+    assert all(one["epochs"] in (0, 8) for one in metrics["members"])
+    assert read_json(tmp_path / "out" / MANIFEST)["stopped"] == ""
+
+
+def test_refits_without_time_are_left_out_and_said(kernel, data: Path, tmp_path: Path, run_here, monkeypatch, capsys):
+    """The heaviest member is refitted first; who has no time predicts with its validated weights."""
+    right, stops = kernel.refit_members, []
+
+    class Stop(kernel.Stop):
+        def __init__(self, minutes: float) -> None:
+            super().__init__(minutes)
+            stops.append(self)
+
+    def refit(best: Any, *others: Any) -> None:
+        networks = [one for one in best.members if one.knobs.network != "linear"]
+        assert len(networks) > 1
+        heaviest = networks[0].validated
+        heaviest.seconds, networks[1].validated.seconds = 5.0, 500.0
+        stops[0].deadline = time.monotonic() + stops[0].closing + 60
+        right(best, *others)
+
+    monkeypatch.setattr(kernel, "Stop", Stop)
+    monkeypatch.setattr(kernel, "refit_members", refit)
+    assert run_here("--input", data, "--output", tmp_path / "out", *ENSEMBLE) == 0
+    manifest, metrics = check_submitted(kernel, tmp_path / "out"), read_json(tmp_path / "out" / METRICS)
+    networks = [one for one in manifest["predicted_by"] if "network=linear" not in one["knobs"]]
+    assert [one["refitted"] for one in networks] == [True] + [False] * (len(networks) - 1)
+    said = capsys.readouterr().out
+    for one in networks[1:]:
+        line = f"refit of candidate {one['candidate']}: no time for it; it predicts with its validated weights"
+        assert line in metrics["left_out"] and line in said
+    assert manifest["complete"] is True
+
+
+def test_a_run_that_its_budget_ended_can_be_packaged_and_predicts(kernel, server, data: Path, tmp_path: Path):
+    run_for(server, 3.0, tmp_path / "out", data, *ENSEMBLE, "--set=epochs=3000")
+    ended = server.run("--input", tmp_path, "--output", tmp_path / "again", "--mode=predict", "--set=device=cpu")
+    assert ended.returncode == 2  # no test data below it
+    root = draw_data(tmp_path / "input", **BENT)
+    (root / FINAL).write_bytes((tmp_path / "out" / FINAL).read_bytes())
+    ended = server.run("--input", root, "--output", tmp_path / "again", "--mode=predict", "--set=device=cpu")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "again" / SUBMISSION).read_bytes() == (tmp_path / "out" / SUBMISSION).read_bytes()
+
+
+def test_no_time_for_the_only_network_is_said(server, data: Path, tmp_path: Path):
+    """The baseline has no closed form to fall back on."""
+    ended, _ = run_for(server, 0.06, tmp_path / "out", data, "--recipe=baseline", *LEARNING, "--set=epochs=3000")
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+    assert "raise --set max_minutes" in ended.stderr and not (tmp_path / "out" / SUBMISSION).exists()
+
+
+# ------------------------------------------------------------------------------------------------- search
+def test_the_search_draws_until_its_time_is_out(kernel, server, data: Path, tmp_path: Path):
+    seconds = 12.0
+    ended, took = run_for(server, seconds, tmp_path / "out", data, "--recipe=search", *LEARNING, "--set=epochs=2")
+    assert ended.returncode == 0 and not ended.stderr, ended
+    manifest, metrics = check_submitted(kernel, tmp_path / "out"), read_json(tmp_path / "out" / METRICS)
+    assert manifest["complete"] is True and not list((tmp_path / "out").glob("resume_*"))
+    drawn = re.findall(r"^candidate (\d+) is drawn: (.*)$", ended.stdout, re.M)
+    assert len(drawn) >= 2 and [int(number) for number, _ in drawn] == list(range(5, 5 + len(drawn)))
+    assert len({knobs for _, knobs in drawn}) == len(drawn)
+    assert all("epochs=" not in knobs and "hidden=" not in knobs for _, knobs in drawn), "the user set those"
+    assert len(metrics["members"]) == 5 + len(drawn)
+    assert took < seconds + SLACK
+
+
+def test_a_search_goes_on_with_what_it_had_drawn(kernel, server, data: Path, tmp_path: Path):
+    arguments = ["--input", data, "--output", tmp_path / "out", "--recipe=search", *LEARNING, "--set=epochs=2"]
+    ended = server.stop(signal.SIGTERM, *arguments, "--set=checkpoint_seconds=0", after="candidate 6 is drawn")
+    assert ended.returncode == 143
+    assert len(read_json(tmp_path / "out" / "resume_run.json")["drawn"]) == 2
+    score = mrr(tmp_path / "out")
+    again, _ = run_for(server, 10.0, tmp_path / "out", data, "--recipe=search", *LEARNING, "--set=epochs=2")
+    assert again.returncode == 0 and not again.stderr
+    drawn = re.findall(r"^candidate (\d+) is drawn", again.stdout, re.M)
+    assert all(int(number) > 6 for number in drawn)
+    check_submitted(kernel, tmp_path / "out")
+    assert len(read_json(tmp_path / "out" / METRICS)["members"]) >= 7 and mrr(tmp_path / "out") >= score
