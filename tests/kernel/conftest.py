@@ -21,7 +21,7 @@ QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "min_steps":
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
-    server = KernelServer(tmp_path_factory.mktemp("server"))
+    server = KernelServer(tmp_path_factory.mktemp("server"), pictures=False)
     server.run("--mode=ready?")  # no test's time is what the first imports take
     yield server
     server.close()

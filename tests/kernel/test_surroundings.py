@@ -13,6 +13,7 @@ from typing import Any
 from drawn import JOINED, SMALL
 from lib.project import KERNEL, sha256_of
 from outputs import (
+    CURVES,
     SUBMISSION,
     check_outputs,
 )
@@ -47,6 +48,7 @@ def test_a_packaged_copy_in_the_mounts_of_kaggle(kernel, data: Path, first, tmp_
     knobs = check_outputs(kernel, output, checkpoints=(5,))["knobs"]
     assert {key: knobs[key] for key in ("recipe", "epochs", "hidden", "seed", "schedule")} == {
         "recipe": "align", "epochs": 8, "hidden": 64, "seed": 0, "schedule": "cosine"}
+    assert (output / CURVES).read_bytes().startswith(b"\x89PNG")
     assert sha256_of(output / SUBMISSION) == sha256_of(first[0] / SUBMISSION)  # as the fork of the old mount
 
 
