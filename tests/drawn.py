@@ -12,7 +12,7 @@ import numpy as np
 
 TEXT, IMAGE, LATENT = 32, 48, 16
 SMALL = ["--set=hidden=32", "--set=epochs=3", "--set=batch=64", "--set=min_steps=0", "--set=device=cpu",
-         "--set=dtype=float32", "--set=word_buckets=256", "--set=word_width=16"]
+         "--set=dtype=float32", "--set=word_width=16"]
 TINY = ["--recipe=align", *SMALL]
 # Data on which networks beat the closed form within a second, and knobs for it (a later --set wins).
 BENT = {"bend": 1.5}

@@ -15,8 +15,8 @@ import torch
 from drawn import BENT, JOINED, draw_arrays, draw_data
 from forked import Ended, KernelServer
 
-QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "min_steps": 0, "word_buckets": 256,
-         "word_width": 16, "device": "cpu", "dtype": "float32"}
+QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "min_steps": 0, "word_width": 16,
+         "device": "cpu", "dtype": "float32"}
 
 
 @pytest.fixture(scope="session")
@@ -89,8 +89,9 @@ class Lab:
             self.rows.append((epoch, last))
             return {"phase": "validate", "member": 1}
 
-        return learn(name, self.knobs(**knobs), task=self.task(problem, dtype, **knobs), dtype=self.kernel.DTYPES[dtype],
-                     allotted=allotted, states=self.states(), stop=stop or self.kernel.Stop(1e6), watch=watch)
+        task, kind, stop = self.task(problem, dtype, **knobs), self.kernel.DTYPES[dtype], stop or self.kernel.Stop(1e6)
+        return learn(name, self.knobs(**knobs), task=task, dtype=kind, allotted=allotted, states=self.states(),
+                     stop=stop, watch=watch)
 
     def score(self, problem: Any, trained: Any, **knobs: Any) -> float:
         """Raw MRR of a trained network on the validation images."""

@@ -43,7 +43,7 @@ def check_budget(kernel: Any, output: Path, ended: Ended) -> dict[str, Any]:
         assert line in ended.stdout
     trained = {one["candidate"] for one in metrics["members"]}
     dropped = {int(re.search(r"candidate (\d+)", line)[1]) for line in metrics["left_out"] if "refit" not in line}
-    assert trained | dropped == set(range(5)) and not trained & dropped
+    assert trained | dropped == set(range(6)) and not trained & dropped
     return metrics
 
 
@@ -54,7 +54,7 @@ def test_a_run_ends_within_its_time_with_the_best_so_far(kernel, server, data, t
     metrics = check_budget(kernel, tmp_path / "out", ended)
     assert took < seconds + SLACK
     if seconds < 0.1:
-        assert len(metrics["left_out"]) == 4 and [one["candidate"] for one in metrics["members"]] == [0]
+        assert len(metrics["left_out"]) == 5 and [one["candidate"] for one in metrics["members"]] == [0]
     if seconds > 5:
         assert any(0 < one["epochs"] < epochs for one in metrics["members"])
 
@@ -142,22 +142,22 @@ def test_the_search_draws_until_its_time_is_out(kernel, server, data: Path, tmp_
     manifest, metrics = check_submitted(kernel, tmp_path / "out"), read_json(tmp_path / "out" / METRICS)
     assert manifest["complete"] is True and not list((tmp_path / "out").glob("resume_*"))
     drawn = re.findall(r"^candidate (\d+) is drawn: (.*)$", ended.stdout, re.M)
-    assert len(drawn) >= 2 and [int(number) for number, _ in drawn] == list(range(5, 5 + len(drawn)))
+    assert len(drawn) >= 2 and [int(number) for number, _ in drawn] == list(range(6, 6 + len(drawn)))
     assert len({knobs for _, knobs in drawn}) == len(drawn)
     assert all("epochs=" not in knobs and "hidden=" not in knobs for _, knobs in drawn), "the user set those"
-    assert len(metrics["members"]) == 5 + len(drawn)
+    assert len(metrics["members"]) == 6 + len(drawn)
     assert took < seconds + SLACK
 
 
 def test_a_search_goes_on_with_what_it_had_drawn(kernel, server, data: Path, tmp_path: Path):
     arguments = ["--input", data, "--output", tmp_path / "out", "--recipe=search", *LEARNING, "--set=epochs=2"]
-    ended = server.stop(signal.SIGTERM, *arguments, "--set=checkpoint_seconds=0", after="candidate 6 is drawn")
+    ended = server.stop(signal.SIGTERM, *arguments, "--set=checkpoint_seconds=0", after="candidate 7 is drawn")
     assert ended.returncode == 143
     assert len(read_json(tmp_path / "out" / "resume_run.json")["drawn"]) == 2
     score = mrr(tmp_path / "out")
     again, _ = run_for(server, 10.0, tmp_path / "out", data, "--recipe=search", *LEARNING, "--set=epochs=2")
     assert again.returncode == 0 and not again.stderr
     drawn = re.findall(r"^candidate (\d+) is drawn", again.stdout, re.M)
-    assert all(int(number) > 6 for number in drawn)
+    assert all(int(number) > 7 for number in drawn)
     check_submitted(kernel, tmp_path / "out")
-    assert len(read_json(tmp_path / "out" / METRICS)["members"]) >= 7 and mrr(tmp_path / "out") >= score
+    assert len(read_json(tmp_path / "out" / METRICS)["members"]) >= 8 and mrr(tmp_path / "out") >= score

@@ -24,8 +24,8 @@ def score(kernel, predictions: np.ndarray, gallery: np.ndarray) -> float:
 
 
 def choose(kernel, members: list[np.ndarray], gallery: np.ndarray, repulsion: float = 0.0,
-           equal: list[bool] | None = None) -> Any:
-    return kernel.choose_blend(members, gallery, repulsion, equal or [True] * len(members))
+           priors: list[float] | None = None) -> Any:
+    return kernel.choose_blend(members, gallery, repulsion, priors or [1.0] * len(members))
 
 
 # ------------------------------------------------------------------------------------------------ greedy
@@ -65,7 +65,7 @@ def test_on_noise_the_reported_figure_is_chance(kernel):
     honest, flattered = [], []
     for seed in range(24):
         members, gallery = draw_members(200, [0.0] * 6, seed)
-        blend = choose(kernel, members, gallery, 0.2, [seed % 2 == 0] * 6)  # without equal ones weights are chosen
+        blend = choose(kernel, members, gallery, 0.2, [float(seed % 2)] * 6)  # without priors weights are chosen
         honest.append(score(kernel, blend.predictions, gallery))
         leads = np.stack([kernel.pool_leads(kernel.unit(one), gallery) for one in members])
         flattered.append(kernel.mean_gains(np.tensordot(kernel.greedy_weights(leads), leads, 1)).mean())
@@ -78,31 +78,41 @@ def test_each_half_is_predicted_by_what_was_chosen_on_the_other(kernel):
     """A member that is right on one half of the pools alone can't raise the figure of that half."""
     members, gallery = draw_members(200, [0.0, 0.0, 0.5])
     members[0][:, :100] += 50 * gallery[:100]  # perfect on the first pool, noise on the second
-    blend = choose(kernel, members, gallery, equal=[False] * 3)
+    blend = choose(kernel, members, gallery, priors=[0.0] * 3)
     first = kernel.evaluate(blend.predictions[:, :100], gallery[:100])["pool100_raw"]["mrr"]
     alone = kernel.evaluate(members[2][:, :100], gallery[:100])["pool100_raw"]["mrr"]
     assert first == pytest.approx(alone, abs=0.1) and first < 0.9
     assert blend.weights[0] > 0  # what predicts the test is chosen on all
 
 
-def test_equal_weights_stay_where_choosing_gains_nothing(kernel):
+def test_the_priors_stay_where_choosing_gains_nothing(kernel):
     members, gallery = draw_members(200, [0.5, 0.5, 0.5])
     blend = choose(kernel, members, gallery)
     assert not blend.chosen and blend.weights == pytest.approx([1 / 3] * 3)
-    assert blend.chosen_mrr == pytest.approx(blend.equal_mrr, abs=0.01)
+    assert blend.chosen_mrr == pytest.approx(blend.prior_mrr, abs=0.01)
     mean = sum(kernel.unit(one) for one in members)
     assert score(kernel, blend.predictions, gallery) == pytest.approx(score(kernel, mean, gallery), abs=1e-6)
 
 
-def test_only_the_marked_share_equal_weights(kernel):
-    members, gallery = draw_members(200, [0.0, 0.5, 0.5])
-    assert choose(kernel, members, gallery, equal=[False, True, True]).weights == pytest.approx([0, 0.5, 0.5])
+def test_weights_follow_their_priors(kernel):
+    members, gallery = draw_members(200, [0.0, 0.5, 0.3])
+    blend = choose(kernel, members, gallery, priors=[0.0, 2.0, 1.0])
+    assert not blend.chosen and blend.weights == pytest.approx([0, 2 / 3, 1 / 3])
+
+
+def test_a_member_without_a_prior_gets_weight_where_that_gains(kernel):
+    """So come the closed form and what a search has drawn into a blend."""
+    members, gallery = draw_members(200, [0.2, 0.8])
+    blend = choose(kernel, members, gallery, priors=[1.0, 0.0])
+    assert blend.chosen and blend.weights[1] > 0.5
+    alone = choose(kernel, members[:1], gallery, priors=[0.0])
+    assert alone.weights.tolist() == [1.0]
 
 
 def test_weights_are_chosen_where_that_gains(kernel):
     members, gallery = draw_members(200, [0.8, 0.0, 0.0, 0.0])
     blend = choose(kernel, members, gallery)
-    assert blend.chosen_mrr > blend.equal_mrr + 0.03
+    assert blend.chosen_mrr > blend.prior_mrr + 0.03
     assert blend.chosen and blend.weights[0] > 0.7 and blend.weights.sum() == pytest.approx(1)
     assert score(kernel, blend.predictions, gallery) > score(kernel, sum(map(kernel.unit, members)), gallery) + 0.03
 

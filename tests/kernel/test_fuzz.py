@@ -24,6 +24,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
+
+from outputs import TEST, TRAIN
 
 HERE = Path(__file__).resolve().parent
 SEED, SECONDS = 20260, 20.0
@@ -110,13 +114,28 @@ class Corpus:
 
         self.kernel, self.folder, self.ids = kernel, folder, np.arange(1, 21)
         self.root = draw_data(folder / "data", images=40, captions=3, test=20)
-        self.tiny = {"recipe": "align", "hidden": 8, "epochs": 1, "batch": 32, "device": "cpu", "dtype": "float32"}
-        settings = [f"--set={key}={value}" for key, value in self.tiny.items()]
+        tiny = {"recipe": "align", "sees": "both", "hidden": 8, "word_width": 4, "epochs": 2, "batch": 32,
+                "min_steps": 0, "device": "cpu", "dtype": "float32"}
+        settings = [f"--set={key}={value}" for key, value in tiny.items()]
         self.code(["--input", self.root, "--output", folder / "done", *settings])
-        self.run = kernel.prepare(self.root, folder / "open", kernel.resolve_knobs(self.tiny))
-        kernel.take_up_or_plan(self.run)
-        self.trainer = kernel.Trainer(self.run, kernel.make_task(self.run, self.run.train_images), "validate", 0)
-        self.trainer.train()
+        sets = kernel.read_train(self.root / TRAIN), kernel.read_test(self.root / TEST)
+        self.knobs = kernel.Knobs(**tiny)
+        self.problem, _ = kernel.make_problem(*sets, self.knobs, [self.knobs], [])
+        (folder / "open").mkdir()
+        self.open = kernel.Folder(folder / "open", "fingerprint")
+        machine = kernel.Machine([torch.device("cpu")], torch.float32, 1.0)
+        self.open.write_index(machine, [kernel.Job(5, self.knobs, drawn=True)])
+        stop = kernel.Stop(1e6)
+        stop.signal = signal.SIGTERM
+        with contextlib.suppress(kernel.Interrupted):
+            self.train(stop)
+        assert self.open.state("validate", 1, "cpu").path.exists()
+
+    def train(self, stop: Any) -> None:
+        task = self.kernel.make_task(self.problem, "validate", self.knobs, torch.device("cpu"), torch.float32)
+        self.kernel.train_again_if_diverged(
+            "validate 1", self.knobs, self.open.state("validate", 1, "cpu"), task=task, dtype=torch.float32,
+            allotted=0.01, stop=stop, watch=lambda *_: {"phase": "validate", "member": 1})
 
     def code(self, arguments: list) -> None:
         """The script on `arguments`: 0, or 2 with one line on stderr."""
@@ -134,22 +153,21 @@ class Corpus:
 
     def weights(self, path: Path) -> np.ndarray:
         bundle = self.kernel.load_weights(path)
-        return self.kernel.predict(bundle, np.ones((3, bundle["dims"][0]), np.float32))
+        return self.kernel.predict(bundle, np.ones((3, bundle["dims"][0]), np.float32), ["more3 less5"] * 3)
 
     def resume(self, _: Path) -> None:
-        self.trainer.load()  # the state before it, or a new start, whatever the damage
-        assert all(value.device.type == "cpu" for value in self.trainer.model.state_dict().values())
+        self.train(self.kernel.Stop(1e6))  # goes on from the state or starts anew, whatever the damage
 
     def index(self, _: Path) -> None:
-        self.kernel.take_up_or_plan(self.run)
+        self.open.read_index(self.root)
 
     def submission(self, path: Path) -> None:
-        self.kernel.check_submission(path, self.ids, self.run.test.image_dim)
+        self.kernel.check_submission(path, self.ids, self.problem.test.image_dim)
 
     def targets(self) -> list[tuple[str, Path, Path, Callable[[Path], Any], int]]:
         """(name, a right file, where its damaged copy goes, reader, number of cases)."""
         kernel, done, opened = self.kernel, self.folder / "done", self.folder / "open"
-        train, test = self.root / "train/train/train.npz", self.root / "test/test/test.clean.npz"
+        train, test = self.root / TRAIN, self.root / TEST
         stored = self.folder / "stored.npz"
         with np.load(train) as arrays:
             np.savez(stored, **arrays)
@@ -161,7 +179,7 @@ class Corpus:
                 ("test", test, scratch / "test.npz", kernel.read_test, 80),
                 ("weights", done / kernel.FINAL_MODEL, scratch / "weights.pth", self.weights, 120),
                 ("submission", done / kernel.SUBMISSION, scratch / "submission.csv", self.submission, 80),
-                ("state", opened / "resume_validate_0.pth", opened / "resume_validate_0.pth", self.resume, 80),
+                ("state", opened / "resume_validate_1.pth", opened / "resume_validate_1.pth", self.resume, 80),
                 ("index", opened / kernel.RESUME_RUN, opened / kernel.RESUME_RUN, self.index, 80),
                 ("predict, weights", done / kernel.FINAL_MODEL, inputs / kernel.FINAL_MODEL, self.predict, 60),
                 ("predict, data", test, inputs / "test.clean.npz", self.predict, 60)]
@@ -222,8 +240,10 @@ def fuzz(kernel: ModuleType, folder: Path) -> dict[str, Any]:
             "growth": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / peak}
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="KBUGS 16")
 def test_damaged_files_are_read_or_refused(tmp_path: Path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}:{HERE.parents[1] / 'tools'}"}
+    places = ":".join(map(str, (HERE, HERE.parent, HERE.parents[1] / "tools")))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     done = subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True,
                           timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -108,7 +108,7 @@ def closed_form_task(kernel, text: np.ndarray, images: np.ndarray, image_of: np.
     """All of it is to be learnt."""
     text, images = torch.from_numpy(text).float(), torch.from_numpy(images).float()
     nothing, label = torch.zeros(0), torch.from_numpy(image_of)
-    return kernel.Task((nothing, nothing), text, nothing, torch.arange(len(text)), nothing, label, images,
+    return kernel.Task(0, (nothing, nothing), text, nothing, torch.arange(len(text)), nothing, label, images,
                        torch.ones(len(images)) * torch.as_tensor(weight, dtype=torch.float32))
 
 
@@ -171,7 +171,7 @@ def test_initial_weights_follow_the_generator_and_no_global_state(kernel, lab, k
 
 def test_the_baseline_is_the_original_to_the_letter(kernel):
     knobs = kernel.resolve_knobs({"recipe": "baseline"})
-    network = kernel.NETWORKS[knobs.network](1024, 1536, knobs)
+    network = kernel.NETWORKS[knobs.network]((1024, 1536, 0), knobs)
     assert (network.expand.in_features, network.expand.out_features) == (1024, 4096)
     assert (network.project.in_features, network.project.out_features) == (4096, 1536)
     text = torch.randn(3, 1024)
@@ -235,7 +235,7 @@ def test_weights_are_read_back_checked(kernel, bundle, tmp_path: Path):
     assert loaded["dims"] == [TEXT, IMAGE] and loaded["repulsion"] == 0.2
     broken = [{key: value for key, value in whole.items() if key != left_out} for left_out in whole]
     broken += [whole | {"dims": [TEXT, IMAGE + 1]}, whole | {"members": [{}]}, whole | {"knobs": None}]
-    broken += [whole | {"repulsion": "much"}, whole | {"val_images": 7}]
+    broken += [whole | {"repulsion": "much"}, whole | {"vocabulary": 7}]
     for content in [*broken, {}, {"model": 1}]:
         torch.save(content, path)
         with pytest.raises(kernel.UserError, match="the weights of this script cannot be read"):

@@ -110,6 +110,16 @@ def test_python_objects_are_refused_with_the_way_to_save_them(kernel, tmp_path: 
     assert "save text as array.astype('U') and vectors as float32" in str(error.value)
 
 
+@pytest.mark.xfail(strict=True, reason="KBUGS 16")
+def test_characters_that_do_not_exist_are_refused(kernel, tmp_path: Path):
+    def broken(text: np.ndarray) -> np.ndarray:
+        text.view(np.uint32).reshape(len(text), -1)[3, 2] = 0x7FFFFFFF
+        return text
+
+    with pytest.raises(kernel.UserError, match="captions/text"):
+        kernel.read_test(draw_data(tmp_path, None, {"captions/text": broken}) / TEST)
+
+
 # ---------------------------------------------------------------------------------------------------- values
 def at_row(row: int, value: Any) -> Callable[[np.ndarray], np.ndarray]:
     def change(array: np.ndarray) -> np.ndarray:

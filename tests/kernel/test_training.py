@@ -107,7 +107,6 @@ def test_what_is_allotted_ends_the_whole_schedule(lab, rates: list[float]):
     assert rates[-1] < 0.2 * max(rates)
 
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="KBUGS 11")
 def test_no_time_at_all_is_one_step(lab, rates: list[float]):
     trained = lab.train(allotted=0.0)
     assert len(rates) == 1 and 0 < trained.epochs < 1 and len(trained.history) == 1
@@ -131,7 +130,6 @@ def test_an_epoch_has_every_caption(kernel, lab, loss: str, batch: int):
         assert (task.label[batches[0]].view(-1, 5) == task.label[batches[0]].view(-1, 5)[:, :1]).all()
 
 
-@pytest.mark.xfail(strict=True, reason="KBUGS 14")
 def test_a_last_step_of_one_image_is_no_divergence(lab):
     """216 images, 43 a step."""
     trained = lab.train(loss="triplet", batch=215, epochs=1)

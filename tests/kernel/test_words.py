@@ -1,4 +1,4 @@
-"""The caption's words: hashed the same for ever, cut as the test's are, learnt where the vectors say nothing."""
+"""The caption's words: of training's vocabulary, cut as the test's are, learnt where the vectors say nothing."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,22 +10,39 @@ import torch
 from drawn import LEARNING, draw_data
 from outputs import check_outputs, mrr, read_json
 
+CAPTIONS = ["A dog runs.", "a DOG, asleep", "the dog", "a a a cat", "Ünïcödé 漢字 🐕"]
 
-def test_words_and_pairs_are_hashed_the_same_for_ever(kernel):
+
+def test_the_vocabulary_holds_the_words_of_enough_captions(kernel):
+    assert kernel.make_vocabulary(CAPTIONS, 3) == ["a", "dog"]  # twice in a caption is once
+    assert kernel.make_vocabulary(CAPTIONS, 1) == sorted(
+        ["a", "dog", "runs", "asleep", "the", "cat", "ünïcödé", "漢字"])
+    assert kernel.make_vocabulary(CAPTIONS, 4) == kernel.make_vocabulary([], 1) == []
+
+
+def test_words_are_rows_of_the_vocabulary_the_same_for_ever(kernel):
     """Published weights were trained on these numbers."""
-    ids = kernel.word_ids(["A dog, RUNNING.", "", "dog a"], 32768)
-    assert ids.shape == (3, kernel.GRAMS) and ids.dtype == np.int32
-    a, dog, running = 4023, 15320, 26547
-    assert ids[0, :3].tolist() == [a, dog, running] and (ids[0, 3:5] > 0).all() and not ids[0, 5:].any()
-    assert not ids[1].any() and ids[2, :2].tolist() == [dog, a]
-    assert ids[2, 2] not in ids[0]  # "dog a" is not "a dog"
+    ids = kernel.word_ids([*CAPTIONS, ""], ["a", "cat", "dog"])
+    assert ids.shape == (6, kernel.WORDS_KEPT) and ids.dtype == np.int32
+    assert [row[row > 0].tolist() for row in ids] == [[1, 3], [1, 3], [3], [1, 1, 1, 2], [], []]
+    assert all(not row[len(row[row > 0]):].any() for row in ids)
 
 
-def test_ids_stay_within_the_table_and_long_captions_are_cut(kernel):
+def test_long_captions_are_cut_and_no_vocabulary_is_no_word(kernel):
     caption = " ".join(f"word{k}" for k in range(500))
-    for buckets in (2, 3, 64):
-        ids = kernel.word_ids([caption, "Ünïcödé 漢字 🐕"], buckets)
-        assert ids.min() >= 0 and ids.max() < buckets and (ids[0] > 0).all()
+    ids = kernel.word_ids([caption], kernel.make_vocabulary([caption], 1))
+    assert (ids > 0).all() and not kernel.word_ids([caption], []).any()
+
+
+def test_the_vocabulary_owes_nothing_to_validation(kernel, lab):
+    def spoil(train: dict) -> None:
+        held_out = kernel.split_images(240, 0.1, 0)[1]
+        rows = train["captions/label"][:, held_out].any(axis=1)
+        train["captions/text"] = np.where(rows, "secret words", train["captions/text"])
+
+    problem = lab.problem(spoil)
+    assert "more3" in problem.vocabulary and not {"secret", "words"} & set(problem.vocabulary)
+    assert problem.dims == (32, 48, len(problem.vocabulary)) and problem.words.max() == len(problem.vocabulary)
 
 
 # ------------------------------------------------------------------------------------------------ cutting
@@ -68,7 +85,7 @@ def test_stray_quotes_and_lengths_are_told(kernel, capsys):
 # ---------------------------------------------------------------------------------------------- the branch
 def test_the_bag_is_a_normalised_sum_without_order(kernel, lab):
     random = torch.Generator().manual_seed(0)
-    bag = kernel.WordBag(lab.knobs(), random).eval()
+    bag = kernel.WordBag(20, lab.knobs(), random).eval()
     one, other = torch.tensor([[3, 5, 9, 0]]), torch.tensor([[9, 3, 5, 0]])
     assert torch.allclose(bag(one), bag(other), atol=1e-6) and bag(one).shape == (1, 16)
     assert bag(torch.zeros(1, 4, dtype=torch.int64)).isfinite().all()  # a caption without words
@@ -77,7 +94,7 @@ def test_the_bag_is_a_normalised_sum_without_order(kernel, lab):
 
 
 def test_word_dropout_leaves_words_out_in_training_alone(kernel, lab):
-    bag = kernel.WordBag(lab.knobs(word_dropout=0.5), torch.Generator().manual_seed(0))
+    bag = kernel.WordBag(40, lab.knobs(word_dropout=0.5), torch.Generator().manual_seed(0))
     words = torch.arange(1, 41).repeat(50, 1)
     assert not torch.allclose(bag.train()(words)[0], bag(words)[1])
     assert torch.equal(bag.eval()(words)[0], bag(words)[1])
