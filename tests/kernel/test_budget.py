@@ -47,7 +47,7 @@ def check_budget(kernel: Any, output: Path, ended: Ended) -> dict[str, Any]:
     return metrics
 
 
-@pytest.mark.parametrize(("seconds", "epochs"), [(0.06, 3000), (1.0, 3000), (3.0, 100), (6.0, 200)])
+@pytest.mark.parametrize(("seconds", "epochs"), [(0.06, 3000), (2.0, 50), (5.0, 200)])
 def test_a_run_ends_within_its_time_with_the_best_so_far(kernel, server, data, tmp_path, seconds: float, epochs: int):
     """Networks that would take longer, up to minutes."""
     ended, took = run_for(server, seconds, tmp_path / "out", data, *ENSEMBLE, f"--set=epochs={epochs}")
@@ -55,7 +55,7 @@ def test_a_run_ends_within_its_time_with_the_best_so_far(kernel, server, data, t
     assert took < seconds + SLACK
     if seconds < 0.1:
         assert len(metrics["left_out"]) == 5 and [one["candidate"] for one in metrics["members"]] == [0]
-    if seconds > 5:
+    if seconds == 5:
         assert any(0 < one["epochs"] < epochs for one in metrics["members"])
 
 
@@ -78,6 +78,7 @@ def test_a_run_ends_within_its_time_on_a_busy_machine(kernel, server, busy, tmp_
     assert took < seconds + 2 * SLACK
 
 
+@pytest.mark.slow
 def test_enough_time_leaves_nothing_out(server, data: Path, tmp_path: Path):
     ended, _ = run_for(server, 600, tmp_path / "out", data, *ENSEMBLE)
     metrics = read_json(tmp_path / "out" / METRICS)

@@ -174,12 +174,12 @@ class Corpus:
         scratch, inputs = self.folder / "scratch", self.folder / "predict-input"
         for folder in (scratch, inputs):
             folder.mkdir()
-        return [("train", train, scratch / "train.npz", kernel.read_train, 120),
+        return [("train", train, scratch / "train.npz", kernel.read_train, 90),
                 ("train, stored", stored, scratch / "stored.npz", kernel.read_train, 80),
                 ("test", test, scratch / "test.npz", kernel.read_test, 80),
-                ("weights", done / kernel.FINAL_MODEL, scratch / "weights.pth", self.weights, 120),
+                ("weights", done / kernel.FINAL_MODEL, scratch / "weights.pth", self.weights, 90),
                 ("submission", done / kernel.SUBMISSION, scratch / "submission.csv", self.submission, 80),
-                ("state", opened / "resume_validate_1.pth", opened / "resume_validate_1.pth", self.resume, 80),
+                ("state", opened / "resume_validate_1.pth", opened / "resume_validate_1.pth", self.resume, 50),
                 ("index", opened / kernel.RESUME_RUN, opened / kernel.RESUME_RUN, self.index, 80),
                 ("predict, weights", done / kernel.FINAL_MODEL, inputs / kernel.FINAL_MODEL, self.predict, 60),
                 ("predict, data", test, inputs / "test.clean.npz", self.predict, 60)]

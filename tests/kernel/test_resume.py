@@ -78,7 +78,7 @@ def test_many_kills_in_a_row_change_no_bit(kernel, server, data: Path, undisturb
     assert_same(tmp_path / "out", undisturbed(recipe))
 
 
-@pytest.mark.parametrize("after", [" refit ", "done in"])
+@pytest.mark.parametrize("after", [" refit ", pytest.param("done in", marks=pytest.mark.slow)])
 def test_a_kill_in_the_second_half(kernel, server, data: Path, undisturbed, tmp_path: Path, after: str):
     """During the refit, and while the last states are removed."""
     arguments = command(data, tmp_path / "out")
@@ -121,7 +121,8 @@ def test_a_stopped_run_keeps_its_best_and_goes_on(kernel, server, data, undistur
     assert_same(output, undisturbed("align"))
 
 
-@pytest.mark.parametrize("after", ["data:", "recipe:", SUBMITTED, " refit "])
+@pytest.mark.parametrize("after", ["data:", *(pytest.param(moment, marks=pytest.mark.slow)
+                                              for moment in ("recipe:", SUBMITTED, " refit "))])
 def test_a_stop_at_any_moment_leaves_a_submission(kernel, server, data, undisturbed, tmp_path: Path, after: str):
     """Also one that comes before there is any: the closed form's takes no time."""
     arguments, output = command(data, tmp_path / "out"), tmp_path / "out"
@@ -259,7 +260,7 @@ def replace(path: Path) -> None:
     torch.save({"fingerprint": "that of another run"}, path)
 
 
-@pytest.mark.parametrize("damage", [truncate, replace, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, pytest.param(replace, marks=pytest.mark.slow), Path.unlink])
 def test_a_damaged_state_is_a_new_start_of_its_network(server, undisturbed, interrupted, damage: Callable):
     output, arguments = interrupted
     damage(output / "resume_validate_1.pth")
