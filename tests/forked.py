@@ -3,6 +3,7 @@
 A server process imports the kernel once and computes nothing; every run is a fork of it that calls `main` with its
 own arguments, folder, output files and limits. It may be killed like any process.
 """
+
 from __future__ import annotations
 
 import functools
@@ -37,8 +38,9 @@ class KernelServer:
     def __init__(self, folder: Path, pictures: bool = True) -> None:
         self.folder, self.pictures = folder, pictures  # drawing one takes a third of a short run
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(folder), "HOME": str(folder)}
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env=environment)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def ask(self, **request: Any) -> int:
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -81,7 +83,8 @@ def same_weights(one: Path, other: Path) -> bool:
     members = [torch.load(path, weights_only=True)["members"] for path in (one, other)]
     return len(members[0]) == len(members[1]) and all(
         a["state"].keys() == b["state"].keys() and all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
-        for a, b in zip(*members, strict=True))
+        for a, b in zip(*members, strict=True)
+    )
 
 
 def serve() -> None:

@@ -1,4 +1,5 @@
 """What the kernel's tests share: runs in other processes and in this one, data on which networks earn their place."""
+
 from __future__ import annotations
 
 import math
@@ -15,8 +16,16 @@ import torch
 from drawn import BENT, JOINED, draw_arrays, draw_data
 from forked import Ended, KernelServer
 
-QUICK = {"recipe": "align", "hidden": 32, "epochs": 3, "batch": 64, "min_steps": 0, "word_width": 16,
-         "device": "cpu", "dtype": "float32"}
+QUICK = {
+    "recipe": "align",
+    "hidden": 32,
+    "epochs": 3,
+    "batch": 64,
+    "min_steps": 0,
+    "word_width": 16,
+    "device": "cpu",
+    "dtype": "float32",
+}
 
 
 @pytest.fixture(scope="session")
@@ -63,11 +72,21 @@ class Lab:
         change(train)
         kernel, ids = self.kernel, "captions/ids"
         sets = (
-            kernel.TrainSet(train[ids], train["captions/text"].tolist(), train["captions/embeddings"],
-                            train["captions/label"].argmax(axis=1), train["images/names"].tolist(),
-                            train["images/embeddings"]),
-            kernel.TestSet(test[ids], test["captions/text"].tolist(), test["captions/embeddings"],
-                           train["images/embeddings"].shape[1]))
+            kernel.TrainSet(
+                train[ids],
+                train["captions/text"].tolist(),
+                train["captions/embeddings"],
+                train["captions/label"].argmax(axis=1),
+                train["images/names"].tolist(),
+                train["images/embeddings"],
+            ),
+            kernel.TestSet(
+                test[ids],
+                test["captions/text"].tolist(),
+                test["captions/embeddings"],
+                train["images/embeddings"].shape[1],
+            ),
+        )
         both = self.knobs(sees="both")
         return kernel.make_problem(*sets, both, [both], [])[0]
 
@@ -78,8 +97,16 @@ class Lab:
     def states(self, name: str = "state.pth") -> Any:
         return self.kernel.StateFile(self.folder / name, "fingerprint", "cpu")
 
-    def train(self, problem: Any = None, dtype: str = "float32", allotted: float = math.inf, name: str = "validate 1",
-              again: bool = False, stop: Any = None, **knobs: Any) -> Any:
+    def train(
+        self,
+        problem: Any = None,
+        dtype: str = "float32",
+        allotted: float = math.inf,
+        name: str = "validate 1",
+        again: bool = False,
+        stop: Any = None,
+        **knobs: Any,
+    ) -> Any:
         """A trained network; `self.rows`: when it was watched. `again`: as a run does it when the loss is NaN."""
         problem = problem or self.problem()
         learn = self.kernel.train_again_if_diverged if again else self.kernel.train_network
@@ -90,8 +117,16 @@ class Lab:
             return {"phase": "validate", "member": 1}
 
         task, kind, stop = self.task(problem, dtype, **knobs), self.kernel.DTYPES[dtype], stop or self.kernel.Stop(1e6)
-        return learn(name, self.knobs(**knobs), task=task, dtype=kind, allotted=allotted, states=self.states(),
-                     stop=stop, watch=watch)
+        return learn(
+            name,
+            self.knobs(**knobs),
+            task=task,
+            dtype=kind,
+            allotted=allotted,
+            states=self.states(),
+            stop=stop,
+            watch=watch,
+        )
 
     def score(self, problem: Any, trained: Any, **knobs: Any) -> float:
         """Raw MRR of a trained network on the validation images."""

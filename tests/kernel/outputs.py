@@ -1,4 +1,5 @@
 """What a run leaves behind, looked at from outside: files, manifest, figures; and how a run says that it failed."""
+
 from __future__ import annotations
 
 import csv

@@ -1,4 +1,5 @@
 """Little time: a run ends within it, has the best that there was time for, and says what there was no time for."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """Cards that no test machine has: which device and number type is taken, and states that move between them."""
+
 from __future__ import annotations
 
 import contextlib
@@ -45,8 +46,10 @@ def test_cuda_that_is_not_there(kernel, monkeypatch: pytest.MonkeyPatch, capsys)
 
 
 # ----------------------------------------------------------------------------------------- number type
-@pytest.mark.parametrize(("capability", "dtype"), [((6, 0), torch.float16), ((7, 5), torch.float16),
-                                                   ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((6, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)
 def test_bf16_only_where_it_is_native(kernel, monkeypatch: pytest.MonkeyPatch, capsys, capability: tuple, dtype: Any):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert kernel.choose_dtype(torch.device("cuda"), "auto") == dtype
@@ -124,16 +127,25 @@ def stopped(kernel: Any, lab: Any, steps: int, **others: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_state_goes_on_to_the_same_bits(kernel, lab, steps: int, dtype: str, capsys):
     problem = lab.problem()
-    whole = lab.train(problem, dtype, sees="both")
-    stopped(kernel, lab, steps, problem=problem, dtype=dtype, sees="both")
-    found = lab.train(problem, dtype, sees="both")
+    knobs = {"sees": "both", "gallery": 100}
+    whole = lab.train(problem, dtype, **knobs)
+    stopped(kernel, lab, steps, problem=problem, dtype=dtype, **knobs)
+    found = lab.train(problem, dtype, **knobs)
     assert "going on from epoch" in capsys.readouterr().out
     assert all(torch.equal(whole.weights[key], found.weights[key]) for key in whole.weights)
     assert [row["loss"] for row in whole.history] == [row["loss"] for row in found.history]
 
 
-@pytest.mark.parametrize(("before", "after"), [("float32", "float16"), ("bfloat16", "float16"), ("float16", "float32"),
-                                               ("float16", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("float32", "float16"),
+        ("bfloat16", "float16"),
+        ("float16", "float32"),
+        ("float16", "bfloat16"),
+        ("bfloat16", "float32"),
+    ],
+)
 def test_a_state_of_another_number_type_is_taken_up(kernel, lab, capsys, before: str, after: str):
     problem = lab.problem()
     stopped(kernel, lab, 30, problem=problem, dtype=before)
@@ -165,8 +177,19 @@ def test_a_network_that_is_trained_is_taken_up_on_any_device(kernel, lab):
 
 
 # ------------------------------------------------------------------------------------------------ tracing
-@pytest.mark.parametrize("knobs", [{}, {"sees": "both"}, {"sees": "words"}, {"loss": "triplet"}, {"activation": "gate"},
-                                   {"network": "mlp", "loss": "cosine"}], ids=str)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"gallery": 50},
+        {"sees": "both"},
+        {"sees": "words"},
+        {"loss": "triplet"},
+        {"activation": "gate"},
+        {"network": "mlp", "loss": "cosine"},
+    ],
+    ids=str,
+)
 def test_no_tensor_of_a_step_lies_on_another_device(kernel, lab, monkeypatch, knobs: dict):
     """Forward, backward and update on a device without memory, which refuses to be mixed with the CPU.
 
@@ -195,8 +218,16 @@ def test_two_workers_train_the_same_weights_as_one(kernel, server: KernelServer,
     bundles = []
     for workers in (1, 2):
         output = tmp_path / str(workers)
-        ended = server.run("--input", data, "--output", output, "--recipe=ensemble", *LEARNING, "--set=epochs=3",
-                           f"--set=workers={workers}")
+        ended = server.run(
+            "--input",
+            data,
+            "--output",
+            output,
+            "--recipe=ensemble",
+            *LEARNING,
+            "--set=epochs=3",
+            f"--set=workers={workers}",
+        )
         assert ended.returncode == 0 and not ended.stderr, ended.stderr
         bundles.append(kernel.load_weights(output / kernel.FINAL_MODEL))
     found = [{str(one["knobs"] | {"workers": 0}): one["state"] for one in bundle["members"]} for bundle in bundles]

@@ -1,4 +1,5 @@
 """Which members predict, with what weight, and whether the figure that is reported owes anything to the choice."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 
-def draw_members(images: int, qualities: list[float], seed: int = 0,
-                 dim: int = 12) -> tuple[list[np.ndarray], np.ndarray]:
+def draw_members(
+    images: int, qualities: list[float], seed: int = 0, dim: int = 12
+) -> tuple[list[np.ndarray], np.ndarray]:
     """Predictions (5, images, dim) of members that see the photo through noise of 1/quality; 0: noise alone."""
     draw = np.random.default_rng(seed)
     gallery = draw.normal(size=(images, dim)).astype(np.float32)
@@ -23,8 +25,9 @@ def score(kernel, predictions: np.ndarray, gallery: np.ndarray) -> float:
     return kernel.evaluate(predictions, gallery)["pool100_raw"]["mrr"]
 
 
-def choose(kernel, members: list[np.ndarray], gallery: np.ndarray, repulsion: float = 0.0,
-           priors: list[float] | None = None) -> Any:
+def choose(
+    kernel, members: list[np.ndarray], gallery: np.ndarray, repulsion: float = 0.0, priors: list[float] | None = None
+) -> Any:
     return kernel.choose_blend(members, gallery, repulsion, priors or [1.0] * len(members))
 
 
@@ -33,8 +36,10 @@ def greedy_by_hand(kernel, units: list[np.ndarray], gallery: np.ndarray, rounds:
     """The same selection, each step a whole evaluation of a whole average."""
     votes, best = np.zeros(len(units)), -1.0
     for _ in range(rounds):
-        tried = [score(kernel, sum((votes[j] + (j == k)) * one for j, one in enumerate(units)), gallery)
-                 for k in range(len(units))]
+        tried = [
+            score(kernel, sum((votes[j] + (j == k)) * one for j, one in enumerate(units)), gallery)
+            for k in range(len(units))
+        ]
         if max(tried) <= best:
             break
         best = max(tried)
@@ -130,7 +135,7 @@ def test_repulsion_stays_within_a_pool_and_moves_no_length(kernel):
     predictions = np.random.default_rng(0).normal(size=(230, 8)).astype(np.float32)
     whole = kernel.repel(predictions, 0.3, 5.0)
     assert whole.shape == predictions.shape and np.allclose(np.linalg.norm(whole, axis=1), 5, rtol=1e-4)
-    parts = [kernel.repel(predictions[s:s + 100], 0.3, 5.0) for s in (0, 100, 200)]
+    parts = [kernel.repel(predictions[s : s + 100], 0.3, 5.0) for s in (0, 100, 200)]
     assert np.allclose(whole, np.concatenate(parts), atol=1e-6)
     assert kernel.repel(predictions[:1], 0.3, 5.0).shape == (1, 8)
     assert np.isfinite(kernel.repel(whole[:1], 0.3, 5.0)).all()
@@ -150,8 +155,10 @@ def test_repulsion_is_taken_where_validation_gains_and_left_where_it_loses(kerne
     centres = draw.normal(size=(100, 12))
     gallery = np.repeat(centres, 2, axis=0) + 0.3 * draw.normal(size=(200, 12))
     members = [(gallery + 0.35 * draw.normal(size=(5, 200, 12))).astype(np.float32)]
-    options = {strength: score(kernel, np.stack([kernel.repel(view, strength, 1.0) for view in members[0]]), gallery)
-               for strength in (0.0, 0.1, 0.2, -0.2, -0.4)}
+    options = {
+        strength: score(kernel, np.stack([kernel.repel(view, strength, 1.0) for view in members[0]]), gallery)
+        for strength in (0.0, 0.1, 0.2, -0.2, -0.4)
+    }
     blend = choose(kernel, members, gallery.astype(np.float32), 0.2)
     assert blend.repulsion == max((0.0, 0.1, 0.2), key=options.get) and options[0.0] != options[0.2]
     spoilt = choose(kernel, members, gallery.astype(np.float32), -0.4)  # a pull: it loses

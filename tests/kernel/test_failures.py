@@ -1,4 +1,5 @@
 """A later candidate, a refit or a disk that fails: the best so far stays, and one line says why."""
+
 from __future__ import annotations
 
 import threading

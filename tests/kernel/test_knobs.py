@@ -1,4 +1,5 @@
 """Knobs, recipes and candidates: what may be set, in which order it counts, and what a wrong value says."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,18 +8,43 @@ import random
 import pytest
 
 
-@pytest.mark.parametrize(("knob", "near"), [("epoch", "epochs"), ("drop_out", "dropout"), ("lerning_rate", ""),
-                                            ("val_frac", "val_fraction")])
+@pytest.mark.parametrize(
+    ("knob", "near"), [("epoch", "epochs"), ("drop_out", "dropout"), ("lerning_rate", ""), ("val_frac", "val_fraction")]
+)
 def test_an_unknown_knob_names_the_nearest(kernel, knob: str, near: str):
     with pytest.raises(kernel.UserError, match=f"unknown knob '{knob}'; did you mean .*{near}"):
         kernel.parse_setting(f"{knob}=3")
 
 
-@pytest.mark.parametrize("setting", ["epochs", "epochs=", "epochs=three", "epochs=3.5", "refit=maybe", "lr=nan",
-                                     "lr=inf", "hidden=0", "epochs=-1", "dropout=1", "val_fraction=0", "device=tpu",
-                                     "schedule=linear", "network=transformer", "recipe=best", "mode=test", "batch=1e3",
-                                     "hidden=10000000", "raw_weight=1.1", "=3", "workers=-1", "sees=all",
-                                     "max_minutes=0", "repulsion=1"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "epochs",
+        "epochs=",
+        "epochs=three",
+        "epochs=3.5",
+        "refit=maybe",
+        "lr=nan",
+        "lr=inf",
+        "hidden=0",
+        "epochs=-1",
+        "dropout=1",
+        "val_fraction=0",
+        "device=tpu",
+        "schedule=linear",
+        "network=transformer",
+        "recipe=best",
+        "mode=test",
+        "batch=1e3",
+        "hidden=10000000",
+        "raw_weight=1.1",
+        "=3",
+        "workers=-1",
+        "sees=all",
+        "max_minutes=0",
+        "repulsion=1",
+    ],
+)
 def test_a_value_that_is_none_of_a_knobs(kernel, setting: str):
     with pytest.raises(kernel.UserError) as error:
         kernel.resolve_knobs(dict([kernel.parse_setting(setting)]))
@@ -35,7 +61,11 @@ def test_command_line_beats_overrides_beats_recipe_beats_default(kernel, monkeyp
     assert kernel.resolve_knobs({"recipe": "baseline"}).batch == 64
     monkeypatch.setattr(kernel, "OVERRIDES", {"recipe": "baseline", "batch": 32, "refit": False})
     assert [getattr(kernel.resolve_knobs({}), key) for key in ("recipe", "batch", "refit", "epochs")] == [
-        "baseline", 32, False, 20]
+        "baseline",
+        32,
+        False,
+        20,
+    ]
     assert kernel.resolve_knobs({"batch": 16}).batch == 16
     monkeypatch.setattr(kernel, "OVERRIDES", {"bacth": 32})
     with pytest.raises(kernel.UserError, match="did you mean batch"):
@@ -63,7 +93,10 @@ def test_what_is_set_counts_for_every_candidate(kernel):
 
 
 def test_candidates_that_settings_make_equal_are_trained_once(kernel):
-    assert len(kernel.resolve_candidates({"recipe": "align", "network": "align", "prior": 1.0})) == 1
+    names = [one.activation for one in kernel.resolve_candidates({"recipe": "ensemble"}) if one.loss == "triplet"]
+    assert names == ["silu", "square"]
+    same = kernel.resolve_candidates({"recipe": "ensemble", "activation": "square"})
+    assert sum(one.loss == "triplet" for one in same) == 1 and len(same) == len(kernel.RECIPES["ensemble"]) - 1
 
 
 def test_a_runs_knobs_are_what_its_candidates_share(kernel):

@@ -1,4 +1,5 @@
 """The official metric against a brute force in plain Python, and what it does at its edges."""
+
 from __future__ import annotations
 
 import math
@@ -91,7 +92,7 @@ def test_random_predictions_score_as_chance_says(kernel):
 def test_pools_are_consecutive_and_apart(kernel):
     predictions, gallery = random_pair(300)
     whole = kernel.true_ranks(predictions, gallery)
-    parts = [kernel.true_ranks(predictions[s:s + 100], gallery[s:s + 100], None) for s in (0, 100, 200)]
+    parts = [kernel.true_ranks(predictions[s : s + 100], gallery[s : s + 100], None) for s in (0, 100, 200)]
     assert (whole == np.concatenate(parts)).all()
 
 

@@ -1,4 +1,5 @@
 """Objectives against autograd, the closed form against numpy, networks, and weights that are kept and taken up."""
+
 from __future__ import annotations
 
 import math
@@ -71,18 +72,50 @@ def test_triplets_are_the_hinge_against_the_hardest_other_images(kernel, lab, ne
         assert found[i].item() == pytest.approx(np.mean(hinges), rel=1e-4, abs=1e-6)
 
 
-def test_the_share_of_raw_lengths_is_what_each_caption_is_scored_on(kernel, lab):
-    task = lab.task(lab.problem())
-    label, query = task.label[task.captions[:64]], torch.randn(64, IMAGE, generator=torch.Generator().manual_seed(0))
+def learner_of(kernel: Any, seed: int = 0) -> Any:
+    """As far as an objective looks at it."""
     network = torch.nn.Module()
-    network.logit_scale = torch.tensor([2.0, 3.0])
+    network.logit_scale = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+    return kernel.Learner(network, None, None, torch.Generator().manual_seed(seed))
+
+
+def test_the_share_of_raw_lengths_is_what_each_caption_is_scored_on(kernel, lab):
+    task, learner = lab.task(lab.problem()), learner_of(kernel)
+    label, query = task.label[task.captions[:64]], torch.randn(64, IMAGE, generator=torch.Generator().manual_seed(0))
+    scale = learner.network.logit_scale.exp()
     for share in (0.0, 0.25, 1.0):
         cut, unit = round(64 * share), F.normalize(query, dim=1)
-        expected = [F.cross_entropy(unit[rows] * network.logit_scale[k].exp() @ task.galleries[k].T, label[rows],
-                                    reduction="none")
-                    for k, rows in ((0, slice(cut)), (1, slice(cut, None))) if len(label[rows])]
-        found = kernel.softmax_loss(network, query, task, label, lab.knobs(raw_weight=share), 16)
+        expected = [
+            F.cross_entropy(unit[rows] * scale[k] @ task.galleries[k].T, label[rows], reduction="none")
+            for k, rows in ((0, slice(cut)), (1, slice(cut, None)))
+        ]
+        found = kernel.softmax_loss(learner, query, task, label, lab.knobs(raw_weight=share), 16)
         assert torch.allclose(found, torch.cat(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("gallery", [0, 216, 9999])
+def test_a_gallery_that_is_large_enough_is_all_images(kernel, lab, gallery: int):
+    task = lab.task(lab.problem())
+    label, query = task.label[task.captions[:64]], torch.randn(64, IMAGE, generator=torch.Generator().manual_seed(0))
+    found = [
+        kernel.softmax_loss(learner_of(kernel, seed), query, task, label, lab.knobs(gallery=gallery), 16)
+        for seed in (0, 1)
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("gallery", [1, 100, 200])
+def test_a_sampled_gallery_holds_the_own_images_and_others_by_chance(kernel, lab, gallery: int):
+    """Fewer to be told from: a smaller loss; and what is drawn follows the network's own generator."""
+    task = lab.task(lab.problem())
+    captions = task.captions[torch.randperm(1080, generator=torch.Generator().manual_seed(1))[:64]]
+    label, query = task.label[captions], torch.randn(64, IMAGE, generator=torch.Generator().manual_seed(0))
+    whole, first, again, other = (
+        kernel.softmax_loss(learner_of(kernel, seed), query, task, label, lab.knobs(gallery=size), 16)
+        for size, seed in ((0, 0), (gallery, 0), (gallery, 0), (gallery, 1))
+    )
+    assert (first <= whole + 1e-5).all() and (first < whole - 1e-3).any() and torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_the_baselines_loss_is_one_minus_cosine(kernel, lab):
@@ -108,8 +141,17 @@ def closed_form_task(kernel, text: np.ndarray, images: np.ndarray, image_of: np.
     """All of it is to be learnt."""
     text, images = torch.from_numpy(text).float(), torch.from_numpy(images).float()
     nothing, label = torch.zeros(0), torch.from_numpy(image_of)
-    return kernel.Task(0, (nothing, nothing), text, nothing, torch.arange(len(text)), nothing, label, images,
-                       torch.ones(len(images)) * torch.as_tensor(weight, dtype=torch.float32))
+    return kernel.Task(
+        0,
+        (nothing, nothing),
+        text,
+        nothing,
+        torch.arange(len(text)),
+        nothing,
+        label,
+        images,
+        torch.ones(len(images)) * torch.as_tensor(weight, dtype=torch.float32),
+    )
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -152,8 +194,18 @@ def test_dropout_keeps_the_mean_and_follows_its_generator(kernel):
     assert one.eval()(values) is values and kernel.Dropout(0.0, None).train()(values) is values
 
 
-@pytest.mark.parametrize("knobs", [{}, {"network": "mlp"}, {"sees": "both"}, {"sees": "words"}, {"activation": "gate"},
-                                   {"activation": "square", "skip": False}], ids=str)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"network": "mlp"},
+        {"sees": "both"},
+        {"sees": "words"},
+        {"activation": "gate"},
+        {"activation": "square", "skip": False},
+    ],
+    ids=str,
+)
 def test_initial_weights_follow_the_generator_and_no_global_state(kernel, lab, knobs: dict):
     """So that networks may be made side by side."""
     task, name, networks = lab.task(lab.problem()), "validate 1", []
@@ -207,8 +259,10 @@ def test_one_baseline_keeps_its_lengths_and_members_share_one(kernel, lab):
 def test_a_prediction_is_the_weighted_mean_direction(kernel, bundle):
     whole, problem = bundle
     text, captions = problem.test.text[:6], problem.test.captions[:6]
-    alone = [kernel.unit(kernel.predict(whole | {"members": [one | {"weight": 1.0}]}, text, captions))
-             for one in whole["members"]]
+    alone = [
+        kernel.unit(kernel.predict(whole | {"members": [one | {"weight": 1.0}]}, text, captions))
+        for one in whole["members"]
+    ]
     members = [one | {"weight": weight} for one, weight in zip(whole["members"], (0.3, 0.7), strict=True)]
     expected = (0.3 * alone[0] + 0.7 * alone[1]) * whole["length"]
     assert np.allclose(kernel.predict(whole | {"members": members}, text, captions), expected, atol=1e-3)

@@ -1,4 +1,5 @@
 """Inputs that are legal but unusual are read; values that no training can use are refused or told with counts."""
+
 from __future__ import annotations
 
 import io
@@ -41,8 +42,10 @@ def test_labels_of_any_order_and_header(kernel, tmp_path: Path, kind: str, versi
 
 
 @pytest.mark.parametrize("order", [np.ascontiguousarray, np.asfortranarray])
-@pytest.mark.parametrize(("row", "value", "message"), [
-    (7, 0, "row 7 names 0 images"), (7, 1, "row 7 names 240 images"), (7, 2, "holds 2, expected 0 or 1")])
+@pytest.mark.parametrize(
+    ("row", "value", "message"),
+    [(7, 0, "row 7 names 0 images"), (7, 1, "row 7 names 240 images"), (7, 2, "holds 2, expected 0 or 1")],
+)
 def test_wrong_labels_of_either_order(kernel, tmp_path: Path, order: Callable, row: int, value: int, message: str):
     label = draw_arrays()[0]["captions/label"].astype(np.uint8)
     label[row] = value
@@ -110,7 +113,6 @@ def test_python_objects_are_refused_with_the_way_to_save_them(kernel, tmp_path: 
     assert "save text as array.astype('U') and vectors as float32" in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="KBUGS 16")
 def test_characters_that_do_not_exist_are_refused(kernel, tmp_path: Path):
     def broken(text: np.ndarray) -> np.ndarray:
         text.view(np.uint32).reshape(len(text), -1)[3, 2] = 0x7FFFFFFF
@@ -126,6 +128,7 @@ def at_row(row: int, value: Any) -> Callable[[np.ndarray], np.ndarray]:
         array = array.astype(np.float64)
         array[row] = value
         return array
+
     return change
 
 
@@ -165,6 +168,7 @@ def test_right_data_is_read_without_a_word(kernel, tmp_path: Path, capsys):
 # ----------------------------------------------------------------------------------- values that training meets
 def test_an_offset_of_all_texts_is_harmless(kernel, lab):
     """Centred before the products of the closed form and before a network's normalisation."""
+
     def moved(train: dict) -> None:
         train["captions/embeddings"] = train["captions/embeddings"] + np.float32(1e3)
 

@@ -1,4 +1,5 @@
 """Mode predict: the submission from weights alone."""
+
 from __future__ import annotations
 
 import shutil
@@ -48,8 +49,16 @@ def weights(first, tmp_path: Path) -> Path:
 def test_predicting_honours_repulsion(kernel, server, weights: Path, tmp_path: Path):
     shas = {}
     for strength in ("0", "0.2", "0.6"):
-        ended = server.run("--input", weights, "--output", tmp_path / strength, "--mode=predict",
-                           f"--set=repulsion={strength}", "--set=device=cpu", "--set=infer_batch=7")
+        ended = server.run(
+            "--input",
+            weights,
+            "--output",
+            tmp_path / strength,
+            "--mode=predict",
+            f"--set=repulsion={strength}",
+            "--set=device=cpu",
+            "--set=infer_batch=7",
+        )
         assert ended.returncode == 0, ended.stderr
         assert read_json(tmp_path / strength / MANIFEST)["repulsion"] == float(strength)
         shas[strength] = sha256_of(tmp_path / strength / SUBMISSION)
@@ -58,8 +67,14 @@ def test_predicting_honours_repulsion(kernel, server, weights: Path, tmp_path: P
 
 @pytest.mark.parametrize("setting", ["epochs=3", "seed=1", "refit=false", "dtype=float32", "recipe=align"])
 def test_predicting_refuses_what_changes_nothing(server, weights: Path, tmp_path: Path, setting: str):
-    fails(server, f"knob '{setting.split('=')[0]}' changes nothing in mode predict", tmp_path / "out", weights,
-          "--mode=predict", f"--set={setting}")
+    fails(
+        server,
+        f"knob '{setting.split('=')[0]}' changes nothing in mode predict",
+        tmp_path / "out",
+        weights,
+        "--mode=predict",
+        f"--set={setting}",
+    )
     assert not (tmp_path / "out").exists()
 
 

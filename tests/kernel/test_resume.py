@@ -1,4 +1,5 @@
 """Runs that are killed, stopped or moved: the best so far stays, and they end in the bits of an undisturbed one."""
+
 from __future__ import annotations
 
 import os
@@ -49,8 +50,11 @@ def kill_and_go_on(kernel: ModuleType, server: KernelServer, arguments: list[str
     """Killed at random moments, then left alone; whatever it was doing, what is submitted is whole."""
     draw, score, unvouched = random.Random(kills), 0.0, 0
     for kill in range(kills):
-        moment = {"after": "recipe:", "delay": draw.uniform(0.1, 0.8)} if kill % 5 else {
-            "after": "", "delay": draw.uniform(0, 0.3)}  # now and then while it is still reading
+        moment = (
+            {"after": "recipe:", "delay": draw.uniform(0.1, 0.8)}
+            if kill % 5
+            else {"after": "", "delay": draw.uniform(0, 0.3)}
+        )  # now and then while it is still reading
         ended = server.stop(signal.SIGKILL, *arguments, EVERY_STEP, **moment)
         assert ended.returncode == -signal.SIGKILL, "it ended before the kill: the run is too short for this test"
         if (output / MANIFEST).exists():
@@ -121,8 +125,9 @@ def test_a_stopped_run_keeps_its_best_and_goes_on(kernel, server, data, undistur
     assert_same(output, undisturbed("align"))
 
 
-@pytest.mark.parametrize("after", ["data:", *(pytest.param(moment, marks=pytest.mark.slow)
-                                              for moment in ("recipe:", SUBMITTED, " refit "))])
+@pytest.mark.parametrize(
+    "after", ["data:", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("recipe:", SUBMITTED, " refit "))]
+)
 def test_a_stop_at_any_moment_leaves_a_submission(kernel, server, data, undisturbed, tmp_path: Path, after: str):
     """Also one that comes before there is any: the closed form's takes no time."""
     arguments, output = command(data, tmp_path / "out"), tmp_path / "out"
@@ -133,8 +138,9 @@ def test_a_stop_at_any_moment_leaves_a_submission(kernel, server, data, undistur
     assert_same(output, undisturbed("align"))
 
 
-def test_a_stop_before_the_refits_leaves_them_to_be_done(kernel, server, data, undisturbed, run_here, tmp_path,
-                                                         monkeypatch):
+def test_a_stop_before_the_refits_leaves_them_to_be_done(
+    kernel, server, data, undisturbed, run_here, tmp_path, monkeypatch
+):
     arguments, right = command(data, tmp_path / "out"), kernel.log_report
     stops: list = []
 
@@ -167,8 +173,13 @@ def test_a_stop_of_an_ensemble_submits_the_best_blend_so_far(kernel, server, dat
 
 def test_on_kaggle_a_stopped_run_that_has_submitted_is_a_success(kernel, server, data: Path, tmp_path: Path):
     """It mounts no output of a failed one."""
-    ended = server.stop(signal.SIGTERM, *command(data, tmp_path / "out"), EVERY_STEP, after=" validate ",
-                        env={"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
+    ended = server.stop(
+        signal.SIGTERM,
+        *command(data, tmp_path / "out"),
+        EVERY_STEP,
+        after=" validate ",
+        env={"KAGGLE_KERNEL_RUN_TYPE": "Batch"},
+    )
     assert ended.returncode == 0 and "stopped by SIGTERM" in ended.stdout
     assert check_submitted(kernel, tmp_path / "out")["stopped"] == "SIGTERM"
 

@@ -1,4 +1,5 @@
 """A whole run as it is started: its outputs and what they say of it."""
+
 from __future__ import annotations
 
 import re
@@ -54,7 +55,8 @@ def test_what_each_member_scored_weighs_and_whether_it_was_refitted(first):
     assert network["pool100_raw"] > closed_form["pool100_raw"] + 0.05
     rows = rows_of(first[0] / "training_log.csv")
     assert [(row["phase"], row["member"], row["epoch"]) for row in rows] == [
-        (phase, "1", str(epoch)) for phase in ("validate", "refit") for epoch in range(1, 9)]
+        (phase, "1", str(epoch)) for phase in ("validate", "refit") for epoch in range(1, 9)
+    ]
     assert [row["epoch"] for row in rows if row["pool100_raw"]] == ["4", "8"]
 
 
@@ -69,8 +71,9 @@ def test_a_pool_of_fewer_than_100_is_named_as_what_it_is(first):
 
 def test_whole_pools_are_named_so(server, tmp_path: Path):
     root = draw_data(tmp_path / "data", images=320)
-    ended = server.run("--input", root, "--output", tmp_path / "out", *SMALL, "--recipe=closed_form",
-                       "--set=val_fraction=0.7")
+    ended = server.run(
+        "--input", root, "--output", tmp_path / "out", *SMALL, "--recipe=closed_form", "--set=val_fraction=0.7"
+    )
     assert ended.returncode == 0 and "validation on 200 unseen images, 5 captions each, pools of 100" in ended.stdout
     assert "pool100_raw" in ended.stdout and read_json(tmp_path / "out" / METRICS)["pool"] == 100
 
@@ -79,7 +82,7 @@ def test_the_first_submission_is_the_closed_forms_and_later_ones_are_better(firs
     said = [float(score) for score in re.findall(r"^submission: .*; ([\d.]+) raw in validation", first[1].stdout, re.M)]
     lines = first[1].stdout.splitlines()
     at = [k for k, line in enumerate(lines) if line.startswith("submission: ")]
-    assert not any(" validate " in line for line in lines[:at[0]]), "before any network"
+    assert not any(" validate " in line for line in lines[: at[0]]), "before any network"
     assert len(said) >= 3 and said == sorted(said) and said[-1] > said[0] + 0.05
 
 
@@ -145,8 +148,17 @@ def test_a_shuffled_label_trains_the_same_task(server, tmp_path: Path):
 
 
 def test_the_baseline_runs_alone(kernel, server, data: Path, tmp_path: Path):
-    ended = server.run("--input", data, "--output", tmp_path / "out", "--recipe=baseline", "--set=epochs=5",
-                       "--set=hidden=32", "--set=device=cpu", "--set=dtype=float32")
+    ended = server.run(
+        "--input",
+        data,
+        "--output",
+        tmp_path / "out",
+        "--recipe=baseline",
+        "--set=epochs=5",
+        "--set=hidden=32",
+        "--set=device=cpu",
+        "--set=dtype=float32",
+    )
     assert ended.returncode == 0 and not ended.stderr, ended.stderr
     manifest = check_outputs(kernel, tmp_path / "out", checkpoints=(5,))
     assert len(manifest["predicted_by"]) == 1 and manifest["repulsion"] == 0

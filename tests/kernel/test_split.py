@@ -1,12 +1,15 @@
 """Which images are held out, and which of their captions are looked at."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
 
-@pytest.mark.parametrize(("images", "fraction", "count"), [(6000, 0.1, 600), (25_000, 0.1, 2500), (240, 0.5, 100),
-                                                           (1994, 0.1, 100), (240, 0.1, 24), (30, 0.1, 3)])
+@pytest.mark.parametrize(
+    ("images", "fraction", "count"),
+    [(6000, 0.1, 600), (25_000, 0.1, 2500), (240, 0.5, 100), (1994, 0.1, 100), (240, 0.1, 24), (30, 0.1, 3)],
+)
 def test_the_split_is_disjoint_and_complete_in_whole_pools(kernel, images: int, fraction: float, count: int):
     train, held_out = kernel.split_images(images, fraction, 0)
     assert len(held_out) == count and len(train) == images - count

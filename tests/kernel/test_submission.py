@@ -1,4 +1,5 @@
 """The submission file: what is written is checked, what is wrong is refused with its row, and nothing wrong stays."""
+
 from __future__ import annotations
 
 import os
@@ -44,13 +45,17 @@ def rows_changed(change: Callable[[list[str]], Any]) -> Callable[[str], str]:
         lines = text.splitlines()
         changed = change(lines)
         return "\n".join(lines if changed is None else changed) + "\n"
+
     return edit
 
 
 def put(number: str) -> Callable[[str], str]:
     """The first number of row 3 becomes `number`."""
-    return rows_changed(lambda lines: lines.__setitem__(3, '3,"[' + number + lines[3][lines[3].index(","):][1:]
-                        .split(",", 1)[1].join([", ", ""])))
+    return rows_changed(
+        lambda lines: lines.__setitem__(
+            3, '3,"[' + number + lines[3][lines[3].index(",") :][1:].split(",", 1)[1].join([", ", ""])
+        )
+    )
 
 
 WRONG_FILES = {
@@ -74,8 +79,10 @@ WRONG_FILES = {
     "huge integer": (put("9" * 500), "not a readable submission"),
     "deep": (put("[" * 100_000), "not a readable submission"),
     "binary": (lambda text: "\udcff\udcfe" + text, "not a readable submission"),
-    "all equal": (rows_changed(lambda lines: [lines[0], *(f'{i},"[1, 2, 3, 4, 5, 6, 7, 8]"' for i in range(1, 41))]),
-                  "all predictions are equal"),
+    "all equal": (
+        rows_changed(lambda lines: [lines[0], *(f'{i},"[1, 2, 3, 4, 5, 6, 7, 8]"' for i in range(1, 41))]),
+        "all predictions are equal",
+    ),
 }
 
 

@@ -1,4 +1,5 @@
 """The script in a process of its own: packaged, pasted, without letters, without a reader."""
+
 from __future__ import annotations
 
 import json
@@ -19,16 +20,23 @@ from outputs import (
 )
 
 
-def as_script(folder: Path, *arguments: object, script: Path = KERNEL, env: dict[str, str] | None = None,
-              **options: Any) -> subprocess.CompletedProcess:
+def as_script(
+    folder: Path, *arguments: object, script: Path = KERNEL, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess:
     """The script in a process of its own, in an empty folder, with an empty home."""
     work, home = folder / "work", folder / "empty-home"
     work.mkdir(exist_ok=True)
     home.mkdir(exist_ok=True)
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "OMP_NUM_THREADS": "1"} | (env or {})
     options = {"stdout": subprocess.PIPE} | options
-    done = subprocess.run([sys.executable, str(script), *map(str, arguments)], cwd=work, env=environment,
-                          stderr=subprocess.PIPE, timeout=300, **options)
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=work,
+        env=environment,
+        stderr=subprocess.PIPE,
+        timeout=300,
+        **options,
+    )
     assert not list(work.iterdir())
     return done
 
@@ -47,7 +55,12 @@ def test_a_packaged_copy_in_the_mounts_of_kaggle(kernel, data: Path, first, tmp_
     assert done.returncode == 0 and not done.stderr, done.stderr
     knobs = check_outputs(kernel, output, checkpoints=(5,))["knobs"]
     assert {key: knobs[key] for key in ("recipe", "epochs", "hidden", "seed", "schedule")} == {
-        "recipe": "align", "epochs": 8, "hidden": 64, "seed": 0, "schedule": "cosine"}
+        "recipe": "align",
+        "epochs": 8,
+        "hidden": 64,
+        "seed": 0,
+        "schedule": "cosine",
+    }
     assert (output / CURVES).read_bytes().startswith(b"\x89PNG")
     assert sha256_of(output / SUBMISSION) == sha256_of(first[0] / SUBMISSION)  # as the fork of the old mount
 
@@ -55,8 +68,17 @@ def test_a_packaged_copy_in_the_mounts_of_kaggle(kernel, data: Path, first, tmp_
 def test_a_terminal_without_letters_and_a_folder_with_them(kernel, data: Path, tmp_path: Path):
     """LC_ALL=C without UTF-8: no encoding has this path. And under umask 077 files are nobody else's."""
     output = tmp_path / "Aus gäbe 漢字"
-    done = as_script(tmp_path, "--input", data, "--output", output, "--recipe=closed_form", *SMALL, umask=0o077,
-                     env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    done = as_script(
+        tmp_path,
+        "--input",
+        data,
+        "--output",
+        output,
+        "--recipe=closed_form",
+        *SMALL,
+        umask=0o077,
+        env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     check_outputs(kernel, output)
     assert {stat.S_IMODE(path.stat().st_mode) for path in output.iterdir()} == {0o600}
@@ -67,8 +89,9 @@ def test_a_reader_that_goes_away_does_not_end_the_run(kernel, data: Path, tmp_pa
     read, write = os.pipe()
     os.close(read)
     try:
-        done = as_script(tmp_path, "--input", data, "--output", tmp_path / "out", "--recipe=closed_form", *SMALL,
-                         stdout=write)
+        done = as_script(
+            tmp_path, "--input", data, "--output", tmp_path / "out", "--recipe=closed_form", *SMALL, stdout=write
+        )
     finally:
         os.close(write)
     check_outputs(kernel, tmp_path / "out")

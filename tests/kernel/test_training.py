@@ -1,4 +1,5 @@
 """Training one network: what it learns, when it ends, and what happens when numbers or memory go wrong."""
+
 from __future__ import annotations
 
 import math
@@ -13,6 +14,7 @@ import torch
 LEARNT = {"epochs": 8, "hidden": 64, "lr": 4e-3, "dropout": 0.1, "input_dropout": 0.0}
 KINDS: dict[str, dict[str, Any]] = {
     "softmax": {},
+    "sampled": {"gallery": 50},
     "words": {"sees": "words"},
     "both": {"sees": "both"},
     "triplet": {"loss": "triplet", "skip": False, "batch": 100},
@@ -67,6 +69,7 @@ def test_training_leaves_the_global_generator_alone(lab):
 
 def test_training_sees_no_caption_of_a_validation_image(kernel, lab):
     """Other validation captions, the same weights."""
+
     def spoil(train: dict) -> None:
         held_out = kernel.split_images(240, 0.1, 0)[1]
         rows = train["captions/label"][:, held_out].any(axis=1)
@@ -150,22 +153,23 @@ def test_the_table_of_words_has_a_rate_of_its_own(kernel, lab):
 class Fault:
     """An objective that goes wrong on the given calls."""
 
-    def __init__(self, kernel: Any, monkeypatch: pytest.MonkeyPatch, happens: Callable[[int], bool],
-                 effect: Any) -> None:
+    def __init__(
+        self, kernel: Any, monkeypatch: pytest.MonkeyPatch, happens: Callable[[int], bool], effect: Any
+    ) -> None:
         self.calls, self.blocks, self.handled, self.alive = 0, [], [], []
         right, failed = kernel.LOSSES["softmax"], list[weakref.ref]()
 
-        def loss(network: Any, query: torch.Tensor, task: Any, label: Any, knobs: Any, block: int) -> torch.Tensor:
+        def loss(learner: Any, query: torch.Tensor, task: Any, label: Any, knobs: Any, block: int) -> torch.Tensor:
             self.calls += 1
             self.blocks.append(block)
             self.handled.append(sys.exc_info()[0])
             self.alive.append(sum(one() is not None for one in failed))
             if not happens(self.calls):
-                return right(network, query, task, label, knobs, block)
+                return right(learner, query, task, label, knobs, block)
             if isinstance(effect, Exception):
                 failed.append(weakref.ref(query))
                 raise type(effect)(*effect.args)  # a new one: its traceback holds the attempt's tensors
-            return right(network, query, task, label, knobs, block) * effect
+            return right(learner, query, task, label, knobs, block) * effect
 
         monkeypatch.setitem(kernel.LOSSES, "softmax", loss)
 
@@ -231,7 +235,7 @@ def test_a_loss_that_is_no_number_starts_anew_at_half_the_rate(kernel, lab, monk
     assert "the loss is no number at lr=0.001" in capsys.readouterr().out
     assert [row["epoch"] for row in trained.history] == [1, 2, 3]
     assert all(math.isfinite(row["loss"]) for row in trained.history)
-    assert max(rates[: len(rates) // 2]) > 5e-4 > max(rates[-len(rates) // 3:])
+    assert max(rates[: len(rates) // 2]) > 5e-4 > max(rates[-len(rates) // 3 :])
     assert equal_weights(trained, lab.train(problem, dtype, lr=5e-4))
 
 

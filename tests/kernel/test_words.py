@@ -1,4 +1,5 @@
 """The caption's words: of training's vocabulary, cut as the test's are, learnt where the vectors say nothing."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,7 +17,8 @@ CAPTIONS = ["A dog runs.", "a DOG, asleep", "the dog", "a a a cat", "Ünïcödé
 def test_the_vocabulary_holds_the_words_of_enough_captions(kernel):
     assert kernel.make_vocabulary(CAPTIONS, 3) == ["a", "dog"]  # twice in a caption is once
     assert kernel.make_vocabulary(CAPTIONS, 1) == sorted(
-        ["a", "dog", "runs", "asleep", "the", "cat", "ünïcödé", "漢字"])
+        ["a", "dog", "runs", "asleep", "the", "cat", "ünïcödé", "漢字"]
+    )
     assert kernel.make_vocabulary(CAPTIONS, 4) == kernel.make_vocabulary([], 1) == []
 
 
@@ -25,7 +27,7 @@ def test_words_are_rows_of_the_vocabulary_the_same_for_ever(kernel):
     ids = kernel.word_ids([*CAPTIONS, ""], ["a", "cat", "dog"])
     assert ids.shape == (6, kernel.WORDS_KEPT) and ids.dtype == np.int32
     assert [row[row > 0].tolist() for row in ids] == [[1, 3], [1, 3], [3], [1, 1, 1, 2], [], []]
-    assert all(not row[len(row[row > 0]):].any() for row in ids)
+    assert all(not row[len(row[row > 0]) :].any() for row in ids)
 
 
 def test_long_captions_are_cut_and_no_vocabulary_is_no_word(kernel):
@@ -102,6 +104,7 @@ def test_word_dropout_leaves_words_out_in_training_alone(kernel, lab):
 
 def test_words_are_learnt_where_vectors_are_noise(kernel, server, tmp_path: Path):
     """The choice gives them weight by itself, and the submission is theirs."""
+
     def noise(array: np.ndarray) -> np.ndarray:
         return np.random.default_rng(len(array)).normal(size=array.shape).astype(np.float32)
 

@@ -1,4 +1,5 @@
 """Wrong data, places and arguments: one line that names the thing, exit code 2, nothing left behind."""
+
 from __future__ import annotations
 
 import shutil
@@ -56,8 +57,9 @@ def test_consecutive_captions_are_taken_where_that_is_asked_for(kernel, server, 
     shas = []
     for source in (root, data):
         output = tmp_path / source.name / "out"
-        ended = server.run("--input", source, "--output", output, "--recipe=closed_form", *SMALL,
-                           "--set=consecutive_captions=true")
+        ended = server.run(
+            "--input", source, "--output", output, "--recipe=closed_form", *SMALL, "--set=consecutive_captions=true"
+        )
         assert ended.returncode == 0, ended.stderr
         assert ("consecutive captions an image" in ended.stdout) == (source is root)
         shas.append(sha256_of(output / SUBMISSION))
@@ -83,11 +85,19 @@ def test_wrong_places_are_one_line_and_leave_nothing(server, tmp_path: Path, cas
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("argument", "message"), [
-    ("--set=hiden=7", "unknown knob 'hiden'; did you mean hidden"), ("--set=epochs=many", "knob 'epochs' takes int"),
-    ("--set=epochs", "expected KEY=VALUE"), ("--recipe=best", "unknown recipe 'best'; there are baseline"),
-    ("--mode=guess", "knob 'mode' is one of train, predict"), ("--set=lr=-1", "knob 'lr' lies in"),
-    ("--set=members=3", "unknown knob 'members'"), ("--set=val_fraction=0.001", "")])
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--set=hiden=7", "unknown knob 'hiden'; did you mean hidden"),
+        ("--set=epochs=many", "knob 'epochs' takes int"),
+        ("--set=epochs", "expected KEY=VALUE"),
+        ("--recipe=best", "unknown recipe 'best'; there are baseline"),
+        ("--mode=guess", "knob 'mode' is one of train, predict"),
+        ("--set=lr=-1", "knob 'lr' lies in"),
+        ("--set=members=3", "unknown knob 'members'"),
+        ("--set=val_fraction=0.001", ""),
+    ],
+)
 def test_wrong_arguments_are_one_line(server, data: Path, tmp_path: Path, argument: str, message: str):
     if message:
         fails(server, message, tmp_path / "out", data, *TINY, argument)

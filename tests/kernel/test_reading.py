@@ -1,4 +1,5 @@
 """Reading the two files: what is right is read exactly and in little memory, what is wrong is one clear line."""
+
 from __future__ import annotations
 
 import io
@@ -123,17 +124,23 @@ def test_the_label_is_never_held(tmp_path: Path):
     """A label of 128 MB is read within 30 MB."""
     captions, images = 16_000, 8_000
     path, image_of = tmp_path / "train.npz", np.arange(captions) // 4
-    arrays = {"captions/ids": np.arange(captions), "captions/text": np.array(["a"] * captions),
-              "captions/embeddings": np.ones((captions, 8), np.float32), "images/names": np.array(["b"] * images),
-              "images/embeddings": np.ones((images, 8), np.float32)}
+    arrays = {
+        "captions/ids": np.arange(captions),
+        "captions/text": np.array(["a"] * captions),
+        "captions/embeddings": np.ones((captions, 8), np.float32),
+        "images/names": np.array(["b"] * images),
+        "images/embeddings": np.ones((images, 8), np.float32),
+    }
     np.savez_compressed(path, **arrays)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": (captions, images)})
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, \
-            archive.open("captions/label.npy", "w") as stream:
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("captions/label.npy", "w") as stream,
+    ):
         stream.write(header.getvalue())
         for start in range(0, captions, 1000):
-            stream.write((image_of[start:start + 1000, None] == np.arange(images)).tobytes())
+            stream.write((image_of[start : start + 1000, None] == np.arange(images)).tobytes())
     tools = Path(__file__).resolve().parent.parent.parent / "tools"
     done = subprocess.run([sys.executable, "-c", MEMORY, tools, path], capture_output=True, text=True, check=True)
     total, grown = map(int, done.stdout.splitlines()[-1].split())
@@ -145,6 +152,7 @@ def with_value(row: int, value: float) -> Any:
     def change(array: np.ndarray) -> np.ndarray:
         array[row] = value
         return array
+
     return change
 
 
@@ -220,7 +228,7 @@ def test_a_file_that_is_no_archive(kernel, tmp_path: Path, content: bytes):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_archive(kernel, tmp_path: Path, share: float):
     path = draw_data(tmp_path) / TRAIN
-    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(kernel.UserError, match=r"train\.npz: the archive cannot be read"):
         kernel.read_train(path)
 

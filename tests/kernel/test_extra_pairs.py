@@ -1,4 +1,5 @@
 """Extra pairs: what joins, what is left out because validation or the test asks for it, and what it says."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,10 +19,13 @@ def draw_pairs(root: Path, name: str = "pairs.npz", label: bool = True, rows: sl
     whole = draw_arrays(images=360, **BENT)[0]
     images = np.arange(360)[rows]
     captions = np.flatnonzero(np.isin(whole["captions/label"].argmax(axis=1), images))
-    arrays = {"captions/ids": whole["captions/ids"][captions], "captions/text": whole["captions/text"][captions],
-              "captions/embeddings": whole["captions/embeddings"][captions],
-              "images/names": np.array([f"new{i}.jpg" for i in images]),
-              "images/embeddings": whole["images/embeddings"][images]}
+    arrays = {
+        "captions/ids": whole["captions/ids"][captions],
+        "captions/text": whole["captions/text"][captions],
+        "captions/embeddings": whole["captions/embeddings"][captions],
+        "images/names": np.array([f"new{i}.jpg" for i in images]),
+        "images/embeddings": whole["images/embeddings"][images],
+    }
     if label:
         arrays["captions/label"] = whole["captions/label"][captions][:, images]
     for key, change in changes.items():
@@ -116,8 +120,9 @@ def test_extra_pairs_are_trained_on_and_never_validated_on(kernel, sets, lab, tm
 def test_a_run_with_pairs_says_what_joined(kernel, server, tmp_path: Path, compare: bool):
     root = draw_data(tmp_path / "data", **BENT)
     draw_pairs(root / "more", "pairs_mine.npz")
-    ended = server.run("--input", root, "--output", tmp_path / "out", *JOINED, "--set=pairs=true",
-                       f"--set=pairs_compare={compare}")
+    ended = server.run(
+        "--input", root, "--output", tmp_path / "out", *JOINED, "--set=pairs=true", f"--set=pairs_compare={compare}"
+    )
     assert ended.returncode == 0 and not ended.stderr, ended.stderr
     manifest = check_submitted(kernel, tmp_path / "out")
     assert [one["joined_images"] for one in manifest["pairs"]] == [40] and "joined images 40" in ended.stdout
