@@ -95,7 +95,7 @@ def test_runs_of_captions_that_are_not_equal_are_refused(kernel, tmp_path: Path,
     names = np.array(["a.jpg"] * 11) if captions == 7 else np.array([], "U3")
     changes = {key: lambda array: array[:captions] for key in ("captions/ids", "captions/text", "captions/embeddings")}
     path = draw_data(tmp_path, {**changes, "captions/label": None, "images/names": names}) / TRAIN
-    with pytest.raises(kernel.UserError, match="captions/label: is missing, and .* do not divide"):
+    with pytest.raises(kernel.UserError, match=r"captions/label: is missing, and .* do not divide"):
         kernel.read_train(path, consecutive=True)
 
 
