@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from drawn import BENT, IMAGE, JOINED, LEARNING, draw_data
-from forked import Ended, KernelServer
+from forked import KernelServer
 from lib.project import sha256_of
 from outputs import FINAL, MANIFEST, METRICS, SUBMISSION, assert_same, check_submitted, mrr, read_json
 
@@ -46,17 +46,20 @@ def undisturbed(server, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 # ------------------------------------------------------------------------------------------------- killed
-def kill_and_go_on(kernel: ModuleType, server: KernelServer, arguments: list[str], output: Path, kills: int) -> Ended:
-    """Killed at random moments, then left alone; whatever it was doing, what is submitted is whole."""
-    draw, score, unvouched = random.Random(kills), 0.0, 0
-    for kill in range(kills):
-        moment = (
-            {"after": "recipe:", "delay": draw.uniform(0.1, 0.8)}
-            if kill % 5
-            else {"after": "", "delay": draw.uniform(0, 0.3)}
-        )  # now and then while it is still reading
-        ended = server.stop(signal.SIGKILL, *arguments, EVERY_STEP, **moment)
-        assert ended.returncode == -signal.SIGKILL, "it ended before the kill: the run is too short for this test"
+def kill_and_go_on(
+    kernel: ModuleType, server: KernelServer, arguments: list[str], output: Path, expected: Path, kills: int
+) -> None:
+    """Killed at random moments, at last left alone; whatever it was doing, what is submitted is whole."""
+    draw, score, killed, unvouched = random.Random(kills), 0.0, 0, 0
+    for attempt in range(2 * kills):
+        after = "recipe:" if attempt % 5 else ""  # now and then while it is still reading
+        ended = server.stop(signal.SIGKILL, *arguments, EVERY_STEP, after=after, delay=draw.uniform(0, 0.6))
+        if ended.returncode == 0:  # it came to its end before the kill
+            assert_same(output, expected)
+            shutil.rmtree(output)
+            score = 0.0
+            continue
+        killed += 1
         if (output / MANIFEST).exists():
             assert check_submitted(kernel, output)["complete"] is False
             assert mrr(output) >= score, "a submission made way for a worse one"
@@ -64,22 +67,24 @@ def kill_and_go_on(kernel: ModuleType, server: KernelServer, arguments: list[str
         elif SUBMITTED in ended.stdout or score:  # between the files of a publication: those are whole, yet unvouched
             kernel.check_submission(output / SUBMISSION, np.arange(1, 101), IMAGE)
             unvouched += 1
-    assert score and unvouched < 3
+        if killed == kills:
+            break
+    assert killed == kills and unvouched < 3
     ended = server.run(*arguments)
     assert ended.returncode == 0 and not ended.stderr
-    return ended
+    assert_same(output, expected)
 
 
 def test_kills_in_a_row_change_no_bit(kernel, server, data: Path, undisturbed, tmp_path: Path):
-    kill_and_go_on(kernel, server, command(data, tmp_path / "out", "ensemble"), tmp_path / "out", 4)
-    assert_same(tmp_path / "out", undisturbed("ensemble"))
+    output = tmp_path / "out"
+    kill_and_go_on(kernel, server, command(data, output, "ensemble"), output, undisturbed("ensemble"), 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_many_kills_in_a_row_change_no_bit(kernel, server, data: Path, undisturbed, tmp_path: Path, recipe: str):
-    kill_and_go_on(kernel, server, command(data, tmp_path / "out", recipe), tmp_path / "out", 20)
-    assert_same(tmp_path / "out", undisturbed(recipe))
+    output = tmp_path / "out"
+    kill_and_go_on(kernel, server, command(data, output, recipe), output, undisturbed(recipe), 20)
 
 
 @pytest.mark.parametrize("after", [" refit ", pytest.param("done in", marks=pytest.mark.slow)])
