@@ -289,7 +289,12 @@ def test_weights_are_read_back_checked(kernel, bundle, tmp_path: Path):
     assert loaded["dims"] == [TEXT, IMAGE] and loaded["repulsion"] == 0.2
     broken = [{key: value for key, value in whole.items() if key != left_out} for left_out in whole]
     broken += [whole | {"dims": [TEXT, IMAGE + 1]}, whole | {"members": [{}]}, whole | {"knobs": None}]
-    broken += [whole | {"repulsion": "much"}, whole | {"vocabulary": 7}]
+    broken += [
+        whole | {"repulsion": "much"},
+        whole | {"vocabulary": 7},
+        whole | {"length": None},
+        whole | {"length": float("nan")},
+    ]
     for content in [*broken, {}, {"model": 1}]:
         torch.save(content, path)
         with pytest.raises(kernel.UserError, match="the weights of this script cannot be read"):

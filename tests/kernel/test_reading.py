@@ -225,6 +225,7 @@ def test_a_file_that_is_no_archive(kernel, tmp_path: Path, content: bytes):
         kernel.read_train(path)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves its own file open
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_archive(kernel, tmp_path: Path, share: float):
     path = draw_data(tmp_path) / TRAIN
