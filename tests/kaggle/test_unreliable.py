@@ -42,6 +42,14 @@ def test_a_push_outlives_minutes_without_a_status(push, kaggle, finished, faults
     assert versions(kaggle) == 1
 
 
+@pytest.mark.parametrize("call", ["ListKernelSessionOutput", "GET output"])
+def test_an_output_outlives_minutes_without_an_answer(push, kaggle, finished, tmp_path, call):
+    kaggle.fail(call, None, *OUTAGE)
+    assert push() == 0
+    files = {path.name: path.read_bytes() for path in (tmp_path / "runs" / f"{SLUG}-v1").iterdir()}
+    assert {name: files[name] for name in finished} == finished
+
+
 def test_a_session_that_has_not_opened_yet_is_waited_for(push, kaggle, finished):
     kaggle.habits.session_lag = 120
     assert push() == 0

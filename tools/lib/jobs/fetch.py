@@ -24,7 +24,7 @@ def collect(client: KaggleClient, version: Version, runs: Path, seconds: float) 
     status, message = wait_for_end(client, version, seconds)
     if status != "complete":
         raise ToolError(what_is_left(client, version, runs, status, message))
-    folder = fetch(client, version, runs)
+    folder = client.patience.wait_for(lambda: fetch(client, version, runs), f"output of {version}", seconds)
     check_finished(folder, version)
     return folder
 

@@ -61,7 +61,7 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
     if last.get("event") == "push_refused" or (again and last.get("event") != "push_started"):
         return None
     if last.get("event") == "pushed":
-        return Version(*split_ref(last["made"]), last["version"], last["mark"])
+        return Version(*split_ref(last.get("made", order.staged.ref)), last["version"], last.get("mark", ""))
 
     def check() -> Version | None:
         shown = client.kernels.shown(owner, slug)

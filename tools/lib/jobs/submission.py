@@ -171,7 +171,7 @@ def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Pat
         return begun["ref"]
 
     def check() -> int | None:
-        return client.competitions.marked(slug, begun["mark"])
+        return client.competitions.marked(slug, begun.get("mark", candidate.digest))
 
     found = client.patience.look(check)
     if found is None and counted_unseen(client, slug, begun):
@@ -190,8 +190,9 @@ def counted_unseen(client: KaggleClient, slug: str, begun: dict[str, Any]) -> bo
     if limits is None:
         return True
     listed = len(client.competitions.history(slug))
-    grown = limits.total - (begun["counted"] if begun["counted"] is not None else limits.total)
-    return limits.total > listed or grown > listed - begun["listed"]
+    if limits.total > listed or begun.get("counted") is None:
+        return limits.total > listed
+    return limits.total - begun["counted"] > listed - begun["listed"]
 
 
 def check_limits(limits: Limits, slug: str) -> None:
