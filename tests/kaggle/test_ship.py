@@ -145,6 +145,7 @@ def test_faults_on_the_way_are_survived(run_ship, kaggle, competition, weights, 
     done_once(kaggle, competition)
 
 
+@pytest.mark.slow
 def test_killed_where_it_is_worst_nothing_is_done_twice(kaggle, competition, weights, tmp_path):
     repo = copy_of_the_repo(tmp_path / "repo")
     command = [sys.executable, repo / "tools" / "ship.py", "--weights", weights, "--runs", tmp_path / "runs"]

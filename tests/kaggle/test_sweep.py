@@ -250,6 +250,7 @@ def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, 
     assert len(record.find(tmp_path / "runs", event="run_failed")) == 1
 
 
+@pytest.mark.slow
 def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
     repo = copy_of_the_repo(tmp_path / "repo")
     command = [sys.executable, repo / "tools" / "sweep.py", "--members=2", "--runs", tmp_path / "runs", "--data", data,

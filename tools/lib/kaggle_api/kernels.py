@@ -29,9 +29,10 @@ T = TypeVar("T")
 SOURCES = ("dataset", "competition", "kernel", "model")
 
 
-def bare(source: str) -> str:
-    """A source without its version, as it is compared."""
-    return "/".join(source.lower().split("/")[:2])
+def slug_of(source: str) -> str:
+    """The slug of a source: of `owner/slug`, with or without a version, or of a competition's `slug`."""
+    parts = source.lower().split("/")
+    return parts[min(1, len(parts) - 1)]
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class Shown:
         """The sources of a push that this version does not run with, as far as Kaggle shows any."""
         if not self.sources:
             return ()
-        mounted = {bare(source) for source in self.sources}
+        mounted = {part for source in self.sources for part in source.lower().split("/")}  # with or without prefixes
         asked = [source for kind in SOURCES for source in metadata.get(f"{kind}_sources") or []]
-        return tuple(source for source in asked if bare(source) not in mounted)
+        return tuple(source for source in asked if slug_of(source) not in mounted)
 
 
 @dataclass(frozen=True)
