@@ -30,7 +30,7 @@ class Solution:
 def read_solution(path: Path) -> Solution:
     """An npz with `captions/ids` (n,) and `images/embeddings` (n, d_image); anything else is the user's error."""
     try:
-        with np.load(path, allow_pickle=False) as npz:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:  # numpy leaves a damaged one open
             ids, images = np.asarray(npz[IDS]), np.asarray(npz[IMAGES], np.float32)
     except KeyError:
         raise InputError(f"{path}: not a file of answers: it needs the keys {IDS} and {IMAGES}") from None
