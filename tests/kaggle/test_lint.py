@@ -160,3 +160,10 @@ def test_main_lists_every_finding_and_fails(tmp_path, capsys):
     assert "enable_gpus: unknown key" in capsys.readouterr().err
     assert kaggle_lint.main([*arguments, "--json"]) == 2
     assert [entry["key"] for entry in json.loads(capsys.readouterr().out)] == ["enable_gpus", "machine_shape"]
+
+
+def test_a_script_that_is_too_large_for_kaggle(tmp_path):
+    script = tmp_path / "pipeline.py"
+    script.write_text("OVERRIDES: dict = {}\n" + "# filler\n" * 120_000)
+    (finding,) = lint_script(script)
+    assert (finding.key, finding.what) == ("size", "has 1,080,021 bytes")

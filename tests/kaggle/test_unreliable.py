@@ -208,7 +208,9 @@ def test_ship_goes_on_from_what_a_stopped_version_left(run_ship, kaggle, kernel,
     with pytest.raises(ToolError, match=r"--resume 1"):
         run_ship("--recipe", "align", "--set", "epochs=3", "--timeout-minutes", 60)
     assert run_ship("--resume", 1) == 0
-    sent = kaggle.kernels[REF][1]
+    first, sent = kaggle.kernels[REF]
+    assert first.request["sessionTimeoutSeconds"] == 3600
+    assert '"max_minutes": 55.0' in first.text
     assert sent.request["datasetDataSources"] == [DATASET]
     assert 'OVERRIDES: dict = {"recipe": "align", "epochs": 3}' in sent.text
     assert kaggle.datasets[DATASET].versions[0].files["resume_validate_0.pth"] == b"\0state"
