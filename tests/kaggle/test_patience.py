@@ -63,15 +63,15 @@ def test_a_wait_takes_as_long_as_the_server_asks():
 
 def test_what_shows_after_a_minute_is_found_and_an_absence_is_proved_over_longer():
     shows = QUICK.now() + 60
-    assert QUICK.look(lambda: "there" if QUICK.now() >= shows else None) == "there"
+    assert QUICK.look(lambda: "there" if QUICK.now() >= shows else None, "it") == "there"
     looks = []
-    assert QUICK.look(lambda: looks.append(QUICK.now())) is None
+    assert QUICK.look(lambda: looks.append(QUICK.now()), "it") is None
     assert len(looks) >= 4 and looks[-1] - looks[0] >= 60
 
 
 def test_a_failing_look_proves_no_absence():
     with pytest.raises(ServerError):
-        QUICK.look(Server(ServerError("no"), 10**6))
+        QUICK.look(Server(ServerError("no"), 10**6), "it")
 
 
 def test_a_glance_never_stops_the_job(capsys):

@@ -227,7 +227,7 @@ def settled_version(client: KaggleClient, owner: str, slug: str, begun: bool, se
     def there() -> bool | None:
         return client.datasets.exists(owner, slug) or None
 
-    if not (client.patience.look(there) if begun else there()):
+    if not (client.patience.look(there, f"dataset {owner}/{slug}") if begun else there()):
         return False, 0
     shown = ""
 
@@ -284,7 +284,7 @@ def existing_version(client: KaggleClient, staged: Package, runs: Path, current:
     def check() -> int | None:
         return current if client.datasets.files(*staged.owner_slug) == staged.sizes else None
 
-    return client.patience.look(check)  # the list may still be that of the version before
+    return client.patience.look(check, f"files of {staged.metadata['id']}")  # they may be those of the version before
 
 
 def upload(client: KaggleClient, staged: Package, exists: bool) -> int:

@@ -67,7 +67,7 @@ def listed_with(client: KaggleClient, version: Version, wanted: set[str]) -> tup
         last = client.kernels.output(version)
         return last if wanted <= last[0].keys() else None
 
-    return client.patience.look(check) or last
+    return client.patience.look(check, f"output of {version}") or last
 
 
 def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:

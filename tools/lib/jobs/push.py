@@ -68,9 +68,10 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
         mark = last.get("mark") or order.any_mark(shown.text)
         return Version(owner, slug, shown.number, mark or "") if carries_out(shown, order, mark) else None
 
-    what = f"the last version of {order.staged.ref}"
-    # a push that was begun here may still be on its way through Kaggle
-    found = client.patience.look(check) if last else glance(what, check, None)
+    if last:  # it may still be on its way through Kaggle
+        found = client.patience.look(check, f"the push of {order.staged.ref} that was begun at {last['time']}")
+    else:
+        found = glance(f"the last version of {order.staged.ref}", check, None)
     if found is not None:
         record_pushed(runs, order, found)
     return found

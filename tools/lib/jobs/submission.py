@@ -173,7 +173,7 @@ def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Pat
     def check() -> int | None:
         return client.competitions.marked(slug, begun.get("mark", candidate.digest))
 
-    found = client.patience.look(check)
+    found = client.patience.look(check, f"the submission that was begun at {begun['time']}")
     if found is None and counted_unseen(client, slug, begun):
         print(f"{slug}: Kaggle counts a submission that its history does not show; waiting for it", file=sys.stderr)
         client.patience.sleep(client.patience.outage_seconds)

@@ -1,7 +1,7 @@
 """How long to wait for Kaggle, and what to believe meanwhile: the one place for both.
 
     patience.wait_for(check, "kernel a/b", 3600)   polls; failures that may pass are borne for minutes, not tries
-    patience.look(check)                           an absence is believed only after looks over a minute or more
+    patience.look(check, "dataset a/b")            an absence is believed only after looks over a minute or more
     glance("the quota", client.kernels.quota, {})  a look that is only a look never stops the job
 """
 from __future__ import annotations
@@ -83,10 +83,20 @@ class Patience:
             self.sleep(min(max(pause, asked), left))
             pause = min(pause * 1.5, self.poll_limit_seconds)
 
-    def look(self, check: Callable[[], T | None]) -> T | None:
+    def look(self, check: Callable[[], T | None], what: str) -> T | None:
         """`check`'s first result that is not None; None only after looks over `proof_seconds`: listings lag."""
+        said = False
+
+        def told() -> T | None:
+            nonlocal said
+            found = check()
+            if found is None and not said:
+                print(f"{what}: not shown yet, looking for {self.proof_seconds:g} s", file=sys.stderr, flush=True)
+                said = True
+            return found
+
         try:
-            return self.wait_for(check, "", self.proof_seconds)
+            return self.wait_for(told, what, self.proof_seconds)
         except NotDone:
             return None
 

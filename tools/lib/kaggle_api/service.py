@@ -68,7 +68,7 @@ class Service:
         except Ambiguous as error:
             print(f"{error}; looking whether it happened", file=sys.stderr)
             try:
-                found = self.patience.look(look)
+                found = self.patience.look(look, what)
             except KaggleError as second:
                 hint = f"; nor could it be looked up ({second}): look again before you repeat it"
                 raise error.with_hint(hint) from None
