@@ -523,6 +523,7 @@ def join_pairs(
     facts = []
     for path in files:
         extra = read_train(path, consecutive=True)
+        log(f"pairs: {path}: comparing {len(extra.text)} captions and {len(extra.images)} images with what is there")
         for ours, theirs in ((train.text, extra.text), (train.images, extra.images)):
             if ours.shape[1] != theirs.shape[1]:
                 raise UserError(f"{path}: {theirs.shape[1]} dimensions, but the training data has {ours.shape[1]}")
@@ -754,24 +755,29 @@ def fit_closed_form(task: Task, knobs: Knobs) -> dict[str, Tensor]:
     Returns the state of LinearMap. The mean image is taken off: it is the same for the whole gallery, so it moves no
     rank.
     """
-    device, label = task.text.device, task.label
+    device, label, (d_text, d_image) = task.text.device, task.label, (task.text.shape[1], task.images.shape[1])
     weight = torch.where(label >= 0, task.weight[label], 0)  # (all captions,)
-    n, y = float(weight.sum()), (task.images - task.images.mean(0)).double()
-    mean_text = weight @ task.text / n
-    count = torch.zeros(len(y), device=device).index_add_(0, label[task.captions], weight[task.captions]).unsqueeze(1)
-    pooled = torch.zeros(len(y), task.text.shape[1], device=device)  # captions of an image, summed
-    covariance = torch.zeros(task.text.shape[1], task.text.shape[1], device=device)
+    n, mean_text, mean_image = float(weight.sum()), weight @ task.text / weight.sum(), task.images.mean(0)
+    count = torch.zeros(len(task.images), device=device).index_add_(0, label[task.captions], weight[task.captions])
+    pooled = torch.zeros(len(task.images), d_text, device=device)  # captions of an image, summed
+    covariance = torch.zeros(d_text, d_text, device=device)
     for captions in task.captions.split(8192):
         block = task.text[captions] - mean_text  # before the products, whose float32 a common offset would use up
         weighted = block * weight[captions].unsqueeze(1)
         covariance += block.T @ weighted / n
         pooled.index_add_(0, label[captions], weighted)
-    covariance, cross = covariance.double(), pooled.double().T @ y / n  # cross: (d_text, d_image)
-    ridge = knobs.ridge * covariance.diagonal().mean() * torch.eye(len(covariance), device=device)
+    cross = torch.zeros(d_text, d_image, device=device, dtype=torch.double)
+    variance = torch.zeros(d_image, d_image, device=device, dtype=torch.double)
+    for rows in torch.arange(len(task.images), device=device).split(4096):
+        y = (task.images[rows] - mean_image).double()
+        cross += pooled[rows].double().T @ y / n
+        variance += (y * count[rows].unsqueeze(1)).T @ y / n
+    covariance = covariance.double()
+    ridge = knobs.ridge * covariance.diagonal().mean() * torch.eye(d_text, device=device)
     map_back = torch.linalg.solve(covariance + ridge, cross)
     explained = map_back.T @ cross
-    scatter = (y * count).T @ y / n - explained - explained.T + map_back.T @ covariance @ map_back  # of the residual
-    floor = knobs.whiten * scatter.diagonal().mean() * torch.eye(len(scatter), device=device)
+    scatter = variance - explained - explained.T + map_back.T @ covariance @ map_back  # of the residual
+    floor = knobs.whiten * scatter.diagonal().mean() * torch.eye(d_image, device=device)
     query = torch.linalg.solve(scatter + floor, map_back.T).float()  # (d_image, d_text)
     if not query.isfinite().all():
         raise TrainingFailed("closed form: no finite solution; raise --set ridge or --set whiten")
@@ -1096,8 +1102,10 @@ def make_task(problem: Problem, phase: str, knobs: Knobs, device: torch.device, 
     vectors = torch.from_numpy(train.images[images])
     weight = torch.from_numpy(np.where(images < train.own, 1, knobs.pairs_weight).astype(np.float32))
     # A vector taken off the whole gallery moves no rank and no gradient, and spares the logits' precision.
-    views = (vectors / vectors.norm(dim=1).mean(), F.normalize(vectors, dim=1))
-    raw, unit_length = ((view - view.mean(0)).to(device, dtype) for view in views)
+    lengths = vectors.norm(dim=1, keepdim=True)
+    raw = ((vectors - vectors.mean(0)) / lengths.mean()).to(device, dtype)
+    unit_length = vectors / lengths.clamp_min(1e-12)
+    unit_length = unit_length.sub_(unit_length.mean(0)).to(device, dtype)
     tensors = (torch.from_numpy(train.text), torch.from_numpy(problem.words), captions, sisters, label, vectors, weight)
     return Task(len(problem.vocabulary), (raw, unit_length), *(tensor.to(device) for tensor in tensors))
 
@@ -2267,7 +2275,10 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     files = files_below(source, "pairs*.npz") if knobs.pairs else []
     if knobs.pairs and not files:
         raise UserError(f"{source}: no pairs*.npz below it; attach one, or leave --set pairs=true away")
+    if files:
+        log(f"pairs: {len(files)} file(s) of external data join; whether the rules allow that is yours to look up")
     problem, pairs = make_problem(train, test, knobs, candidates, files)
+    train = problem.train  # with the pairs; the set without them is let go
     if knobs.pairs_compare:
         candidates += [dataclasses.replace(one, pairs=False) for one in candidates if one.pairs]
     sizes = {choice: len(problem.images_of("refit", choice)) for choice in (False, True)}
