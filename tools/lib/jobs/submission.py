@@ -5,6 +5,7 @@ neither an interrupted run nor a lost record submits it twice.
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 import secrets
@@ -19,7 +20,7 @@ from lib import kernel, record
 from lib.data import COMPETITION, KNOWN, missing
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import COMPETITIONS, Limits, Submission
-from lib.kaggle_api.errors import Ambiguous, KaggleError
+from lib.kaggle_api.errors import Ambiguous, KaggleError, NotDone
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
 from lib.project import InputError, ToolError, read_json, sha256_of
@@ -176,8 +177,8 @@ def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Pat
     found = client.patience.look(check, f"the submission that was begun at {begun['time']}")
     if found is None and counted_unseen(client, slug, begun):
         print(f"{slug}: Kaggle counts a submission that its history does not show; waiting for it", file=sys.stderr)
-        client.patience.sleep(client.patience.outage_seconds)
-        found = check()
+        with contextlib.suppress(NotDone):
+            found = client.patience.wait_for(check, "the submission", client.patience.outage_seconds)
     if found is None and not again and counted_unseen(client, slug, begun):
         raise ToolError(f"{candidate.path}: a submission of it was begun here at {begun['time']}, and Kaggle may have "
                         f"it without showing it: look at {COMPETITIONS}/{slug}/submissions; --again submits it anew")
