@@ -136,3 +136,7 @@ def test_every_recipe_and_tool_is_told():
     readme, tools = text_of(REPO / "README.md"), text_of(REPO / "docs" / "tools.md")
     assert [name for name in recipe_names() if f"`{name}`" not in readme] == []
     assert [path.name for path in (REPO / "tools").glob("*.py") if f"| `{path.name}` |" not in tools] == []
+
+
+def test_every_figure_is_measured():
+    assert [page.name for page in PAGES if "TODO-MEASURE" in text_of(page)] == []
