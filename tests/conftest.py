@@ -1,4 +1,5 @@
 """Fixtures: the stand-in for Kaggle, an environment without credentials or network, the kernel module."""
+
 from __future__ import annotations
 
 import os
@@ -25,12 +26,20 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's home, credentials or proxies, or can reach Kaggle: port 9 of this machine is closed."""
     for name in list(os.environ):
         if (name.startswith(("KAGGLE_", "ALIGN_")) or name.lower().endswith("_proxy")) and name not in (
-                "KAGGLE_API_ENVIRONMENT", "KAGGLE_CONFIG_DIR"):
+            "KAGGLE_API_ENVIRONMENT",
+            "KAGGLE_CONFIG_DIR",
+        ):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     (home / "tmp").mkdir(parents=True)
-    for name, value in {"HOME": home, "TMPDIR": home / "tmp", "HTTP_PROXY": "http://127.0.0.1:9",
-                        "HTTPS_PROXY": "http://127.0.0.1:9", "MPLBACKEND": "Agg", "MPLCONFIGDIR": home}.items():
+    for name, value in {
+        "HOME": home,
+        "TMPDIR": home / "tmp",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": home,
+    }.items():
         monkeypatch.setenv(name, str(value))
 
 
@@ -62,10 +71,17 @@ def client(kaggle):
 @pytest.fixture
 def run_tool_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run tools/<name>.py as a user does: run_tool_process("submit", "--help", env={...})."""
+
     def run(name: str, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
         environment = os.environ | {"KAGGLE_CONFIG_DIR": str(tmp_path / "home" / ".kaggle")} | (env or {})
-        return subprocess.run([sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)], env=environment,
-                              cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
     return run
 
@@ -95,6 +111,7 @@ class Outcome:
 @pytest.fixture
 def tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a tool's main in this process with the exit code of a real one: tool(submit.main, "runs/x", "--json")."""
+
     def run(main: Callable, *arguments: object) -> Outcome:
         from lib.project import run_tool
 

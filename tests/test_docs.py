@@ -1,4 +1,5 @@
 """What the README and docs/ show is there: commands parse and run, links lead somewhere, names are the kernel's."""
+
 from __future__ import annotations
 
 import argparse
@@ -78,8 +79,19 @@ def test_the_readmes_walk(run_tool_process, tmp_path):
     """What the README does with two runs, on a tiny data set: every line of it, run as a user does."""
     data, runs = draw_data(tmp_path / "data"), tmp_path / "runs"
     for name in ("A", "B"):
-        made = run_tool_process("run_local", "--recipe", "closed_form", "--data", data, "--runs", runs,
-                                "--output", runs / name, "--set", f"seed={ord(name)}")
+        made = run_tool_process(
+            "run_local",
+            "--recipe",
+            "closed_form",
+            "--data",
+            data,
+            "--runs",
+            runs,
+            "--output",
+            runs / name,
+            "--set",
+            f"seed={ord(name)}",
+        )
         assert made.returncode == 0, made.stderr
     block = next(part for part in text_of(REPO / "README.md").split("```") if "--compare" in part)
     lines = [shlex.split(command, comments=True) for command in COMMAND.findall(block)]

@@ -7,6 +7,7 @@
 
 Every run is the kernel itself as a sub-process. The output folder gets a table, a picture and every run.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,10 +28,15 @@ ENDLESS = "search"  # goes on for as long as it may
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("Measure the recipes side by side: quality, time, share of the machine's peak, memory.",
-                         "python tools/benchmark.py --recipes baseline align --seeds 0 1 2 --data data",
-                         "0 measured and written, 1 a run failed, 2 wrong input, 128 + n ended by signal n",
-                         "--data", "--set", "--runs", "--json")
+    parser = make_parser(
+        "Measure the recipes side by side: quality, time, share of the machine's peak, memory.",
+        "python tools/benchmark.py --recipes baseline align --seeds 0 1 2 --data data",
+        "0 measured and written, 1 a run failed, 2 wrong input, 128 + n ended by signal n",
+        "--data",
+        "--set",
+        "--runs",
+        "--json",
+    )
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help=f"default: all but {ENDLESS}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of training and split")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: <runs>/<UTC time>-benchmark")

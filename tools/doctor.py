@@ -1,8 +1,9 @@
 """Look at everything that the tools need, on one page: what is there, what is not, and the command that mends it.
 
-    python tools/doctor.py
-    python tools/doctor.py --json
+python tools/doctor.py
+python tools/doctor.py --json
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,7 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Check Python, packages, disk, GPU, data, credentials, rules, quota and submissions left.",
         epilog="example: python tools/doctor.py --json\n\nexit codes: 0 all is green, 1 something is red",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the data is (default: data/)")
     parser.add_argument("--competition", default=COMPETITION, help="its slug (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="the checks as a JSON list on stdout")

@@ -6,6 +6,7 @@
 An interrupted download goes on where it stopped; files that are there and right are not fetched again. Kaggle wants
 the rules accepted once, in the browser: https://www.kaggle.com/competitions/aml-competition/rules
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,8 +22,10 @@ from lib.project import DATA, ToolError, make_parser, run_tool
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(
-        "Download and verify the competition's data.", "python tools/download_data.py --data data",
-        "0 all files are there and right, 1 a download or a check failed, 2 wrong input or credentials")
+        "Download and verify the competition's data.",
+        "python tools/download_data.py --data data",
+        "0 all files are there and right, 1 a download or a check failed, 2 wrong input or credentials",
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="where to put it (default: data/ of the repository)")
     parser.add_argument("--images", action="store_true", help="everything, with the photos, not only what is needed")
     parser.add_argument("--force", action="store_true", help="fetch also what is there and right")

@@ -5,6 +5,7 @@
 The official client checks little of this: it ignores unknown keys, turns the internet on by default, takes a retired
 accelerator and pushes under another slug than the one asked for. One line a finding: file, key, what is wrong, the fix.
 """
+
 from __future__ import annotations
 
 import json
@@ -26,12 +27,18 @@ from lib.project import InputError, make_parser, run_tool
 
 def main(argv: list[str] | None = None) -> int | None:
     """Lint the repository's own metadata files and its scripts."""
-    parser = make_parser("Lint the metadata of kernels and datasets and the kernels' scripts by Kaggle's rules.",
-                         "python tools/kaggle_lint.py --json", "0 nothing to report, 2 findings", "--json")
-    parser.add_argument("--kernel-metadata", type=Path, nargs="*", default=[KERNEL_METADATA, EMBED_METADATA],
-                        metavar="FILE")
-    parser.add_argument("--dataset-metadata", type=Path, nargs="*", default=[DATASET_METADATA, PAIRS_METADATA],
-                        metavar="FILE")
+    parser = make_parser(
+        "Lint the metadata of kernels and datasets and the kernels' scripts by Kaggle's rules.",
+        "python tools/kaggle_lint.py --json",
+        "0 nothing to report, 2 findings",
+        "--json",
+    )
+    parser.add_argument(
+        "--kernel-metadata", type=Path, nargs="*", default=[KERNEL_METADATA, EMBED_METADATA], metavar="FILE"
+    )
+    parser.add_argument(
+        "--dataset-metadata", type=Path, nargs="*", default=[DATASET_METADATA, PAIRS_METADATA], metavar="FILE"
+    )
     arguments = parser.parse_args(argv)
     findings = []
     for path in arguments.kernel_metadata:

@@ -7,6 +7,7 @@
 The dataset makes mode=predict and warm starts work in a kernel that attaches it. A version that already holds the
 same content is not uploaded again. Nothing but the known files goes: a secret or a foreign file stops everything.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -42,7 +43,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "python tools/package_dataset.py --run runs/mine --dry-run",
         "0 the version is ready with every file (--dry-run: nothing is wrong with the folder),\n"
         "1 Kaggle did not take it or is not done in time, 2 wrong input: a secret, a foreign file, a damaged run",
-        "--runs", "--json")
+        "--runs",
+        "--json",
+    )
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run (default: the one with the newest weights)")
     parser.add_argument("--folder", type=Path, default=BUILD, metavar="DIR", help="build folder")
     parser.add_argument("--dry-run", action="store_true", help="stage, check and show what would go; no network")

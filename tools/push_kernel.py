@@ -10,6 +10,7 @@
 
 The same script with the same settings is not pushed twice: an interrupted run goes on with the version that it made.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -61,8 +62,13 @@ def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None
 
 def show_staged(staged: order.Staged, time: order.SessionTime, as_json: bool) -> None:
     """What a push would send."""
-    shown = {"metadata": staged.metadata, "overrides": staged.overrides, "session_seconds": time.kaggle_seconds,
-             "bytes": len(staged.text.encode()), "folder": str(staged.folder)}
+    shown = {
+        "metadata": staged.metadata,
+        "overrides": staged.overrides,
+        "session_seconds": time.kaggle_seconds,
+        "bytes": len(staged.text.encode()),
+        "folder": str(staged.folder),
+    }
     print(json.dumps(shown, indent=None if as_json else 1))
     print(f"dry run: nothing was sent; {staged.ref} would be private and is clean by kaggle_lint", file=sys.stderr)
 
@@ -74,9 +80,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "python tools/push_kernel.py --recipe align --set epochs=8 --timeout-minutes 60",
         "0 the kernel ended well and every output is verified (--no-wait: Kaggle has taken the push),\n"
         "1 it was refused, failed, was cancelled, has no quota or is not done in time, 2 wrong input",
-        "--recipe", "--set", "--runs", "--json")
-    parser.add_argument("action", nargs="?", default="push", choices=("push", "status", "output", "list"),
-                        help="status or output of an earlier version, or the list of sessions, instead of a push")
+        "--recipe",
+        "--set",
+        "--runs",
+        "--json",
+    )
+    parser.add_argument(
+        "action",
+        nargs="?",
+        default="push",
+        choices=("push", "status", "output", "list"),
+        help="status or output of an earlier version, or the list of sessions, instead of a push",
+    )
     parser.add_argument("--version", type=int, metavar="N", help="for status and output; the current one by default")
     parser.add_argument("--only", metavar="PATTERN", help="for output: only these files, also of an unfinished run")
     parser.add_argument("--no-wait", action="store_true", help="return once Kaggle has taken the push")
@@ -101,8 +116,9 @@ def run(arguments: argparse.Namespace) -> None:
         return print_table(["kernel", "version", "status", "age h", "holds"], sessions(client), arguments.json)
     if arguments.action != "push":
         return look_at_version(client, arguments)
-    metadata = order.staged_metadata(client.username, arguments.accelerator, arguments.dataset,
-                                     arguments.kernel_source, arguments.script)
+    metadata = order.staged_metadata(
+        client.username, arguments.accelerator, arguments.dataset, arguments.kernel_source, arguments.script
+    )
     staged = order.stage(metadata, overrides, order.BUILD, arguments.script)
     if arguments.dry_run:
         return show_staged(staged, time, arguments.json)
@@ -111,8 +127,9 @@ def run(arguments: argparse.Namespace) -> None:
     version = push.push(client, made, arguments.runs, arguments.again)
     if arguments.no_wait:
         return report(arguments.json, version, "pushed")
-    return report(arguments.json, version, "complete",
-                  fetch.collect(client, version, arguments.runs, time.wait_seconds))
+    return report(
+        arguments.json, version, "complete", fetch.collect(client, version, arguments.runs, time.wait_seconds)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

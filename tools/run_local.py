@@ -9,6 +9,7 @@
 The very file that goes to Kaggle runs as a sub-process from an empty folder. Ctrl-C stops it; the same command with
 the same --output goes on. The exit code is the kernel's; 0 only when every output is what its manifest says.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,14 +33,25 @@ def report(run: Run, as_json: bool) -> None:
     """The honest figures, raw and cosine side by side; submission, seconds."""
     submission = run.folder / kernel.SUBMISSION
     if as_json:
-        print(json.dumps({"run": str(run.folder), "submission": str(submission), "recipe": run.recipe,
-                          "complete": run.complete, "seconds": run.manifest["seconds"],
-                          "validation": run.scores or None}))
+        print(
+            json.dumps(
+                {
+                    "run": str(run.folder),
+                    "submission": str(submission),
+                    "recipe": run.recipe,
+                    "complete": run.complete,
+                    "seconds": run.manifest["seconds"],
+                    "validation": run.scores or None,
+                }
+            )
+        )
         return
     if run.scores:
         pool = str(run.metrics.get("pool", kernel.POOL))  # smaller where fewer images are held out
-        rows = [[name.replace(str(kernel.POOL), pool), *(f"{row[key]:.4f}" for key in COLUMNS)]
-                for name, row in run.scores.items()]
+        rows = [
+            [name.replace(str(kernel.POOL), pool), *(f"{row[key]:.4f}" for key in COLUMNS)]
+            for name, row in run.scores.items()
+        ]
         print("\n" + format_table(["validation", *COLUMNS.values()], rows))
     early = run.manifest.get("stopped")
     print(f"\nsubmission: {submission} (checked)\n{run.total_seconds:.1f} s" + (f", ended by {early}" if early else ""))
@@ -49,8 +61,9 @@ def failed(code: int, error: str, output: Path) -> int:
     """One line on stderr; the kernel's code."""
     if code in STOPPED:
         so_far = "it has a submission; " if (output / kernel.MANIFEST).exists() else ""
-        print(f"interrupted; {so_far}the same command with --output {shlex.quote(str(output))} goes on",
-              file=sys.stderr)
+        print(
+            f"interrupted; {so_far}the same command with --output {shlex.quote(str(output))} goes on", file=sys.stderr
+        )
     else:
         print(f"error: {error or f'the kernel ended with code {code}; its last lines are above'}", file=sys.stderr)
     return code
@@ -63,7 +76,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "python tools/run_local.py --recipe baseline --set epochs=5 --output runs/baseline-5",
         "the kernel's (0 only when every output is what its manifest says, 1 failed, 2 wrong input,\n"
         "129, 130 or 143 interrupted: the same command with the same --output goes on)",
-        "--data", "--runs", "--set", "--json")
+        "--data",
+        "--runs",
+        "--set",
+        "--json",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: <runs>/<UTC time>-<recipe>")
     parser.add_argument("--again", action="store_true", help="keep a finished run in --output aside and run anew")
     parser.add_argument("--recipe", metavar="NAME", help=f"a named set of knobs: {', '.join(recipe_names())}")

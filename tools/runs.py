@@ -7,6 +7,7 @@
 
 Quality against time of all runs is drawn to runs.png in the folder of the runs.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,15 +46,23 @@ def compare(folders: list[Path], data: Path | None, as_json: bool) -> None:
         return
     rows = [[key, *values] for key, values in knobs.items()]
     print(format_table(["knob", one.name, other.name], rows, texts=(0, 1, 2)) if rows else "no knob differs")
-    print("\n" + "\n".join(ledger.in_words(name, difference, how) for name, difference in found.items())
-          if found else "no validation to compare")
+    print(
+        "\n" + "\n".join(ledger.in_words(name, difference, how) for name, difference in found.items())
+        if found
+        else "no validation to compare"
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("All runs side by side: settings, validation, time, public score.",
-                         "python tools/runs.py --recipe ensemble --sort raw --last 20",
-                         "0 shown, 1 the plot could not be written, 2 wrong input", "--runs", "--recipe", "--json")
+    parser = make_parser(
+        "All runs side by side: settings, validation, time, public score.",
+        "python tools/runs.py --recipe ensemble --sort raw --last 20",
+        "0 shown, 1 the plot could not be written, 2 wrong input",
+        "--runs",
+        "--recipe",
+        "--json",
+    )
     parser.add_argument("--last", type=int, metavar="N", help="only the N newest")
     parser.add_argument("--sort", choices=ledger.SORTS, default="date", help="the best first (date: the newest last)")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two runs' folders")

@@ -7,6 +7,7 @@
 Kaggle's history is joined with the local record by the submission's ref. Each submission's message carries run,
 commit and validation score, so a lost record costs nothing; what Kaggle shows is kept in the record for offline use.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,8 +34,10 @@ def show(rows: list[Attempt], best: Attempt | None, place: Place | None) -> None
     if best is not None:
         print(f"\nbest public score {best.public:.5f}: submission {best.ref} of {best.run} (*)")
     if place is not None:
-        print(f"place {place.rank} of {place.teams} on the leaderboard, {place.gap:.5f} behind the first "
-              f"({place.first:.5f})")
+        print(
+            f"place {place.rank} of {place.teams} on the leaderboard, {place.gap:.5f} behind the first "
+            f"({place.first:.5f})"
+        )
 
 
 def gather(arguments: argparse.Namespace) -> tuple[str, list[Attempt], list]:
@@ -52,9 +55,13 @@ def gather(arguments: argparse.Namespace) -> tuple[str, list[Attempt], list]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("Submissions with their local and official scores.", "python tools/scores.py --json",
-                         "0 shown (also from the local record), 1 Kaggle refused, 2 wrong competition or credentials",
-                         "--runs", "--json")
+    parser = make_parser(
+        "Submissions with their local and official scores.",
+        "python tools/scores.py --json",
+        "0 shown (also from the local record), 1 Kaggle refused, 2 wrong competition or credentials",
+        "--runs",
+        "--json",
+    )
     parser.add_argument("--plot", type=Path, help="where the plot goes (default: scores.png below --runs)")
     parser.add_argument("--competition", default=COMPETITION, help="its slug (default: %(default)s)")
     parser.add_argument("--offline", action="store_true", help="show the local record, without asking Kaggle")
@@ -70,8 +77,17 @@ def main(argv: list[str] | None = None) -> None:
     best = best_of(rows)
     place = place_of(best, board)
     if arguments.json:
-        print(json.dumps({"source": source, "submissions": [asdict(row) for row in rows],
-                          "best": asdict(best) if best else None, "place": asdict(place) if place else None}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "source": source,
+                    "submissions": [asdict(row) for row in rows],
+                    "best": asdict(best) if best else None,
+                    "place": asdict(place) if place else None,
+                },
+                indent=1,
+            )
+        )
     else:
         show(rows, best, place)
     if rows:

@@ -7,6 +7,7 @@
 
 Interrupted at any step, the same command goes on from there: nothing is uploaded, pushed or submitted twice.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -36,11 +37,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "python tools/ship.py --recipe align --set epochs=8",
         "0 scored and recorded (--no-submit: fetched and verified), 1 a step failed, 2 wrong input;\n"
         "after any of them, and after an interruption (130), the same command goes on where it stopped",
-        "--recipe", "--set", "--runs", "--json")
+        "--recipe",
+        "--set",
+        "--runs",
+        "--json",
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", type=Path, metavar="RUN", help="package this run; the kernel predicts with it")
-    source.add_argument("--resume", type=int, metavar="VERSION",
-                        help="package the state that a cancelled or failed version left; the kernel goes on from it")
+    source.add_argument(
+        "--resume",
+        type=int,
+        metavar="VERSION",
+        help="package the state that a cancelled or failed version left; the kernel goes on from it",
+    )
     parser.add_argument("--no-submit", action="store_true", help="stop when the output is fetched and verified")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the test set is, for its ids")
     add_push_options(parser)
@@ -76,8 +85,12 @@ def main(argv: list[str] | None = None) -> int | None:
     if not arguments.no_submit:
         candidate = candidate_of(folder, packaged)
         score = submit_and_score(client, arguments, candidate)
-        result |= {"ref": score.ref, "public": score.public_score, "private": score.private_score,
-                   "validation": candidate.validation}
+        result |= {
+            "ref": score.ref,
+            "public": score.public_score,
+            "private": score.private_score,
+            "validation": candidate.validation,
+        }
     report(result, arguments.json)
     return 0
 

@@ -7,6 +7,7 @@
 The csv is checked with the kernel's own check first. A file is submitted once: its sha256 stands in the message, so
 neither an interrupted run nor a lost record submits it twice (--again does). An interrupted run is taken up again.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,23 +38,40 @@ def find_candidate(client: KaggleClient | None, arguments: argparse.Namespace) -
 def report(found: Submission, candidate: submission.Candidate, left: int | None, as_json: bool) -> None:
     """Print the outcome."""
     if as_json:
-        print(json.dumps({"ref": found.ref, "public": found.public_score, "private": found.private_score,
-                          "validation": candidate.validation, "validation_se": candidate.validation_se,
-                          "run": candidate.run, "sha256": candidate.sha256, "left_today": left}))
+        print(
+            json.dumps(
+                {
+                    "ref": found.ref,
+                    "public": found.public_score,
+                    "private": found.private_score,
+                    "validation": candidate.validation,
+                    "validation_se": candidate.validation_se,
+                    "run": candidate.run,
+                    "sha256": candidate.sha256,
+                    "left_today": left,
+                }
+            )
+        )
         return
     validation = "" if candidate.validation is None else f", validation {candidate.validation:.4f}"
     if candidate.validation is not None and candidate.validation_se is not None:
         validation += f" +- {candidate.validation_se:.4f}"
-    print(f"submission {found.ref} of {candidate.run}: public score {found.public_score}{validation}; "
-          + (f"{left} submissions left today" if left is not None else "the submissions left are not known"))
+    print(
+        f"submission {found.ref} of {candidate.run}: public score {found.public_score}{validation}; "
+        + (f"{left} submissions left today" if left is not None else "the submissions left are not known")
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(
-        "Submit a csv once, wait for its score, record it.", "python tools/submit.py runs/aml-align-v3",
+        "Submit a csv once, wait for its score, record it.",
+        "python tools/submit.py runs/aml-align-v3",
         "0 submitted, scored and recorded, 1 it failed or none is left today,\n"
-        "2 wrong csv, credentials or a file that was submitted before", "--runs", "--json")
+        "2 wrong csv, credentials or a file that was submitted before",
+        "--runs",
+        "--json",
+    )
     parser.add_argument("csv", type=Path, nargs="?", help="the csv, or the folder of a run with it")
     parser.add_argument("--kernel", metavar="OWNER/SLUG", help="submit the output of a kernel on Kaggle instead")
     parser.add_argument("--version", type=int, help="the version of --kernel")

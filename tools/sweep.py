@@ -9,6 +9,7 @@ All members hold out the same images, so that the blend is scored on photos that
 repeated a bounded number of times; what is left is blended. Interrupted at any point, the same command goes on:
 nothing is pushed twice, nothing that was computed is lost. Submit the result with python tools/submit.py FOLDER.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,18 +30,37 @@ def report(run: Run, as_json: bool) -> None:
     score = metrics["validation"][RAW]
     members = metrics["members"]
     if as_json:
-        print(json.dumps({"run": str(run.folder), "submission": str(submission), "expected_mrr": score["mrr"],
-                          "expected_mrr_se": score["mrr_se"], **{key: metrics[key] for key in (
-                              "validation", "members", "equal_weights_mrr", "fitted_weights_mrr")}}))
+        print(
+            json.dumps(
+                {
+                    "run": str(run.folder),
+                    "submission": str(submission),
+                    "expected_mrr": score["mrr"],
+                    "expected_mrr_se": score["mrr_se"],
+                    **{
+                        key: metrics[key]
+                        for key in ("validation", "members", "equal_weights_mrr", "fitted_weights_mrr")
+                    },
+                }
+            )
+        )
         return
     keys = (RAW, COSINE, "weight")
-    rows = [[one["name"], " ".join(f"{k}={v}" for k, v in one["overrides"].items()) or "-",
-             *(f"{one[key]:.4f}" if one["run"] else "failed" for key in keys)] for one in members]
+    rows = [
+        [
+            one["name"],
+            " ".join(f"{k}={v}" for k, v in one["overrides"].items()) or "-",
+            *(f"{one[key]:.4f}" if one["run"] else "failed" for key in keys),
+        ]
+        for one in members
+    ]
     rows.append(["blend", "", *(f"{metrics['validation'][key]['mrr']:.4f}" for key in keys[:2]), None])
     used = sum(one["run"] is not None for one in members)
     print(format_table(["run", "settings", "raw MRR", "cosine MRR", "weight"], rows))
-    print(f"\n{used} of {len(members)} runs in one checked submission: {submission}\n"
-          f"expected score {score['mrr']:.4f} +- {score['mrr_se']:.4f} (MRR in pools of 100, raw)")
+    print(
+        f"\n{used} of {len(members)} runs in one checked submission: {submission}\n"
+        f"expected score {score['mrr']:.4f} +- {score['mrr_se']:.4f} (MRR in pools of 100, raw)"
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -50,7 +70,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "python tools/sweep.py --members 8 --recipe align --set epochs=16",
         "0 blended and checked, 1 no run succeeded, no quota or Kaggle refused, 2 wrong input; after any\n"
         "of them, and after an interruption (130 or 143), the same command goes on",
-        "--recipe", "--set", "--data", "--runs", "--json")
+        "--recipe",
+        "--set",
+        "--data",
+        "--runs",
+        "--json",
+    )
     parser.add_argument("--members", type=int, metavar="N", help="so many runs with the seeds 0 to N-1")
     parser.add_argument("--table", type=Path, metavar="CSV", help=f"a row a run; columns {', '.join(COLUMNS)}")
     parser.add_argument("--local", action="store_true", help="run here, one after another, instead of on Kaggle")

@@ -8,6 +8,7 @@
 The weights are those that have never seen the validation images. The output folder (RUN/verify) gets report.html,
 one self-contained page, every figure as PNG, and verify.json.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -47,8 +48,11 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
     results = {"run": str(run), "data": str(data), "recorded": recorded(run), **measured}
     photos = find_photos(data, held.names)
     results["warnings"] = notes + more + disagreement(run, results) + photos.warnings(data)
-    results["photos"] = {"shown_from": len(photos.paths), "missing": len(photos.missing),
-                         "damaged": len(photos.damaged)}
+    results["photos"] = {
+        "shown_from": len(photos.paths),
+        "missing": len(photos.missing),
+        "damaged": len(photos.damaged),
+    }
     say("drawing")
     contents.write_outputs(output, results, contents.draw_all(results, *drawable, held, photos))
     return results
@@ -56,9 +60,14 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser("Verify a run on its own validation images: the official metric, baselines, pictures, a page.",
-                         EXAMPLE, "0 measured (and written), 1 the report could not be written, 2 wrong input",
-                         "--runs", "--data", "--json")
+    parser = make_parser(
+        "Verify a run on its own validation images: the official metric, baselines, pictures, a page.",
+        EXAMPLE,
+        "0 measured (and written), 1 the report could not be written, 2 wrong input",
+        "--runs",
+        "--data",
+        "--json",
+    )
     parser.add_argument("--run", type=Path, metavar="RUN", help="a run's folder (default: the newest in --runs)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (default: RUN/verify)")
     parser.add_argument("--against", type=Path, metavar="RUN", help="another run on the same split, for a paired test")
@@ -84,9 +93,14 @@ def main(argv: list[str] | None = None) -> int:
     if given.json:
         print(json.dumps(results | {"report": str(output / "report.html")}, indent=1))
         return 0
-    print(format_table(*contents.official_table(results)), "\n".join(contents.verdicts(results)),
-          format_table(*contents.baseline_table(results)), format_table(*contents.distance_table(results)),
-          "\n".join([*results["distance_notes"], f"report: {output / 'report.html'}"]), sep="\n\n")
+    print(
+        format_table(*contents.official_table(results)),
+        "\n".join(contents.verdicts(results)),
+        format_table(*contents.baseline_table(results)),
+        format_table(*contents.distance_table(results)),
+        "\n".join([*results["distance_notes"], f"report: {output / 'report.html'}"]),
+        sep="\n\n",
+    )
     return 0
 
 

@@ -1,4 +1,5 @@
 """Fixtures of the Kaggle tools: called in this process against the stand-in, everything below the test's folder."""
+
 from __future__ import annotations
 
 import hashlib

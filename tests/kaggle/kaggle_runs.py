@@ -1,4 +1,5 @@
 """What the tests of the Kaggle tools share: a tiny competition, and runs as folders."""
+
 from __future__ import annotations
 
 import hashlib

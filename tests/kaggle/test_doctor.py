@@ -1,4 +1,5 @@
 """doctor: green when all is there, and each thing that is not is a red line with the next command."""
+
 from __future__ import annotations
 
 import hashlib
@@ -89,8 +90,13 @@ def test_the_page_is_for_people(tool, kaggle, tmp_path):
 
 def test_it_comes_up_without_the_packages(tmp_path, run_tool_process):
     """Blocked by name, as if they were not installed."""
-    write_tree(tmp_path, {"sitecustomize.py": b"import sys\nfor name in ('torch', 'requests', 'packaging', 'tqdm'):\n"
-                                              b"    sys.modules[name] = None\n"})
+    write_tree(
+        tmp_path,
+        {
+            "sitecustomize.py": b"import sys\nfor name in ('torch', 'requests', 'packaging', 'tqdm'):\n"
+            b"    sys.modules[name] = None\n"
+        },
+    )
     done = run_tool_process("doctor", "--data", tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "ok   python" in done.stdout and done.stdout.count("pip install -r requirements.txt") >= 4

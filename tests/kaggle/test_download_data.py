@@ -1,4 +1,5 @@
 """download_data: the right files in the right place, whatever happens on the way."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,8 +14,11 @@ from lib.jobs.download import unpack
 from lib.project import ToolError
 from stand_in import Fault
 
-FILES = {"train/train/train.npz": bytes(range(256)) * 1000, "test/test/test.clean.npz": b"PK" + b"test" * 100,
-         "test/test/captions.txt": b"1,a dog\n"}
+FILES = {
+    "train/train/train.npz": bytes(range(256)) * 1000,
+    "test/test/test.clean.npz": b"PK" + b"test" * 100,
+    "test/test/captions.txt": b"1,a dog\n",
+}
 PHOTO = "train/train/Images/1000.jpg"
 
 
@@ -56,8 +60,17 @@ def test_a_damaged_file_is_replaced(kaggle, fetch, tmp_path):
 
 
 @pytest.mark.parametrize("call", ["DownloadDataFile", "GET data"])
-@pytest.mark.parametrize("fault", [Fault(503), Fault(drop="before"), Fault(html=True),
-                                   Fault(silent=0.6), Fault(429, retry_after="0"), Fault(502, html=True)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(503),
+        Fault(drop="before"),
+        Fault(html=True),
+        Fault(silent=0.6),
+        Fault(429, retry_after="0"),
+        Fault(502, html=True),
+    ],
+)
 def test_passing_faults_are_retried(kaggle, fetch, tmp_path, call, fault):
     kaggle.fail(call, fault)
     done = fetch()

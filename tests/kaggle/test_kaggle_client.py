@@ -1,4 +1,5 @@
 """The client against the stand-in: what each call returns, and what each fault ends in."""
+
 from __future__ import annotations
 
 import email.utils
@@ -34,9 +35,17 @@ from lib.project import InputError
 from stand_in import Fault, Plan
 
 SLUG = "aml-competition"
-META = {"id": "tester/aml-align", "title": "aml align", "code_file": "pipeline.py", "language": "python",
-        "kernel_type": "script", "is_private": True, "enable_internet": False, "dataset_sources": [],
-        "competition_sources": [SLUG]}
+META = {
+    "id": "tester/aml-align",
+    "title": "aml align",
+    "code_file": "pipeline.py",
+    "language": "python",
+    "kernel_type": "script",
+    "is_private": True,
+    "enable_internet": False,
+    "dataset_sources": [],
+    "competition_sources": [SLUG],
+}
 MARK = "# order 1"
 
 
@@ -45,11 +54,23 @@ def version(number: int, mark: str = "") -> Version:
 
 
 # Every way in which a call can fail to be answered; `after`: Kaggle carried it out all the same.
-PASSING = {"503": Fault(503), "500": Fault(500), "html 502": Fault(502, html=True), "html 200": Fault(html=True),
-           "429": Fault(429, retry_after="0"), "dropped": Fault(drop="before"), "silent": Fault(silent=0.6),
-           "cut": Fault(truncate=3), "503 in 200": Fault(503, as_code=True)}
-AMBIGUOUS = {"dropped": Fault(drop="after"), "503": Fault(503, after=True), "cut": Fault(truncate=3),
-             "html": Fault(html=True, after=True)}
+PASSING = {
+    "503": Fault(503),
+    "500": Fault(500),
+    "html 502": Fault(502, html=True),
+    "html 200": Fault(html=True),
+    "429": Fault(429, retry_after="0"),
+    "dropped": Fault(drop="before"),
+    "silent": Fault(silent=0.6),
+    "cut": Fault(truncate=3),
+    "503 in 200": Fault(503, as_code=True),
+}
+AMBIGUOUS = {
+    "dropped": Fault(drop="after"),
+    "503": Fault(503, after=True),
+    "cut": Fault(truncate=3),
+    "html": Fault(html=True, after=True),
+}
 BEFORE = {"dropped": Fault(drop="before"), "503": Fault(503), "silent": Fault(silent=0.6), "html": Fault(html=True)}
 
 
@@ -64,6 +85,7 @@ def write(path: Path, data: bytes) -> Path:
 
 
 # ---- what the calls return ----
+
 
 def test_kernel_from_push_to_output(kaggle, client, tmp_path, capsys):
     kaggle.plans = [Plan(queued=1, running=1, outputs={f"f{n}.txt": b"x" * n for n in range(1, 30)}, log="a\n±b\n")]
@@ -124,14 +146,16 @@ def test_lists_are_read_to_their_last_page(kaggle, client):
 def test_kernel_output_is_a_submission(kaggle, client):
     kaggle.plans = [Plan(outputs={"pipeline_submission.csv": b"id,embedding\n"})]
     client.kernels.push(META, "text", MARK)
-    ref = client.competitions.submit_kernel(SLUG, "tester", "aml-align", 1, "pipeline_submission.csv",
-                                            "from the kernel", "from")
+    ref = client.competitions.submit_kernel(
+        SLUG, "tester", "aml-align", 1, "pipeline_submission.csv", "from the kernel", "from"
+    )
     assert client.competitions.wait_for_score(ref, 3600).public_score == 0.5
     with pytest.raises(Refused, match="no such output file"):
         client.competitions.submit_kernel(SLUG, "tester", "aml-align", 1, "other.csv", "from the kernel", "from")
 
 
 # ---- calls that may be repeated ----
+
 
 @faults(PASSING)
 def test_a_passing_fault_is_retried_to_success(kaggle, client, fault):
@@ -141,8 +165,15 @@ def test_a_passing_fault_is_retried_to_success(kaggle, client, fault):
     assert kaggle.count("GetKernelSessionStatus") == 2
 
 
-@pytest.mark.parametrize(("fault", "error"), [(Fault(503), ServerError), (Fault(drop="before"), ConnectionFailed),
-                                              (Fault(429), RateLimited), (Fault(silent=0.6), Timeout)])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(503), ServerError),
+        (Fault(drop="before"), ConnectionFailed),
+        (Fault(429), RateLimited),
+        (Fault(silent=0.6), Timeout),
+    ],
+)
 def test_a_lasting_fault_ends_in_one_typed_error(kaggle, client, fault, error):
     kaggle.fail("GetSubmissionLimits", *[fault] * 9)
     with pytest.raises(error, match=f"submission limits of {SLUG}") as caught:
@@ -151,8 +182,10 @@ def test_a_lasting_fault_ends_in_one_typed_error(kaggle, client, fault, error):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("status", "error", "code"), [(400, Refused, 1), (401, Unauthorized, 2), (403, Forbidden, 1),
-                                                       (404, NotFound, 1), (409, Conflict, 1)])
+@pytest.mark.parametrize(
+    ("status", "error", "code"),
+    [(400, Refused, 1), (401, Unauthorized, 2), (403, Forbidden, 1), (404, NotFound, 1), (409, Conflict, 1)],
+)
 @pytest.mark.parametrize("as_code", [False, True])
 def test_a_refusal_is_not_retried_and_has_its_own_type(kaggle, client, status, error, code, as_code):
     kaggle.fail("GetSubmissionLimits", Fault(status, "said so", as_code=as_code))
@@ -192,13 +225,25 @@ def test_a_state_that_the_client_does_not_know_is_not_known_yet(kaggle, client, 
     kaggle.fail("GetKernelSessionStatus", Fault(json={"status": "PAUSED_BY_ADMIN"}))
     assert client.kernels.status(version(1)) == ("queued", "")
     assert "PAUSED_BY_ADMIN" in capsys.readouterr().err
-    kaggle.fail("ListSubmissions", Fault(json={"submissions": [{"ref": 1, "status": "PAUSED", "publicScore": "NaN"},
-                                                               {"ref": 2, "status": "COMPLETE", "publicScore": ".5"}]}))
-    assert [(one.status, one.public_score) for one in client.competitions.history(SLUG)] == [("pending", None),
-                                                                                             ("complete", 0.5)]
+    kaggle.fail(
+        "ListSubmissions",
+        Fault(
+            json={
+                "submissions": [
+                    {"ref": 1, "status": "PAUSED", "publicScore": "NaN"},
+                    {"ref": 2, "status": "COMPLETE", "publicScore": ".5"},
+                ]
+            }
+        ),
+    )
+    assert [(one.status, one.public_score) for one in client.competitions.history(SLUG)] == [
+        ("pending", None),
+        ("complete", 0.5),
+    ]
 
 
 # ---- calls that must not be repeated ----
+
 
 @faults(AMBIGUOUS)
 def test_a_push_that_happened_is_found_not_repeated(kaggle, client, fault):
@@ -270,9 +315,15 @@ def test_a_push_is_recognised_also_with_other_line_ends(kaggle, client):
     assert client.kernels.push(META, "print(1)\nprint(2)\n", MARK).number == 1
 
 
-@pytest.mark.parametrize(("key", "source"), [("dataset_sources", "tester/none"), ("competition_sources", "no-such"),
-                                             ("kernel_sources", "tester/none"),
-                                             ("model_sources", "a/b/pytorch/default/1")])
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("dataset_sources", "tester/none"),
+        ("competition_sources", "no-such"),
+        ("kernel_sources", "tester/none"),
+        ("model_sources", "a/b/pytorch/default/1"),
+    ],
+)
 def test_a_source_that_kaggle_drops_fails_the_push(kaggle, client, key, source):
     with pytest.raises(Refused, match=f"{source}.*version 1 runs without it"):
         client.kernels.push(META | {key: [source]}, "text", MARK)
@@ -324,8 +375,17 @@ def test_a_dataset_name_in_use_is_a_conflict(kaggle, client, tmp_path):
 DATA = bytes(range(256)) * 1000
 
 
-@pytest.mark.parametrize("fault", [Fault(503, keep=70_000), Fault(drop="before", keep=70_000), Fault(silent=0.6),
-                                   Fault(503), Fault(429, retry_after="0"), Fault(drop="after")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(503, keep=70_000),
+        Fault(drop="before", keep=70_000),
+        Fault(silent=0.6),
+        Fault(503),
+        Fault(429, retry_after="0"),
+        Fault(drop="after"),
+    ],
+)
 def test_a_broken_upload_goes_on_where_it_stopped(kaggle, client, fault, tmp_path):
     kaggle.fail("PUT blob", fault)
     client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
@@ -344,9 +404,16 @@ def test_an_expired_upload_is_begun_again(kaggle, client, status, tmp_path):
     assert kaggle.count("StartBlobUpload") == 2
 
 
-@pytest.mark.parametrize(("fault", "error"), [(Fault(403, xml=True), Forbidden), (Fault(400), Refused),
-                                              (Fault(500), ServerError), (Fault(404), NotFound),
-                                              (Fault(drop="before"), ConnectionFailed)])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(403, xml=True), Forbidden),
+        (Fault(400), Refused),
+        (Fault(500), ServerError),
+        (Fault(404), NotFound),
+        (Fault(drop="before"), ConnectionFailed),
+    ],
+)
 def test_a_failed_upload_makes_no_dataset_without_its_file(kaggle, client, fault, error, tmp_path):
     kaggle.fail("PUT blob", *[fault] * 9)
     with pytest.raises(error, match=r"upload of a\.bin"):
@@ -356,6 +423,7 @@ def test_a_failed_upload_makes_no_dataset_without_its_file(kaggle, client, fault
 
 # ---- downloads ----
 
+
 @pytest.fixture
 def output(kaggle, client):
     """(url, content) of a kernel's output file."""
@@ -364,8 +432,17 @@ def output(kaggle, client):
     return client.kernels.output(version(1))[0]["model.pt"], DATA
 
 
-@pytest.mark.parametrize("fault", [Fault(truncate=150_000), Fault(503), Fault(drop="before"), Fault(silent=0.6),
-                                   Fault(html=True), Fault(429, retry_after="0")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(truncate=150_000),
+        Fault(503),
+        Fault(drop="before"),
+        Fault(silent=0.6),
+        Fault(html=True),
+        Fault(429, retry_after="0"),
+    ],
+)
 def test_a_broken_download_goes_on(kaggle, client, output, fault, tmp_path):
     kaggle.fail("GET output", fault)
     client.kernels.download(output[0], tmp_path / "model.pt", lambda: output[0], len(DATA))
@@ -393,8 +470,9 @@ def test_an_expired_url_is_renewed(kaggle, client, output, tmp_path):
     assert (tmp_path / "model.pt").read_bytes() == DATA and len(renewals) == 1
 
 
-@pytest.mark.parametrize(("fault", "error"), [(Fault(403, xml=True), Expired), (Fault(html=True), ServerError),
-                                              (Fault(404), Expired)])
+@pytest.mark.parametrize(
+    ("fault", "error"), [(Fault(403, xml=True), Expired), (Fault(html=True), ServerError), (Fault(404), Expired)]
+)
 def test_an_error_page_is_never_saved_as_data(kaggle, client, output, fault, error, tmp_path):
     kaggle.fail("GET output", *[fault] * 9)
     with pytest.raises(error, match=r"download of model\.pt"):
@@ -423,6 +501,7 @@ def test_a_kernel_that_names_such_a_file_is_refused(kaggle, client):
 
 # ---- the log of a running kernel ----
 
+
 def test_the_log_stream_goes_on_after_a_break_without_repeating(kaggle, client):
     kaggle.plans = [Plan(running=99, log="one\ntwo\n±3\n")]
     client.kernels.push(META, "text", MARK)
@@ -437,6 +516,7 @@ def test_a_log_that_cannot_be_streamed_is_a_typed_error(kaggle, client):
 
 
 # ---- credentials ----
+
 
 def test_a_wrong_key_is_told_as_such_not_as_a_wrong_slug(kaggle, monkeypatch):
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
@@ -483,15 +563,22 @@ def in_process_of_its_own(tmp_path: Path, kaggle, then: str, **changes: str | No
     tools = str(Path(__file__).resolve().parent.parent.parent / "tools")
     environment = {"PATH": "/usr/bin:/bin"}
     environment |= kaggle.environment(tmp_path / "other-home") | changes
-    return subprocess.run([sys.executable, "-c", SCRIPT.format(tools=tools, then=then)], capture_output=True, text=True,
-                          env={key: value for key, value in environment.items() if value is not None})
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(tools=tools, then=then)],
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in environment.items() if value is not None},
+    )
 
 
 def test_kaggle_json_signs_in_and_nothing_is_printed(kaggle, tmp_path):
-    write(tmp_path / "other-home" / ".kaggle" / "kaggle.json",
-          json.dumps({"username": kaggle.user, "key": kaggle.key}).encode()).chmod(0o600)
-    done = in_process_of_its_own(tmp_path, kaggle, f"c.competitions.limits({SLUG!r})", KAGGLE_USERNAME=None,
-                                 KAGGLE_KEY=None)
+    write(
+        tmp_path / "other-home" / ".kaggle" / "kaggle.json",
+        json.dumps({"username": kaggle.user, "key": kaggle.key}).encode(),
+    ).chmod(0o600)
+    done = in_process_of_its_own(
+        tmp_path, kaggle, f"c.competitions.limits({SLUG!r})", KAGGLE_USERNAME=None, KAGGLE_KEY=None
+    )
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
@@ -507,6 +594,7 @@ def test_the_import_makes_no_call(kaggle, tmp_path):
 
 
 # ---- small things ----
+
 
 def test_waiting_ends_at_its_deadline():
     with pytest.raises(NotDone, match="the thing: not done after"):

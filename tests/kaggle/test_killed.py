@@ -1,4 +1,5 @@
 """Tools killed over and over while every listing lags: nothing is pushed, uploaded or submitted twice, or lost."""
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """The lints: every rule finds its fault, names the place and the fix, and lets the repository's own files pass."""
+
 import json
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Packaging: what goes is what was shown, it arrives whole or not at all, once; and a kernel can use it."""
+
 import json
 import re
 import signal
@@ -26,6 +27,7 @@ def run(tmp_path, kernel):
 @pytest.fixture
 def package(tmp_path, run):
     """Call the tool on that run."""
+
     def call(*options: object) -> int | None:
         fixed = ["--run", run, "--runs", tmp_path / "runs", "--folder", tmp_path / "build" / "dataset"]
         return package_dataset.main([str(option) for option in [*fixed, *options]])
@@ -313,9 +315,7 @@ def quietly_in_process(kernel):
 
 
 @pytest.mark.parametrize("layout", ["old", "new"])
-def test_a_kernel_predicts_from_the_mounted_dataset(
-    kaggle, kernel, quietly_in_process, package, tmp_path, layout
-):
+def test_a_kernel_predicts_from_the_mounted_dataset(kaggle, kernel, quietly_in_process, package, tmp_path, layout):
     kaggle.mount_layout = layout
     files, _ = competition_files()
     kaggle.competitions["aml-competition"].files = files

@@ -1,4 +1,5 @@
 """Rule 1, 2 and 4 in their one place: outages are borne for minutes, absences proved, looks never stop a job."""
+
 from __future__ import annotations
 
 import subprocess

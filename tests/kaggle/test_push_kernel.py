@@ -1,4 +1,5 @@
 """Pushing: what is sent, that it is sent once, that exactly its version is followed, fetched and verified."""
+
 import ast
 import json
 import re
@@ -116,9 +117,12 @@ def test_init_writes_the_owner_once_and_the_official_client_can_push_it(tmp_path
         monkeypatch.setattr(f"lib.jobs.order.{name}_METADATA", tmp_path / f"{name.lower()}-metadata.json")
         write_tree(tmp_path, {f"{name.lower()}-metadata.json": content})
     assert push_kernel.main(["--init", "tester"]) == 0
-    for name, ref in (("kernel-metadata.json", REF), ("embed-metadata.json", "tester/aml-embed-pairs"),
-                      ("dataset-metadata.json", "tester/aml-alignment-weights"),
-                      ("pairs-metadata.json", "tester/aml-alignment-pairs")):
+    for name, ref in (
+        ("kernel-metadata.json", REF),
+        ("embed-metadata.json", "tester/aml-embed-pairs"),
+        ("dataset-metadata.json", "tester/aml-alignment-weights"),
+        ("pairs-metadata.json", "tester/aml-alignment-pairs"),
+    ):
         assert json.loads((tmp_path / name).read_text())["id"] == ref
     with pytest.raises(InputError, match="the owner is tester already"):
         push_kernel.main(["--init", "ada"])
@@ -267,8 +271,9 @@ def test_refused_pushes_fail_and_are_pushed_anew_next_time(push, kaggle, finishe
 
 
 # ------------------------------------------------------------------------------------------------ faults
-@pytest.mark.parametrize("call", ["GetKernel", "GetKernelSessionStatus", "ListKernelSessionOutput",
-                                  "GetAcceleratorQuotaStatistics"])
+@pytest.mark.parametrize(
+    "call", ["GetKernel", "GetKernelSessionStatus", "ListKernelSessionOutput", "GetAcceleratorQuotaStatistics"]
+)
 @pytest.mark.parametrize("fault", FAULTS_THAT_PASS, ids=["503", "429", "drop", "html"])
 def test_calls_that_may_be_repeated_are(push, kaggle, finished, tmp_path, call, fault):
     kaggle.fail(call, fault)

@@ -1,4 +1,5 @@
 """scores: Kaggle's history joined with the record, each without the other, and what follows from it."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,15 @@ from stand_in import Fault, SubmissionState
 SLUG = "aml-competition"
 
 
-def submitted(kaggle, tmp_path, number: int, public: float | None, validation: float | None,
-              private: float | None = None, error: str = "") -> None:
+def submitted(
+    kaggle,
+    tmp_path,
+    number: int,
+    public: float | None,
+    validation: float | None,
+    private: float | None = None,
+    error: str = "",
+) -> None:
     """One submission in Kaggle's history and in the record."""
     ref, sha = 1000 + number, f"{number:064d}"
     candidate = Candidate(tmp_path / "s.csv", sha, f"run-{number}", validation, 0.007)
@@ -23,8 +31,19 @@ def submitted(kaggle, tmp_path, number: int, public: float | None, validation: f
     polls = 0 if public is not None or error else 9
     state = SubmissionState(ref, "s.csv", message, b"", polls, public=public, private=private, error=error)
     kaggle.competitions[SLUG].submissions.insert(0, state)
-    record.append(tmp_path / "runs", "submitted", ref=ref, sha256=sha, competition=SLUG, run=candidate.run,
-                  commit="475afaf", dirty=False, validation=validation, validation_se=0.007, message=message)
+    record.append(
+        tmp_path / "runs",
+        "submitted",
+        ref=ref,
+        sha256=sha,
+        competition=SLUG,
+        run=candidate.run,
+        commit="475afaf",
+        dirty=False,
+        validation=validation,
+        validation_se=0.007,
+        message=message,
+    )
 
 
 @pytest.fixture
@@ -89,8 +108,17 @@ def test_without_an_answer_and_without_a_record_there_is_nothing_to_show(kaggle,
     assert (done.code, done.out) == (1, "") and "Kaggle answered 503" in done.error
 
 
-@pytest.mark.parametrize("fault", [Fault(503), Fault(drop="before"), Fault(429, retry_after="0"), Fault(truncate=5),
-                                   Fault(silent=0.6), Fault(html=True)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(503),
+        Fault(drop="before"),
+        Fault(429, retry_after="0"),
+        Fault(truncate=5),
+        Fault(silent=0.6),
+        Fault(html=True),
+    ],
+)
 def test_passing_faults_are_retried(history, show, fault):
     history.fail("ListSubmissions", fault)
     history.fail("GetLeaderboard", fault)
@@ -124,9 +152,17 @@ def test_nothing_submitted_yet(kaggle, show):
     assert done.code == 0 and "no submissions yet" in done.out
 
 
-@pytest.mark.parametrize(("rows", "title"), [
-    ([(0.72, 0.70), (0.79, 0.75)], "Best public MRR 0.7500 (run-2); the board is on average 0.030 below validation"),
-    ([(None, 0.70)], "Best public MRR 0.7000 (run-1)"), ([(0.7, None)], "No submission is scored yet")])
+@pytest.mark.parametrize(
+    ("rows", "title"),
+    [
+        (
+            [(0.72, 0.70), (0.79, 0.75)],
+            "Best public MRR 0.7500 (run-2); the board is on average 0.030 below validation",
+        ),
+        ([(None, 0.70)], "Best public MRR 0.7000 (run-1)"),
+        ([(0.7, None)], "No submission is scored yet"),
+    ],
+)
 def test_the_title_of_the_plot_is_the_finding(kaggle, tmp_path, rows, title):
     for number, (validation, public) in enumerate(rows, 1):
         submitted(kaggle, tmp_path, number, public, validation)
@@ -153,8 +189,14 @@ def test_one_unreadable_submission_hides_no_other(history, show):
     history.competitions[SLUG].submissions.insert(0, odd)
     shown = json.loads(show("--json").out)
     assert shown["submissions"][-1]["public"] is None and shown["best"]["run"] == "run-2"
-    history.fail("ListSubmissions", Fault(json={"submissions": [
-        {"ref": 1, "status": "JUDGED"}, {"ref": 2, "status": "COMPLETE", "publicScore": "0.6"}]}))
+    history.fail(
+        "ListSubmissions",
+        Fault(
+            json={
+                "submissions": [{"ref": 1, "status": "JUDGED"}, {"ref": 2, "status": "COMPLETE", "publicScore": "0.6"}]
+            }
+        ),
+    )
     assert [one["status"] for one in json.loads(show("--json").out)["submissions"]][:2] == ["pending", "complete"]
 
 

@@ -1,4 +1,5 @@
 """From the repository's state to a score: end to end with the real kernel, and interrupted at every step."""
+
 import json
 import signal
 import subprocess

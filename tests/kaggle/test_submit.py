@@ -1,4 +1,5 @@
 """submit: a wrong csv never leaves, a right one is submitted once, and its score ends up in the record."""
+
 from __future__ import annotations
 
 import json
@@ -42,10 +43,11 @@ def run_folder(tmp_path, kernel) -> Path:
 
 
 def write_manifest(folder: Path, kernel, inputs: dict | None = None) -> None:
-    outputs = {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
-               for name in (kernel.SUBMISSION, kernel.METRICS)}
-    (folder / kernel.MANIFEST).write_text(json.dumps({"complete": True, "outputs": outputs,
-                                                        "inputs": inputs or {}}))
+    outputs = {
+        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in (kernel.SUBMISSION, kernel.METRICS)
+    }
+    (folder / kernel.MANIFEST).write_text(json.dumps({"complete": True, "outputs": outputs, "inputs": inputs or {}}))
 
 
 @pytest.fixture
@@ -68,6 +70,7 @@ def events(tmp_path) -> list[str]:
 
 # ---- what a submission is ----
 
+
 def test_a_submission_is_scored_by_the_real_metric_and_recorded(go, competition, tmp_path, run_folder, kernel):
     done = go()
     assert done.code == 0 and "public score 1.0" in done.out and "validation 0.7500 +- 0.0070" in done.out
@@ -77,8 +80,15 @@ def test_a_submission_is_scored_by_the_real_metric_and_recorded(go, competition,
     assert (made["run"], made["sha256"], made["validation"], made["competition"]) == ("align-1", digest, 0.75, SLUG)
     assert (scored["ref"], scored["public"]) == (made["ref"], 1.0)
     assert read_message(competition.submissions[0].description) == {
-        "run": "align-1", "commit": made["commit"], "dirty": made["dirty"], "validation": 0.75, "validation_se": 0.007,
-        "kernel": None, "version": None, "sha": digest[:12]}
+        "run": "align-1",
+        "commit": made["commit"],
+        "dirty": made["dirty"],
+        "validation": 0.75,
+        "validation_se": 0.007,
+        "kernel": None,
+        "version": None,
+        "sha": digest[:12],
+    }
 
 
 def test_json_is_all_there_is_on_stdout(go):
@@ -105,17 +115,24 @@ def test_without_the_test_set_the_csv_is_checked_for_itself(go, tmp_path, kernel
 
 # ---- a csv that must not leave ----
 
+
 def broken(name: str) -> str:
     rows = [f'{i},"{json.dumps([round(float(x), 4) for x in RIGHT[n]])}"' for n, i in enumerate(IDS)]
-    lines = {"header": ["id,embeddings", *rows], "missing id": ["id,embedding", *rows[:7], *rows[8:]],
-             "dimension": ["id,embedding", '1,"[1.0, 2.0]"', *rows[1:]],
-             "NaN": ["id,embedding", f'1,"{json.dumps([float("nan")] * RIGHT.shape[1])}"', *rows[1:]],
-             "no id": ["id,embedding", "one,two"], "empty": []}[name]
+    lines = {
+        "header": ["id,embeddings", *rows],
+        "missing id": ["id,embedding", *rows[:7], *rows[8:]],
+        "dimension": ["id,embedding", '1,"[1.0, 2.0]"', *rows[1:]],
+        "NaN": ["id,embedding", f'1,"{json.dumps([float("nan")] * RIGHT.shape[1])}"', *rows[1:]],
+        "no id": ["id,embedding", "one,two"],
+        "empty": [],
+    }[name]
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize(("name", "said"), [("header", "id,embeddings"), ("missing id", "8"), ("dimension", "16"),
-                                            ("NaN", "NaN"), ("empty", "header")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("header", "id,embeddings"), ("missing id", "8"), ("dimension", "16"), ("NaN", "NaN"), ("empty", "header")],
+)
 @pytest.mark.parametrize("with_data", [True, False])
 def test_a_wrong_csv_is_refused_before_anything_is_sent(go, kaggle, tmp_path, monkeypatch, name, said, with_data):
     monkeypatch.setattr("lib.jobs.submission.IMAGE_DIM", RIGHT.shape[1])
@@ -128,8 +145,10 @@ def test_a_wrong_csv_is_refused_before_anything_is_sent(go, kaggle, tmp_path, mo
 
 def test_lines_without_an_id_and_a_missing_file_are_named(go, tmp_path):
     (tmp_path / "wrong.csv").write_text(broken("no id"))
-    assert "line 2 does not begin with an integer id" in go("--data", tmp_path, csv=tmp_path / "wrong.csv").error \
+    assert (
+        "line 2 does not begin with an integer id" in go("--data", tmp_path, csv=tmp_path / "wrong.csv").error
         or "expected id 1" in go(csv=tmp_path / "wrong.csv").error
+    )
     assert "no such file" in go(csv=tmp_path / "none").error
 
 
@@ -139,9 +158,14 @@ def test_a_csv_that_was_changed_after_its_run_is_refused(go, run_folder, kernel,
     assert done.code == 2 and "was changed after the run" in done.error and kaggle.calls == []
 
 
-@pytest.mark.parametrize(("digest", "slug", "code"), [
-    ("0" * 64, SLUG, 2), (next(known.sha256 for name, known in KNOWN.items() if name.endswith("clean.npz")), SLUG, 0),
-    ("0" * 64, "another-competition", 0)])
+@pytest.mark.parametrize(
+    ("digest", "slug", "code"),
+    [
+        ("0" * 64, SLUG, 2),
+        (next(known.sha256 for name, known in KNOWN.items() if name.endswith("clean.npz")), SLUG, 0),
+        ("0" * 64, "another-competition", 0),
+    ],
+)
 def test_a_csv_belongs_to_the_competition_whose_captions_it_answers(go, run_folder, kernel, kaggle, digest, slug, code):
     """The drawn sample's csv is refused before credentials are asked for."""
     kaggle.competitions["another-competition"] = kaggle.competitions[SLUG]
@@ -152,6 +176,7 @@ def test_a_csv_belongs_to_the_competition_whose_captions_it_answers(go, run_fold
 
 
 # ---- once ----
+
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_the_same_bytes_are_refused_also_without_the_record(go, competition, tmp_path, lost):
@@ -212,11 +237,23 @@ def test_one_that_happened_after_all_is_found_by_the_next_run(go, kaggle, compet
 
 # ---- the way there ----
 
-@pytest.mark.parametrize(("call", "fault"), [
-    ("PUT blob", Fault(503, keep=5000)), ("PUT blob", Fault(drop="before")), ("StartSubmissionUpload", Fault(503)),
-    ("ListSubmissions", Fault(429, retry_after="0")), ("GetSubmission", Fault(drop="before")),
-    ("GetSubmission", Fault(503)), ("GetSubmissionLimits", Fault(truncate=3)), ("CreateSubmission", Fault(429)),
-    ("PUT blob", Fault(silent=0.6)), ("GetSubmission", Fault(silent=0.6)), ("GetSubmission", Fault(html=True))])
+
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [
+        ("PUT blob", Fault(503, keep=5000)),
+        ("PUT blob", Fault(drop="before")),
+        ("StartSubmissionUpload", Fault(503)),
+        ("ListSubmissions", Fault(429, retry_after="0")),
+        ("GetSubmission", Fault(drop="before")),
+        ("GetSubmission", Fault(503)),
+        ("GetSubmissionLimits", Fault(truncate=3)),
+        ("CreateSubmission", Fault(429)),
+        ("PUT blob", Fault(silent=0.6)),
+        ("GetSubmission", Fault(silent=0.6)),
+        ("GetSubmission", Fault(html=True)),
+    ],
+)
 def test_passing_faults_are_retried(go, kaggle, competition, call, fault, run_folder, kernel):
     kaggle.fail(call, fault)
     assert go().code == 0
@@ -275,8 +312,9 @@ def test_unaccepted_rules_unknown_competition_and_wrong_key(go, competition, mon
     assert "KAGGLE_API_TOKEN" in go().error
 
 
-@pytest.mark.parametrize("arguments", [[], ["--kernel", "a/b"], ["x.csv", "--kernel", "a/b", "--version", "1"],
-                                       ["x.csv", "--version", "1"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--kernel", "a/b"], ["x.csv", "--kernel", "a/b", "--version", "1"], ["x.csv", "--version", "1"]]
+)
 def test_a_csv_or_a_kernel_version(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         submit.parse(arguments)
@@ -284,6 +322,7 @@ def test_a_csv_or_a_kernel_version(arguments, capsys):
 
 
 # ---- from a kernel's output ----
+
 
 def push(kaggle, run_folder: Path, kernel) -> None:
     kaggle.plans = [Plan(outputs={path.name: path.read_bytes() for path in run_folder.iterdir()})]
@@ -319,6 +358,7 @@ def test_help_has_an_example(run_tool_process):
 
 
 # ---- an unreliable server ----
+
 
 def test_a_killed_submission_whose_history_lags_is_found(go, kaggle, competition, monkeypatch):
     kaggle.habits.history_lag = 60
@@ -392,8 +432,15 @@ def test_a_bare_400_names_the_likely_causes(go, kaggle):
 
 
 def test_two_submits_of_the_same_make_one(run_folder, competition, data, tmp_path):
-    command = [sys.executable, str(REPO / "tools" / "submit.py"), str(run_folder), "--runs", str(tmp_path / "runs"),
-               "--data", str(data)]
+    command = [
+        sys.executable,
+        str(REPO / "tools" / "submit.py"),
+        str(run_folder),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--data",
+        str(data),
+    ]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [one.communicate()[1] for one in both]
     assert sorted(one.returncode for one in both) in ([0, 0], [0, 2]), said

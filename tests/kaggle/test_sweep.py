@@ -1,4 +1,5 @@
 """sweep: many members over stand-in sessions, failing, full, interrupted and killed; and the blend itself."""
+
 from __future__ import annotations
 
 import csv
@@ -167,8 +168,16 @@ def test_missing_data_is_told_before_anything_is_pushed(plans, kaggle, tmp_path)
 
 
 # ------------------------------------------------------------------------------------ an unreliable server
-@pytest.mark.parametrize("faults", [[Fault(status=503)] * 40, [Fault(status=404)] * 8, [Fault(status=403)] * 8,
-                                    [Fault(status=400)] * 3, [Fault(json={"status": "PAUSED"})] * 3])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault(status=503)] * 40,
+        [Fault(status=404)] * 8,
+        [Fault(status=403)] * 8,
+        [Fault(status=400)] * 3,
+        [Fault(json={"status": "PAUSED"})] * 3,
+    ],
+)
 def test_a_sweep_outlives_minutes_without_a_status(run_sweep, kaggle, faults):
     kaggle.fail("GetKernelSessionStatus", *faults)
     assert run_sweep("--members", 2) == 0
@@ -253,8 +262,16 @@ def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, 
 @pytest.mark.slow
 def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
     repo = copy_of_the_repo(tmp_path / "repo")
-    command = [sys.executable, repo / "tools" / "sweep.py", "--members=2", "--runs", tmp_path / "runs", "--data", data,
-               "--set=val_fraction=0.5"]
+    command = [
+        sys.executable,
+        repo / "tools" / "sweep.py",
+        "--members=2",
+        "--runs",
+        tmp_path / "runs",
+        "--data",
+        data,
+        "--set=val_fraction=0.5",
+    ]
     plans("E.")
     kaggle.calls = KillAt()
     for name in ("SaveKernel", "GET output", ""):  # the push is carried out although the client is dead
@@ -269,8 +286,16 @@ def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
 @pytest.mark.usefixtures("lagging")
 def test_sweep_killed_at_random_moments_pushes_nothing_twice(plans, kaggle, data, tmp_path):
     repo = copy_of_the_repo(tmp_path / "repo")
-    command = [sys.executable, repo / "tools" / "sweep.py", "--members=3", "--runs", tmp_path / "runs", "--data", data,
-               "--set=val_fraction=0.5"]
+    command = [
+        sys.executable,
+        repo / "tools" / "sweep.py",
+        "--members=3",
+        "--runs",
+        tmp_path / "runs",
+        "--data",
+        data,
+        "--set=val_fraction=0.5",
+    ]
     plans("E.")
     reached = kill_at_random_moments(kaggle.calls, command, kills=6, most=6)
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1, 1, 2]
@@ -287,8 +312,24 @@ def test_sweep_killed_at_random_moments_pushes_nothing_twice(plans, kaggle, data
 def test_local_sweep_goes_on_after_a_failure(data, outputs, tmp_path, kernel, capfd, monkeypatch):
     table = tmp_path / "runs.csv"
     table.write_text("recipe,seed,knobs\nclosed_form,0,ridge=0.1\nclosed_form,0,ridge=1 whiten=1\n")
-    command = ["--table", str(table), "--local", "--data", str(data), "--runs", str(tmp_path / "runs"), "--json",
-               "--set", "device=cpu", "--set", "dtype=float32", "--set", "val_fraction=0.5", "--retries", "0"]
+    command = [
+        "--table",
+        str(table),
+        "--local",
+        "--data",
+        str(data),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--json",
+        "--set",
+        "device=cpu",
+        "--set",
+        "dtype=float32",
+        "--set",
+        "val_fraction=0.5",
+        "--retries",
+        "0",
+    ]
     real, made = run_kernel, {"s02": Ended(1, "no luck")}
 
     def run(data: Path, output: Path, *rest: object) -> Ended:
@@ -313,17 +354,20 @@ def test_local_sweep_goes_on_after_a_failure(data, outputs, tmp_path, kernel, ca
 
 
 # ------------------------------------------------------------------------------------------- the table
-@pytest.mark.parametrize(("text", "message"), [
-    ("recipe,sed\nalign,1\n", "expected a header of recipe, seed, knobs"),
-    ("recipe,seed\n", "at least one row"),
-    ("seed\n1,2\n", "expected a header"),
-    ("recipe,seed\nbest,1\n", "unknown recipe 'best'"),
-    ("seed,knobs\n1,lr\n", "expected KEY=VALUE"),
-    ("seed\n1\n1\n", "run s02 is the same as s01"),
-    ("seed,knobs\n1,\n2,split_seed=4\n", "run s02: all runs train, with one split_seed"),
-    ("recipe\nalign\nbaseline\n", "run s02: all runs train, with one repulsion"),
-    ("seed,knobs\n1,mode=predict\n", "run s01: all runs train"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe,sed\nalign,1\n", "expected a header of recipe, seed, knobs"),
+        ("recipe,seed\n", "at least one row"),
+        ("seed\n1,2\n", "expected a header"),
+        ("recipe,seed\nbest,1\n", "unknown recipe 'best'"),
+        ("seed,knobs\n1,lr\n", "expected KEY=VALUE"),
+        ("seed\n1\n1\n", "run s02 is the same as s01"),
+        ("seed,knobs\n1,\n2,split_seed=4\n", "run s02: all runs train, with one split_seed"),
+        ("recipe\nalign\nbaseline\n", "run s02: all runs train, with one repulsion"),
+        ("seed,knobs\n1,mode=predict\n", "run s01: all runs train"),
+    ],
+)
 def test_bad_tables(tmp_path, text, message):
     path = tmp_path / "table.csv"
     path.write_text(text)
@@ -332,8 +376,9 @@ def test_bad_tables(tmp_path, text, message):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("options", [[], ["--members", "0"], ["--members", "2", "--sessions", "0"],
-                                     ["--table", "/nonexistent.csv"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--members", "0"], ["--members", "2", "--sessions", "0"], ["--table", "/nonexistent.csv"]]
+)
 def test_bad_options(options):
     with pytest.raises(InputError):
         sweep.main(options)

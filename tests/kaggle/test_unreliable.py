@@ -1,4 +1,5 @@
 """The tools against a server that lags, forgets, renames, refuses and lies: docs/kaggle.md has the table."""
+
 from __future__ import annotations
 
 import json
@@ -32,10 +33,18 @@ def versions(kaggle) -> int:
 
 
 # ------------------------------------------------------------------------------- 1: waiting, in minutes
-@pytest.mark.parametrize("faults", [OUTAGE, [Fault(drop="before")] * 40, [Fault(status=404)] * 8,
-                                    [Fault(status=403)] * 8, [Fault(status=400)] * 3,
-                                    [Fault(status=503, retry_after="120")] * 3],
-                         ids=["503", "dropped", "404", "403", "400", "retry after"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        OUTAGE,
+        [Fault(drop="before")] * 40,
+        [Fault(status=404)] * 8,
+        [Fault(status=403)] * 8,
+        [Fault(status=400)] * 3,
+        [Fault(status=503, retry_after="120")] * 3,
+    ],
+    ids=["503", "dropped", "404", "403", "400", "retry after"],
+)
 def test_a_push_outlives_minutes_without_a_status(push, kaggle, finished, faults):
     kaggle.fail("GetKernelSessionStatus", None, *faults)
     assert push() == 0
@@ -125,8 +134,15 @@ def test_a_push_without_an_answer_is_found_although_it_shows_late(push, kaggle, 
 
 
 # ---------------------------------------------------------------------------------- 3: texts are normalised
-@pytest.mark.parametrize("stores", [lambda text: text.replace("\n", "\r\n"), lambda text: text.rstrip("\n"),
-                                    lambda text: "\n" + text.strip() + "\n\n"], ids=["crlf", "last newline", "blank"])
+@pytest.mark.parametrize(
+    "stores",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.rstrip("\n"),
+        lambda text: "\n" + text.strip() + "\n\n",
+    ],
+    ids=["crlf", "last newline", "blank"],
+)
 def test_a_push_is_known_again_whatever_kaggle_does_to_its_text(push, kaggle, finished, stores):
     kaggle.habits.stores = stores
     kaggle.fail("SaveKernel", Fault(drop="after"))
@@ -162,8 +178,12 @@ def test_a_kernel_without_metadata_is_no_traceback(push, kaggle, finished):
 
 
 def test_a_status_that_nobody_knows_is_not_the_end(push, kaggle, finished):
-    kaggle.fail("GetKernelSessionStatus", Fault(json={"status": "PAUSED_BY_ADMIN"}), None,
-                Fault(json={"status": "PAUSED_BY_ADMIN"}))
+    kaggle.fail(
+        "GetKernelSessionStatus",
+        Fault(json={"status": "PAUSED_BY_ADMIN"}),
+        None,
+        Fault(json={"status": "PAUSED_BY_ADMIN"}),
+    )
     assert push() == 0
 
 

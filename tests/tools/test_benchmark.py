@@ -1,4 +1,5 @@
 """benchmark: figures read off real runs on drawn data; counts, comparison and the scaling fit on made-up ones."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -42,6 +43,7 @@ def server(tmp_path_factory) -> Iterator[KernelServer]:
 @pytest.fixture
 def forked(server: KernelServer, monkeypatch) -> None:
     """Runs of the kernel that do not pay for its imports."""
+
     def run_kernel(data: Path, output: Path, arguments: list[str], log: Callable[[str], None]) -> Ended:
         ended = server.run("--input", data, "--output", output, *arguments)
         for line in ended.stdout.splitlines():
@@ -54,9 +56,16 @@ def forked(server: KernelServer, monkeypatch) -> None:
 def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: object) -> Measured:
     """A run whose scores are all the same number at each time."""
     points = [(seconds, dict.fromkeys(SCORES, value)) for seconds, value in curve]
-    values = {"load_seconds": 1.0, "train_seconds": curve[-1][0], "step_seconds": curve[-1][0],
-              "captions": 1000, "flops": 2e9, "device": "cpu",
-              "dtype": "float32", "peak_bytes": 2**30} | changes
+    values = {
+        "load_seconds": 1.0,
+        "train_seconds": curve[-1][0],
+        "step_seconds": curve[-1][0],
+        "captions": 1000,
+        "flops": 2e9,
+        "device": "cpu",
+        "dtype": "float32",
+        "peak_bytes": 2**30,
+    } | changes
     return Measured(recipe, seed, points[-1][1], points, **values)
 
 
@@ -94,9 +103,14 @@ def test_mean_and_error_over_seeds():
 
 
 def test_passing_the_baseline_counts_the_slowest_seed():
-    runs = [made("baseline", 0, [(100, 0.5)]), made("baseline", 1, [(100, 0.6)]),
-            made("align", 0, [(1, 0.5), (4, 0.7)]), made("align", 1, [(1, 0.5), (4, 0.7)]),
-            made("weak", 0, [(1, 0.6)]), made("weak", 1, [(1, 0.55)])]
+    runs = [
+        made("baseline", 0, [(100, 0.5)]),
+        made("baseline", 1, [(100, 0.6)]),
+        made("align", 0, [(1, 0.5), (4, 0.7)]),
+        made("align", 1, [(1, 0.5), (4, 0.7)]),
+        made("weak", 0, [(1, 0.6)]),
+        made("weak", 1, [(1, 0.55)]),
+    ]
     align, weak = against_baseline(runs)
     assert align["pool100_raw_seconds"] == 4 and align["pool100_raw_ratio"] == pytest.approx(25)
     assert weak["pool100_raw_ratio"] is None
@@ -105,12 +119,15 @@ def test_passing_the_baseline_counts_the_slowest_seed():
     assert "25 times sooner" in finding(rows, [align, weak])
 
 
-@pytest.mark.parametrize(("settings", "flops"), [
-    ({}, 4 * (4 * 8 + 4 * 6) + 6 * 8 * 6 + 4 * 100 * 6),
-    ({"sees": "both", "word_width": 3}, 6 * (7 * 8 + 7 * 6 + 8 * 6) + 4 * 100 * 6),
-    ({"loss": "triplet", "skip": False, "batch": 50}, 4 * 4 * 8 + 6 * 8 * 6 + 4 * 10 * 6),
-    ({"network": "mlp", "loss": "cosine"}, 4 * 4 * 8 + 6 * 8 * 6),
-])
+@pytest.mark.parametrize(
+    ("settings", "flops"),
+    [
+        ({}, 4 * (4 * 8 + 4 * 6) + 6 * 8 * 6 + 4 * 100 * 6),
+        ({"sees": "both", "word_width": 3}, 6 * (7 * 8 + 7 * 6 + 8 * 6) + 4 * 100 * 6),
+        ({"loss": "triplet", "skip": False, "batch": 50}, 4 * 4 * 8 + 6 * 8 * 6 + 4 * 10 * 6),
+        ({"network": "mlp", "loss": "cosine"}, 4 * 4 * 8 + 6 * 8 * 6),
+    ],
+)
 def test_work_of_a_caption(kernel, settings, flops):
     knobs = kernel.resolve_knobs({"recipe": "align", "hidden": 8, **settings})
     assert network_flops(knobs, gallery=100, d_text=4, d_image=6) == flops
@@ -119,20 +136,37 @@ def test_work_of_a_caption(kernel, settings, flops):
 def fake_run(folder: Path, kernel, members: list[dict], log: str, train: float) -> Run:
     """A run as its records tell of it."""
     folder.mkdir()
-    (folder / kernel.TRAINING_LOG).write_text("phase,member,epoch,loss,pool100_raw,pool100_cosine,full_cosine,seconds\n"
-                                              + log)
-    metrics = {"seconds": {"load": 5.0, "train": train}, "validate_seconds": 1.0, "members": members,
-               "validation": {name: {"mrr": 0.8} for name in SCORES}}
+    (folder / kernel.TRAINING_LOG).write_text(
+        "phase,member,epoch,loss,pool100_raw,pool100_cosine,full_cosine,seconds\n" + log
+    )
+    metrics = {
+        "seconds": {"load": 5.0, "train": train},
+        "validate_seconds": 1.0,
+        "members": members,
+        "validation": {name: {"mrr": 0.8} for name in SCORES},
+    }
     return Run(folder, {"knobs": dataclasses.asdict(kernel.resolve_knobs({"recipe": "align"}))}, metrics)
 
 
 def test_the_curve_is_the_best_so_far_and_ends_with_the_blend(tmp_path, kernel):
-    members = [{"epochs": 0, "seconds": 0.5, "knobs": "network=linear", **dict.fromkeys(SCORES, 0.6)},
-               {"epochs": 2, "seconds": 8.0, "knobs": "the recipe's", **dict.fromkeys(SCORES, 0.7)}]
-    run = fake_run(tmp_path / "run", kernel, members, "validate,1,1,2.0,0.5,0.5,0.5,9\nvalidate,1,2,1.5,,,,11\n"
-                   "validate,1,2,1.5,0.7,0.7,0.7,13\nrefit,1,1,2.0,,,,20\n", train=9.0)
+    members = [
+        {"epochs": 0, "seconds": 0.5, "knobs": "network=linear", **dict.fromkeys(SCORES, 0.6)},
+        {"epochs": 2, "seconds": 8.0, "knobs": "the recipe's", **dict.fromkeys(SCORES, 0.7)},
+    ]
+    run = fake_run(
+        tmp_path / "run",
+        kernel,
+        members,
+        "validate,1,1,2.0,0.5,0.5,0.5,9\nvalidate,1,2,1.5,,,,11\n"
+        "validate,1,2,1.5,0.7,0.7,0.7,13\nrefit,1,1,2.0,,,,20\n",
+        train=9.0,
+    )
     assert [(seconds, scores["pool100_raw"]) for seconds, scores in read_curve(run)] == [
-        (0.5, 0.6), (4, 0.6), (8, 0.7), (9, 0.8)]
+        (0.5, 0.6),
+        (4, 0.6),
+        (8, 0.7),
+        (9, 0.8),
+    ]
     assert step_seconds(run) == pytest.approx(7.5)
 
 
@@ -163,13 +197,16 @@ def test_full_size_data_is_made_once(tmp_path, monkeypatch):
     assert not made_in
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--recipes", "best"], "unknown recipe 'best'"),
-    (["--set", "epoch=1"], "unknown knob 'epoch'"),
-    (["--seeds", "1", "1"], "different numbers"),
-    (["--recipes", "search"], "give --minutes"),
-    (["--minutes", "0"], "max_minutes"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipes", "best"], "unknown recipe 'best'"),
+        (["--set", "epoch=1"], "unknown knob 'epoch'"),
+        (["--seeds", "1", "1"], "different numbers"),
+        (["--recipes", "search"], "give --minutes"),
+        (["--minutes", "0"], "max_minutes"),
+    ],
+)
 def test_bad_options_are_told_before_any_run(tmp_path, options, message):
     with pytest.raises(Exception, match=message) as caught:
         benchmark.main([*options, "--output", str(tmp_path / "out")])
@@ -235,12 +272,31 @@ def test_each_recipe_with_each_budget_until_it_has_enough(tmp_path, monkeypatch,
         scores = {name: {"mrr": min(0.7, 0.6 + budget / 100), "mrr_se": 0.01} for name in SCORES}
         seconds = 6 if "closed_form" in output.name else 40 * budget
         left_out = [] if "closed_form" in output.name else ["candidate 3: no time for it"]
-        return Run(output, {"recipe": output.name.split("-")[0], "seconds": {"total": seconds}},
-                   {"members": [{}], "left_out": left_out, "validation": scores})
+        return Run(
+            output,
+            {"recipe": output.name.split("-")[0], "seconds": {"total": seconds}},
+            {"members": [{}], "left_out": left_out, "validation": scores},
+        )
 
     monkeypatch.setattr("lib.bench.anytime.run_logged", run)
-    assert benchmark.main(["--recipes", "closed_form", "search", "--minutes", "4", "1", "--data", str(tmp_path),
-                           "--output", str(tmp_path / "out"), "--json"]) == 0
+    assert (
+        benchmark.main(
+            [
+                "--recipes",
+                "closed_form",
+                "search",
+                "--minutes",
+                "4",
+                "1",
+                "--data",
+                str(tmp_path),
+                "--output",
+                str(tmp_path / "out"),
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert asked == ["closed_form-1min", "search-1min", "search-4min"]
     points = json.loads(capsys.readouterr().out)["points"]
     assert [point["seconds"] for point in points] == [6, 40, 160]

@@ -1,4 +1,5 @@
 """Which data a tool takes: what the kernel finds, or the drawn sample where there is none, and never in silence."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,6 +15,7 @@ FILES = ("train.npz", "test.clean.npz")
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository without data, with a sample that is drawn in no time; its draws are logged in `drawn`."""
+
     def make_sample(folder: Path) -> None:
         folder.mkdir(parents=True)
         with (tmp_path / "drawn").open("a") as file:

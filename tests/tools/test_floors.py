@@ -1,4 +1,5 @@
 """Who may know whom: imports go down the floors, and an offline command never loads the Kaggle client."""
+
 from __future__ import annotations
 
 import ast
@@ -51,8 +52,11 @@ def floor_of(part: str) -> int:
     return next(number for number, parts in enumerate(FLOORS) if part in parts)
 
 
-@pytest.mark.parametrize("path", [path for path in sorted(TOOLS.rglob("*.py")) if path.name != "__init__.py"],
-                         ids=lambda path: str(path.relative_to(TOOLS)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(TOOLS.rglob("*.py")) if path.name != "__init__.py"],
+    ids=lambda path: str(path.relative_to(TOOLS)),
+)
 def test_imports_go_down(path: Path) -> None:
     own = part_of(path)
     for part in imported_parts(path):

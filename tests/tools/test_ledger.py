@@ -1,4 +1,5 @@
 """runs.py: the table, what is chosen and sorted, two runs compared, the picture."""
+
 from __future__ import annotations
 
 import json
@@ -20,8 +21,10 @@ PNG = b"\x89PNG"
 
 def scores(raw: float) -> dict[str, dict[str, float]]:
     """A validation with made-up tables."""
-    return {name: {"mrr": raw + shift, "mrr_se": 0.01}
-            for name, shift in (("pool100_raw", 0), ("pool100_cosine", 0.01), ("full_cosine", -0.3))}
+    return {
+        name: {"mrr": raw + shift, "mrr_se": 0.01}
+        for name, shift in (("pool100_raw", 0), ("pool100_cosine", 0.01), ("full_cosine", -0.3))
+    }
 
 
 @pytest.fixture
@@ -35,8 +38,9 @@ def folder(tmp_path: Path) -> Path:
     make_run(root / "sweep-1/s01", 1.2e9, scores(0.75), knobs=knobs, seconds={"total": 90.0})
     weights = open_run(root / "a").outputs[kernel.FINAL_MODEL]
     make_run(root / "predicted", 1.3e9)
-    predicted = {name: facts for name, facts in open_run(root / "predicted").outputs.items()
-                 if name == kernel.SUBMISSION}
+    predicted = {
+        name: facts for name, facts in open_run(root / "predicted").outputs.items() if name == kernel.SUBMISSION
+    }
     make_run(root / "predicted", 1.3e9, outputs=predicted, inputs={kernel.FINAL_MODEL: weights})
     make_run(root / "stopped", 1.4e9, scores(0.6), complete=False, stopped="SIGTERM")
     csv = open_run(root / "a").outputs[kernel.SUBMISSION]["sha256"]
@@ -53,7 +57,12 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict]:
 def test_every_run_has_its_line(folder, capsys):
     first, blend, member, predicted, stopped = shown(capsys, "--runs", folder)
     assert [one["run"] for one in (first, blend, member, predicted, stopped)] == [
-        "a", "sweep-1", "sweep-1/s01", "predicted", "stopped"]
+        "a",
+        "sweep-1",
+        "sweep-1/s01",
+        "predicted",
+        "stopped",
+    ]
     assert (first["raw"], first["raw_se"], first["cosine"], first["full"]) == (0.7, 0.01, 0.71, pytest.approx(0.4))
     assert (first["date"], first["changed"], first["seconds"]) == ("2001-09-09 01:46", {}, 3.2)
     assert (first["submission"], first["public"]) == (7, 0.71234)
@@ -67,19 +76,35 @@ def test_the_table_has_a_line_a_run_in_fixed_columns(folder, capsys):
     captured = capsys.readouterr()
     header, *lines = captured.out.splitlines()
     assert len(lines) == 5 and lines[2].split() == [
-        "sweep-1/s01", "2008-01-10", "21:20", "align", "0.7500", "0.0100", "0.7600", "0.4500", "90.0", "cpu", "-", "-",
-        "seed=3"]
+        "sweep-1/s01",
+        "2008-01-10",
+        "21:20",
+        "align",
+        "0.7500",
+        "0.0100",
+        "0.7600",
+        "0.4500",
+        "90.0",
+        "cpu",
+        "-",
+        "-",
+        "seed=3",
+    ]
     assert lines[0].index("0.71234") + len("0.71234") == header.index("public") + len("public")
     assert (folder / "runs.png").read_bytes().startswith(PNG) and "runs.png" in captured.err
 
 
-@pytest.mark.parametrize(("options", "names"), [
-    (["--recipe", "sweep"], ["sweep-1"]), (["--last", 2], ["predicted", "stopped"]),
-    (["--recipe", "align", "--last", 3, "--sort", "raw"], ["sweep-1/s01", "stopped", "predicted"]),
-    (["--sort", "raw"], ["sweep-1", "sweep-1/s01", "a", "stopped", "predicted"]),
-    (["--sort", "public"], ["a", "sweep-1", "sweep-1/s01", "predicted", "stopped"]),
-    (["--recipe", "none"], []),
-])
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--recipe", "sweep"], ["sweep-1"]),
+        (["--last", 2], ["predicted", "stopped"]),
+        (["--recipe", "align", "--last", 3, "--sort", "raw"], ["sweep-1/s01", "stopped", "predicted"]),
+        (["--sort", "raw"], ["sweep-1", "sweep-1/s01", "a", "stopped", "predicted"]),
+        (["--sort", "public"], ["a", "sweep-1", "sweep-1/s01", "predicted", "stopped"]),
+        (["--recipe", "none"], []),
+    ],
+)
 def test_chosen_and_sorted(folder, capsys, options, names):
     assert [one["run"] for one in shown(capsys, "--runs", folder, *options)] == names
 
@@ -98,8 +123,11 @@ def test_no_runs_and_bad_options(tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     assert runs.main(["--runs", str(tmp_path / "runs")]) == 0
     assert "no such runs yet" in capsys.readouterr().out
-    for options, message in ((["--runs", str(tmp_path / "none")], "no such folder"), (["--last", "0"], "at least 1"),
-                             (["--compare", str(tmp_path), str(tmp_path)], "no readable manifest")):
+    for options, message in (
+        (["--runs", str(tmp_path / "none")], "no such folder"),
+        (["--last", "0"], "at least 1"),
+        (["--compare", str(tmp_path), str(tmp_path)], "no readable manifest"),
+    ):
         with pytest.raises(InputError, match=message):
             runs.main(options)
 
@@ -110,8 +138,10 @@ def test_two_runs_that_held_out_other_images_are_compared_by_their_records(folde
     assert "not paired: " in captured.err
     half = 1.96 * 0.01 * 2**0.5
     assert captured.out.splitlines()[1].split() == ["seed", "0", "3"]
-    assert (f"raw MRR -0.0500 (95% interval {-0.05 - half:+.4f} to {-0.05 + half:+.4f}, unpaired, as the runs recorded "
-            "it): sure") in captured.out
+    assert (
+        f"raw MRR -0.0500 (95% interval {-0.05 - half:+.4f} to {-0.05 + half:+.4f}, unpaired, as the runs recorded "
+        "it): sure"
+    ) in captured.out
 
 
 def test_two_runs_of_one_split_are_compared_pair_by_pair(tmp_path, capsys):

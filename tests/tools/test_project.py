@@ -1,4 +1,5 @@
 """The ground floor: a tool stopped by signals, left by its reader, writing under the user's umask."""
+
 from __future__ import annotations
 
 import os
@@ -19,17 +20,21 @@ def start(tmp_path: Path, body: str, **streams: object) -> subprocess.Popen:
     """A tool of its own process whose `main` is `body`; it prints "ready" when it wants to be waited for."""
     lines = "\n    ".join(body.strip().splitlines())
     script = tmp_path / "tool.py"
-    script.write_text(f"import sys, time\nsys.path.insert(0, {str(TOOLS)!r})\nfrom lib.project import run_tool\n"
-                      f"from pathlib import Path\nhere = Path({str(tmp_path)!r})\n\ndef main():\n    {lines}\n\n"
-                      "run_tool(main)\n")
-    return subprocess.Popen([sys.executable, script], **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
-                                                         "text": True, **streams})
+    script.write_text(
+        f"import sys, time\nsys.path.insert(0, {str(TOOLS)!r})\nfrom lib.project import run_tool\n"
+        f"from pathlib import Path\nhere = Path({str(tmp_path)!r})\n\ndef main():\n    {lines}\n\n"
+        "run_tool(main)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, script], **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **streams}
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_signal_cleans_up_and_is_the_exit_code(tmp_path, number):
-    tool = start(tmp_path, "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
-                           "finally:\n    (here / 'clean').touch()")
+    tool = start(
+        tmp_path, "try:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    (here / 'clean').touch()"
+    )
     assert tool.stdout.readline() == "ready\n"
     tool.send_signal(number)
     assert (tool.communicate(timeout=30)[1], tool.returncode) == ("interrupted\n", 128 + number)
@@ -37,8 +42,11 @@ def test_a_stop_signal_cleans_up_and_is_the_exit_code(tmp_path, number):
 
 
 def test_an_import_that_a_signal_breaks_is_an_interruption(tmp_path):
-    tool = start(tmp_path, "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
-                           "except KeyboardInterrupt:\n    raise ImportError('half of it') from None")
+    tool = start(
+        tmp_path,
+        "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('half of it') from None",
+    )
     tool.stdout.readline()
     tool.send_signal(signal.SIGTERM)
     assert (tool.communicate(timeout=30)[1], tool.returncode) == ("interrupted\n", 143)
@@ -46,14 +54,22 @@ def test_an_import_that_a_signal_breaks_is_an_interruption(tmp_path):
 
 def test_a_signal_before_the_tool_begins_leaves_no_traceback(tmp_path):
     (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
-    done = subprocess.run([sys.executable, TOOLS / "sample_data.py", tmp_path / "x"], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=60)
+    done = subprocess.run(
+        [sys.executable, TOOLS / "sample_data.py", tmp_path / "x"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path):
-    tool = start(tmp_path, "print('ready', flush=True)\ntime.sleep(1)\nprint('done')",
-                 preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    tool = start(
+        tmp_path,
+        "print('ready', flush=True)\ntime.sleep(1)\nprint('done')",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
     tool.stdout.readline()
     tool.send_signal(signal.SIGHUP)
     assert (tool.communicate(timeout=30)[0], tool.returncode) == ("done\n", 0)
@@ -94,8 +110,10 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert (tmp_path / "file").read_text() == "old"
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "no readable x.json; mend it"), ("{", "no readable x.json"),
-                                               ("[1]", "x.json: not a JSON object; mend it")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no readable x.json; mend it"), ("{", "no readable x.json"), ("[1]", "x.json: not a JSON object; mend it")],
+)
 def test_json_that_is_none_is_one_line(tmp_path, text, message):
     if text is not None:
         (tmp_path / "x.json").write_text(text)

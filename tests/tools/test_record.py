@@ -1,4 +1,5 @@
 """The record: append-only, safe against torn lines and against writers at the same time."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,4 +1,5 @@
 """The report's numbers against loops and known truths, its pictures by what can be read off them."""
+
 from __future__ import annotations
 
 import re
@@ -101,10 +102,15 @@ def test_the_worst_gap_is_of_a_well_filled_bin() -> None:
 
 def test_pools_are_named_by_what_they_are() -> None:
     assert [str(numbers.Pools(images)) for images in (60, 100, 600, 250)] == [
-        "one pool of 60", "pools of 100", "pools of 100", "pools of 100 (the last of 50)"]
+        "one pool of 60",
+        "pools of 100",
+        "pools of 100",
+        "pools of 100 (the last of 50)",
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
+
 
 def results_of(*scores: tuple[str, float], against: dict[str, float] | None = None) -> dict[str, Any]:
     rows = [{"model": name, "raw": score, "raw_se": 0.01, "cosine": score, "cosine_se": 0.01} for name, score in scores]
@@ -113,8 +119,13 @@ def results_of(*scores: tuple[str, float], against: dict[str, float] | None = No
 
 def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
     long = "20260101-000000-a-run-of-a-rather-long-name"
-    results = results_of(("align", 0.61), (long, 0.6), ("ridge", 0.3), ("random permutation", 0.05),
-                         against={"difference": 0.01, "low": -0.01, "high": 0.03})
+    results = results_of(
+        ("align", 0.61),
+        (long, 0.6),
+        ("ridge", 0.3),
+        ("random permutation", 0.05),
+        against={"difference": 0.01, "low": -0.01, "high": 0.03},
+    )
     figure = figures.baseline_figure(results)
     assert " ".join(figure.get_suptitle().split()) == f"Better than {long}: not sure. MRR 0.610 against 0.600"
     figure.draw_without_rendering()
@@ -122,8 +133,9 @@ def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
     names = [text for text in axes.texts if text.get_text() in ("align", long, "ridge")]
     assert len(names) == 3
     assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in names)
-    assert "2.00 times ridge" in figures.baseline_title(results_of(("align", 0.6), ("ridge", 0.3),
-                                                                   ("random permutation", 0.05)))
+    assert "2.00 times ridge" in figures.baseline_title(
+        results_of(("align", 0.6), ("ridge", 0.3), ("random permutation", 0.05))
+    )
 
 
 @pytest.mark.parametrize(("top", "word"), [(0.97, "is well calibrated"), (0.79, "is too sure at 95%")])
@@ -136,15 +148,18 @@ def test_one_wide_gap_is_not_well_calibrated(top: float, word: str) -> None:
 @pytest.mark.parametrize("worst", [3, 29, 30, 200])
 def test_hub_bins_hold_equally_many_whole_numbers(worst: int) -> None:
     counts = np.arange(worst + 1)
-    (axes,) = figures.hub_figure({"counts": counts.tolist(), "worst": [{"lists": worst}], "expected": 2.0, "k": 10,
-                                  "never": 0.0}).axes
+    (axes,) = figures.hub_figure(
+        {"counts": counts.tolist(), "worst": [{"lists": worst}], "expected": 2.0, "k": 10, "never": 0.0}
+    ).axes
     heights = [bar.get_height() for bar in axes.patches]
     assert len(set(heights[:-1])) == 1 and sum(heights) == worst + 1
 
 
 def test_legends_lie_outside_the_panels() -> None:
-    figure = figures.calibration_figure(None, {"temperature": 0.02, "ece": 0.1, "worst": None, "curve": [
-        {"confidence": 0.1, "right": 0.9, "captions": 5}]})
+    figure = figures.calibration_figure(
+        None,
+        {"temperature": 0.02, "ece": 0.1, "worst": None, "curve": [{"confidence": 0.1, "right": 0.9, "captions": 5}]},
+    )
     figure.draw_without_rendering()
     legend, (axes,) = figure.legends[0].get_window_extent(), figure.axes
     assert legend.y1 <= axes.get_window_extent().y0

@@ -1,4 +1,5 @@
 """run_local: the real kernel on drawn data, and stand-ins for it where it has to fail."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,6 +32,7 @@ def script(path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def send_when(condition, number: int) -> threading.Thread:
     """A signal to this process as soon as `condition` holds: what a user's Ctrl-C is."""
+
     def wait() -> None:
         end = time.monotonic() + 60
         while not condition() and time.monotonic() < end:
@@ -58,8 +60,19 @@ def test_run_with_json(tmp_path, capfd):
 def test_interrupted_run_goes_on(tmp_path, capfd):
     """Ctrl-C reaches the kernel once, it checkpoints; the same output folder goes on and ends with the table."""
     data, output = draw_data(tmp_path / "data"), tmp_path / "mine"
-    command = ["--data", str(data), "--output", str(output), "--runs", str(tmp_path), *TINY, "--set=epochs=60",
-               "--set=eval_every=20", "--set=refit=false", "--set=checkpoint_seconds=0.1"]
+    command = [
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--runs",
+        str(tmp_path),
+        *TINY,
+        "--set=epochs=60",
+        "--set=eval_every=20",
+        "--set=refit=false",
+        "--set=checkpoint_seconds=0.1",
+    ]
     sender = send_when(lambda: any(output.glob("resume_validate_1.pth")), signal.SIGINT)
     assert run_local.main(command) == 130
     sender.join()
@@ -118,9 +131,23 @@ def data(tmp_path_factory) -> Path:
 def left(data, tmp_path_factory) -> tuple[Path, subprocess.Popen, str]:
     """A run of the closed form, whose log is read no further than its third line: (folder, ended tool, its stderr)."""
     runs = tmp_path_factory.mktemp("made")
-    tool = subprocess.Popen([sys.executable, REPO / "tools" / "run_local.py", "--data", data, "--runs", runs,
-                             "--output", runs / "mine", "--recipe=closed_form", *SMALL],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    tool = subprocess.Popen(
+        [
+            sys.executable,
+            REPO / "tools" / "run_local.py",
+            "--data",
+            data,
+            "--runs",
+            runs,
+            "--output",
+            runs / "mine",
+            "--recipe=closed_form",
+            *SMALL,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for _ in range(3):
         assert tool.stdout.readline()
     tool.stdout.close()
@@ -143,11 +170,14 @@ def test_the_run_outlives_the_reader_of_its_log(left):
     assert entry["run"] == "mine" and check_run(folder).complete
 
 
-@pytest.mark.parametrize(("body", "code", "message"), [
-    ("print('error: train.npz: is broken', file=sys.stderr); sys.exit(2)", 2, "error: train.npz: is broken"),
-    ("1 / 0", 1, "error: the kernel ended with code 1"),
-    ("import os; os.kill(os.getpid(), 9)", 137, "error: the kernel ended with code 137"),
-])
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ("print('error: train.npz: is broken', file=sys.stderr); sys.exit(2)", 2, "error: train.npz: is broken"),
+        ("1 / 0", 1, "error: the kernel ended with code 1"),
+        ("import os; os.kill(os.getpid(), 9)", 137, "error: the kernel ended with code 137"),
+    ],
+)
 def test_failure_is_one_line_and_the_kernels_code(tmp_path, monkeypatch, capfd, body, code, message):
     script(tmp_path / "broken.py", body, monkeypatch)
     assert run_local.main(["--data", str(tmp_path), "--runs", str(tmp_path / "runs")]) == code
@@ -156,12 +186,16 @@ def test_failure_is_one_line_and_the_kernels_code(tmp_path, monkeypatch, capfd, 
 
 
 def test_output_that_differs_from_the_manifest_is_no_success(tmp_path, monkeypatch):
-    script(tmp_path / "liar.py", """
+    script(
+        tmp_path / "liar.py",
+        """
 import json
 output.mkdir(parents=True, exist_ok=True)
 (output / "pipeline_submission.csv").write_text("id,embedding")
 facts = {"pipeline_submission.csv": {"sha256": "0", "bytes": 12}}
-(output / "manifest.json").write_text(json.dumps({"complete": True, "outputs": facts}))""", monkeypatch)
+(output / "manifest.json").write_text(json.dumps({"complete": True, "outputs": facts}))""",
+        monkeypatch,
+    )
     with pytest.raises(ToolError, match=r"pipeline_submission\.csv has another sha256"):
         run_local.main(["--data", str(tmp_path), "--runs", str(tmp_path / "runs")])
     assert not record.read(tmp_path / "runs")

@@ -1,4 +1,5 @@
 """A run as an object: made once, locked at work, opened, verified, found by time, packaged by what is complete."""
+
 from __future__ import annotations
 
 import subprocess
@@ -49,8 +50,7 @@ def test_an_unfinished_folder_goes_on(tmp_path, manifest):
 
 
 def test_one_kernel_at_a_time_works_in_a_folder(tmp_path):
-    with locked(tmp_path / "run"), pytest.raises(InputError, match="a run is at work in it"), \
-            locked(tmp_path / "run"):
+    with locked(tmp_path / "run"), pytest.raises(InputError, match="a run is at work in it"), locked(tmp_path / "run"):
         pass
     with locked(tmp_path / "run"):  # free again
         pass
@@ -79,15 +79,20 @@ def test_a_prediction_knows_the_weights_that_made_it(tmp_path):
     trained = open_run(make_run(tmp_path / "a"))
     folder = make_run(tmp_path / "b")
     outputs = {name: facts for name, facts in open_run(folder).outputs.items() if name == kernel.SUBMISSION}
-    predicted = open_run(make_run(folder, outputs=outputs,
-                                  inputs={kernel.FINAL_MODEL: trained.outputs[kernel.FINAL_MODEL]}))
+    predicted = open_run(
+        make_run(folder, outputs=outputs, inputs={kernel.FINAL_MODEL: trained.outputs[kernel.FINAL_MODEL]})
+    )
     assert predicted.weights == trained.weights and predicted.scores == {}
 
 
-@pytest.mark.parametrize(("harm", "message"), [
-    (lambda path: path.unlink(), "is missing"), (lambda path: path.write_text("other"), "has 5 bytes instead of"),
-    (lambda path: path.write_text(path.read_text()[::-1]), "has another sha256"),
-])
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_text("other"), "has 5 bytes instead of"),
+        (lambda path: path.write_text(path.read_text()[::-1]), "has another sha256"),
+    ],
+)
 def test_damage_is_told(tmp_path, harm, message):
     folder = make_run(tmp_path / "a")
     harm(folder / kernel.SUBMISSION)

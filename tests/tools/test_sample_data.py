@@ -1,4 +1,5 @@
 """The drawn sample has the competition's layout, dtypes and traps; it is repeatable, whole or absent, and learnable."""
+
 from __future__ import annotations
 
 import csv
@@ -25,19 +26,28 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(root: Path) -> dict[str, str]:
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_train_file_has_the_competition_keys_shapes_and_types(sample: Path) -> None:
     train = np.load(sample / "train/train/train.npz")
     n = 5 * IMAGES
-    expected = {"captions/ids": ("int64", (n,)), "captions/embeddings": ("float32", (n, 1024)),
-                "captions/label": ("bool", (n, IMAGES)), "images/embeddings": ("float32", (IMAGES, 1536))}
+    expected = {
+        "captions/ids": ("int64", (n,)),
+        "captions/embeddings": ("float32", (n, 1024)),
+        "captions/label": ("bool", (n, IMAGES)),
+        "images/embeddings": ("float32", (IMAGES, 1536)),
+    }
     assert {key: (str(train[key].dtype), train[key].shape) for key in expected} == expected
     assert (train["captions/text"].dtype.kind, train["images/names"].dtype.kind) == ("U", "U")
-    assert [int(train[f"metadata/{key}"][0]) for key in
-            ("num_captions", "num_images", "embedding_dim_text", "embedding_dim_image")] == [n, IMAGES, 1024, 1536]
+    assert [
+        int(train[f"metadata/{key}"][0])
+        for key in ("num_captions", "num_images", "embedding_dim_text", "embedding_dim_image")
+    ] == [n, IMAGES, 1024, 1536]
     assert (train["captions/label"].argmax(1) == np.arange(n) // 5).all()
     assert (train["captions/label"].sum(1) == 1).all()
 
@@ -147,8 +157,10 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert list((tmp_path / "new").iterdir()) == []
 
 
-@pytest.mark.parametrize(("arguments", "word"), [
-    (["--images", "3"], "--images 3"), (["--images", "9999999"], "--images 9999999"), (["--seed", "-1"], "--seed -1")])
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--images", "3"], "--images 3"), (["--images", "9999999"], "--images 9999999"), (["--seed", "-1"], "--seed -1")],
+)
 def test_bad_numbers_are_one_line_and_code_two(tool, tmp_path: Path, arguments: list[str], word: str) -> None:
     outcome = tool(sample_data.main, tmp_path / "data", *arguments)
     assert outcome.code == 2

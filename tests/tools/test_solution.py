@@ -1,4 +1,5 @@
 """verify --solution: submissions against known answers, and every input that cannot be scored."""
+
 from __future__ import annotations
 
 import json
@@ -31,8 +32,10 @@ def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, tool,
     path = submission(tmp_path / "guess.csv", guess, kernel)
     outcome = tool(verify.main, "--solution", answers, "--run", path, "--json")
     found = json.loads(outcome.out)
-    ranks = [1 + sum(g @ other >= g @ own for j, other in enumerate(images) if j != i)
-             for i, (g, own) in enumerate(zip(guess, images, strict=True))]
+    ranks = [
+        1 + sum(g @ other >= g @ own for j, other in enumerate(images) if j != i)
+        for i, (g, own) in enumerate(zip(guess, images, strict=True))
+    ]
     gains = [1 / rank if rank < 100 else 0 for rank in ranks]
     assert found["scores"]["pool100_raw"]["mrr"] == pytest.approx(np.mean(gains), abs=1e-4)
     assert found["scores"]["pool100_raw"]["mrr_se"] == pytest.approx(np.std(gains, ddof=1) / 10, abs=1e-4)
@@ -60,16 +63,20 @@ def test_a_run_s_own_submission_is_found(answers: Path, tmp_path: Path, tool, ke
         assert found["scores"]["pool100_raw"]["recall@1"] > 0.99
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"images/embeddings": None}, "needs the keys captions/ids and images/embeddings"),
-    ({"captions/ids": np.arange(1, 100)}, "expected as many whole numbers as vectors"),
-    ({"captions/ids": np.arange(1, 101) / 2}, "expected as many whole numbers as vectors"),
-    ({"images/embeddings": np.full((100, 48), np.nan)}, "NaN or infinity"),
-    ({"captions/ids": np.arange(2, 102)}, "row 1: expected id 2"),
-    ({"images/embeddings": np.ones((100, 7))}, "expected a list of 7 numbers"),
-])
-def test_answers_that_do_not_fit_are_named(answers: Path, tmp_path: Path, tool, kernel, change: dict,
-                                           message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images/embeddings": None}, "needs the keys captions/ids and images/embeddings"),
+        ({"captions/ids": np.arange(1, 100)}, "expected as many whole numbers as vectors"),
+        ({"captions/ids": np.arange(1, 101) / 2}, "expected as many whole numbers as vectors"),
+        ({"images/embeddings": np.full((100, 48), np.nan)}, "NaN or infinity"),
+        ({"captions/ids": np.arange(2, 102)}, "row 1: expected id 2"),
+        ({"images/embeddings": np.ones((100, 7))}, "expected a list of 7 numbers"),
+    ],
+)
+def test_answers_that_do_not_fit_are_named(
+    answers: Path, tmp_path: Path, tool, kernel, change: dict, message: str
+) -> None:
     arrays = dict(np.load(answers))
     csv = submission(tmp_path / "guess.csv", arrays["images/embeddings"], kernel)
     np.savez(answers, **{key: array for key, array in (arrays | change).items() if array is not None})

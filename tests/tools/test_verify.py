@@ -1,4 +1,5 @@
 """verify: its numbers against loops that compute them anew, its page in a real browser, its bad inputs."""
+
 from __future__ import annotations
 
 import base64
@@ -28,12 +29,23 @@ from lib.report.measure import measure, ridge
 from lib.report.page import Picture
 from lib.weights import held_out, load_run, predict, repelled
 
-FIGURES = {"distances", "baselines", "pool_sizes", "ranks", "caption_length", "hubness", "calibration", "contact_good",
-           "contact_median", "contact_worst"}
+FIGURES = {
+    "distances",
+    "baselines",
+    "pool_sizes",
+    "ranks",
+    "caption_length",
+    "hubness",
+    "calibration",
+    "contact_good",
+    "contact_median",
+    "contact_worst",
+}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 # ------------------------------------------------------------------------------------------------- a run, verified
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
@@ -45,8 +57,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """240 drawn images with a photo each, captions that try to break a page."""
-    root = draw_data(tmp_path_factory.mktemp("data"), {"captions/text": lambda text: np.array(
-        [f'{caption} , <b>$x_{i % 7}$</b> "open' + " word" * (i % 9) for i, caption in enumerate(text)])})
+    root = draw_data(
+        tmp_path_factory.mktemp("data"),
+        {
+            "captions/text": lambda text: np.array(
+                [f'{caption} , <b>$x_{i % 7}$</b> "open' + " word" * (i % 9) for i, caption in enumerate(text)]
+            )
+        },
+    )
     folder = root / "train/train/Images"
     folder.mkdir()
     for i in range(240):
@@ -57,6 +75,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def train(server: KernelServer, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Make a tiny run: train("--recipe=baseline")."""
+
     def run(*settings: str) -> Path:
         output = tmp_path_factory.mktemp("run")
         ended = server.run("--input", data, "--output", output, *TINY, "--set=val_fraction=0.5", *settings)
@@ -97,8 +116,9 @@ def pairs(run: Path, data: Path, kernel) -> tuple[np.ndarray, np.ndarray]:
     chosen = [train.image_names.index(name) for name in bundle["val_images"]]
     views = [[5 * i + view for i in chosen] for view in range(5)]
     predictions = [kernel.predict(bundle, train.text[view], [train.captions[i] for i in view]) for view in views]
-    return np.stack([kernel.repel(each, bundle["repulsion"], bundle["length"]) for each in predictions]), \
-        train.images[chosen]
+    return np.stack([kernel.repel(each, bundle["repulsion"], bundle["length"]) for each in predictions]), train.images[
+        chosen
+    ]
 
 
 def test_the_run_s_own_record_says_the_same(run: Path, verified: tuple[Path, dict], kernel) -> None:
@@ -112,8 +132,13 @@ def test_the_run_s_own_record_says_the_same(run: Path, verified: tuple[Path, dic
 
 def test_retrieval_against_loops(verified: tuple[Path, dict], pairs) -> None:
     predictions, gallery = pairs
-    ranks = [[1 + sum(p @ other >= p @ own for j, other in enumerate(gallery) if j != i)
-              for i, (p, own) in enumerate(zip(view, gallery, strict=True))] for view in predictions]
+    ranks = [
+        [
+            1 + sum(p @ other >= p @ own for j, other in enumerate(gallery) if j != i)
+            for i, (p, own) in enumerate(zip(view, gallery, strict=True))
+        ]
+        for view in predictions
+    ]
     assert len(gallery) == 100
     views = verified[1]["retrieval"]["views"]
     for view, expected in zip(views, ranks, strict=True):
@@ -125,19 +150,29 @@ def test_retrieval_against_loops(verified: tuple[Path, dict], pairs) -> None:
 def test_distances_against_loops(verified: tuple[Path, dict], pairs) -> None:
     predictions, gallery = pairs
     table = verified[1]["distances"]
-    measures = {"euclidean": lambda p, y: math.dist(p, y),
-                "manhattan": lambda p, y: sum(abs(a - b) for a, b in zip(p.tolist(), y.tolist(), strict=True)),
-                "cosine": lambda p, y: 1 - p @ y / np.sqrt((p @ p) * (y @ y))}
+    measures = {
+        "euclidean": lambda p, y: math.dist(p, y),
+        "manhattan": lambda p, y: sum(abs(a - b) for a, b in zip(p.tolist(), y.tolist(), strict=True)),
+        "cosine": lambda p, y: 1 - p @ y / np.sqrt((p @ p) * (y @ y)),
+    }
     for metric, distance in measures.items():
         own = [distance(view[i], gallery[i]) for view in predictions for i in range(len(gallery))]
         assert table[metric]["own"]["mean"] == pytest.approx(np.mean(own), rel=1e-4)
         assert table[metric]["own"]["sd"] == pytest.approx(np.std(own, ddof=1), rel=1e-3)
         assert table[metric]["own"]["median"] == pytest.approx(np.median(own), rel=1e-4)
-        others = np.mean([distance(view[i], gallery[j]) for view in predictions for i in range(0, 100, 5)
-                          for j in range(0, 100, 7) if i != j])
+        others = np.mean(
+            [
+                distance(view[i], gallery[j])
+                for view in predictions
+                for i in range(0, 100, 5)
+                for j in range(0, 100, 7)
+                if i != j
+            ]
+        )
         assert table[metric]["random"]["mean"] == pytest.approx(others, rel=0.03)
-        assert table[metric]["improvement_low"] < table[metric]["improvement_percent"] \
-            < table[metric]["improvement_high"]
+        assert (
+            table[metric]["improvement_low"] < table[metric]["improvement_percent"] < table[metric]["improvement_high"]
+        )
 
 
 def test_mean_image_and_permutation_are_chance(verified: tuple[Path, dict]) -> None:
@@ -153,8 +188,10 @@ def test_ridge_is_ridge(run: Path, data: Path, kernel) -> None:
     inside = np.isin(held.train.image_of, held.seen)
     x, y = held.train.text[inside].astype(float), held.train.images[held.train.image_of[inside]].astype(float)
     penalty = kernel.Knobs().ridge * np.trace(np.cov(x.T, bias=True)) / x.shape[1]
-    weight = np.linalg.solve(np.cov(x.T, bias=True) + penalty * np.eye(x.shape[1]),
-                             (x - x.mean(0)).T @ (y - held.train.images[held.seen].mean(0)) / len(x))
+    weight = np.linalg.solve(
+        np.cov(x.T, bias=True) + penalty * np.eye(x.shape[1]),
+        (x - x.mean(0)).T @ (y - held.train.images[held.seen].mean(0)) / len(x),
+    )
     expected = (held.train.text[held.views] - x.mean(0)) @ weight
     cosine = (kernel.unit(found) * kernel.unit(expected)).sum(-1)
     assert cosine.min() > 0.999
@@ -172,8 +209,11 @@ def test_pool_sizes_end_at_the_full_gallery(verified: tuple[Path, dict], kernel,
     rows = verified[1]["pool_sizes"]
     assert [row["pool"] for row in rows] == [10, 20, 50, 100]
     assert rows[0]["chance"] == pytest.approx(0.2929, abs=1e-4)
-    ten = [kernel.true_ranks(view[start:start + 10], pairs[1][start:start + 10], None)
-           for view in pairs[0] for start in range(0, 100, 10)]
+    ten = [
+        kernel.true_ranks(view[start : start + 10], pairs[1][start : start + 10], None)
+        for view in pairs[0]
+        for start in range(0, 100, 10)
+    ]
     assert rows[0]["raw"] == pytest.approx(np.mean(1 / np.concatenate(ten)))
     assert all(a["raw"] >= b["raw"] for a, b in pairwise(rows))
 
@@ -186,6 +226,7 @@ def test_a_distance_that_says_nothing_is_called_so(verified: tuple[Path, dict]) 
 
 
 # ----------------------------------------------------------------------------------------------------------- outputs
+
 
 def test_every_figure_is_written_and_inlined(verified: tuple[Path, dict]) -> None:
     output, _ = verified
@@ -202,8 +243,10 @@ def test_every_figure_is_written_and_inlined(verified: tuple[Path, dict]) -> Non
 
 def test_a_dark_page_has_dark_pictures(verified: tuple[Path, dict]) -> None:
     for name in FIGURES:
-        corners = [sum(Image.open(path / f"{name}.png").convert("RGB").getpixel((1, 1)))
-                   for path in (verified[0], verified[0] / "dark")]
+        corners = [
+            sum(Image.open(path / f"{name}.png").convert("RGB").getpixel((1, 1)))
+            for path in (verified[0], verified[0] / "dark")
+        ]
         assert corners[0] > 700 and corners[1] < 100
 
 
@@ -217,10 +260,17 @@ def test_titles_state_numbers(verified: tuple[Path, dict]) -> None:
 def test_the_page_opens_with_the_metric_and_the_verdict(verified: tuple[Path, dict]) -> None:
     text = html.unescape((verified[0] / "report.html").read_text(encoding="utf-8"))
     results = verified[1]
-    places = [text.index(part) for part in (
-        f"<h1>align: MRR {results['baselines'][0]['raw']:.3f}", "Among 100 photos the right one comes first for",
-        f"than {results['baselines'][1]['model']}: ", "<h2>The official metric</h2>", "<h2>Distances</h2>",
-        "Euclidean and Manhattan distance say little")]
+    places = [
+        text.index(part)
+        for part in (
+            f"<h1>align: MRR {results['baselines'][0]['raw']:.3f}",
+            "Among 100 photos the right one comes first for",
+            f"than {results['baselines'][1]['model']}: ",
+            "<h2>The official metric</h2>",
+            "<h2>Distances</h2>",
+            "Euclidean and Manhattan distance say little",
+        )
+    ]
     assert places == sorted(places)
 
 
@@ -251,15 +301,36 @@ def test_the_page_in_a_browser(verified: tuple[Path, dict], tmp_path: Path) -> N
     """Frames of a phone's and a desktop's width: every figure is there, its smallest letters can be read, and nothing
     is wider than the screen but tables, which scroll by themselves."""
     report = html.escape((verified[0] / "report.html").read_text(encoding="utf-8"))
-    frames = "".join(f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{report}"></iframe>'
-                     for width in (390, 1280))
+    frames = "".join(
+        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{report}"></iframe>' for width in (390, 1280)
+    )
     (tmp_path / "measure.html").write_text(MEASURE.format(frames=frames), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-dev-shm-usage",
+    ]
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # its socket's path must not be long
-        done = subprocess.run([CHROMIUM, *flags, f"--user-data-dir={short}/profile", "--window-size=1400,1000",
-                               "--dump-dom", (tmp_path / "measure.html").as_uri()], capture_output=True, text=True,
-                              timeout=120, env=os.environ | {"TMPDIR": short})
+        done = subprocess.run(
+            [
+                CHROMIUM,
+                *flags,
+                f"--user-data-dir={short}/profile",
+                "--window-size=1400,1000",
+                "--dump-dom",
+                (tmp_path / "measure.html").as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"TMPDIR": short},
+        )
     found = re.search(r'<pre id="found">(\[.*?\])</pre>', done.stdout)
     assert found, done.stderr[-2000:]
     for page, width in zip(json.loads(html.unescape(found[1])), (390, 1280), strict=True):
@@ -280,8 +351,9 @@ def test_json_is_all_of_stdout(run: Path, data: Path, tmp_path: Path, tool) -> N
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(run: Path, data: Path, tmp_path: Path,
-                                                                      tool, kernel) -> None:
+def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(
+    run: Path, data: Path, tmp_path: Path, tool, kernel
+) -> None:
     for age, name in enumerate(("20260102-000000-align", "20260101-000000-align")):
         copy = shutil.copytree(run, tmp_path / "runs" / name)
         os.utime(copy / kernel.VALIDATED_MODEL, (1e9 - age, 1e9 - age))
@@ -293,6 +365,7 @@ def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(run: Path,
 
 
 # ------------------------------------------------------------------------------------------------------------ photos
+
 
 def copy_of(data: Path, root: Path) -> Path:
     return Path(shutil.copytree(data, root / "data"))
@@ -311,8 +384,9 @@ def test_without_photos_captions_are_shown_and_it_is_said(run: Path, data: Path,
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_missing_and_damaged_photos_are_counted_and_skipped(run: Path, data: Path, tmp_path: Path, tool,
-                                                            kernel) -> None:
+def test_missing_and_damaged_photos_are_counted_and_skipped(
+    run: Path, data: Path, tmp_path: Path, tool, kernel
+) -> None:
     other = copy_of(data, tmp_path)
     names = kernel.load_weights(run / kernel.FINAL_MODEL)["val_images"]
     folder = other / "train/train/Images"
@@ -330,6 +404,7 @@ def test_missing_and_damaged_photos_are_counted_and_skipped(run: Path, data: Pat
 
 # ----------------------------------------------------------------------------------------------- small, interrupted
 
+
 @pytest.mark.usefixtures("undrawn")
 def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, tmp_path: Path, tool) -> None:
     small = train("--recipe=closed_form", "--set=refit=false", "--set=val_fraction=0.25")
@@ -346,14 +421,21 @@ def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, 
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize(("manifest", "said"), [
-    (None, "interrupted or still runs"),
-    ({"complete": False, "stopped": "SIGTERM", "predicted_by": [{"candidate": 1, "refitted": False}]},
-     "not finished (SIGTERM); trained: candidate 0 in closed form, candidate 1 for 2.5 epochs, candidate 2 up to "
-     "epoch 4; its submission is predicted by candidate 1 (not refitted)"),
-    ({"complete": True, "stopped": "time budget"}, None)])
-def test_a_run_that_is_not_finished_says_so(run: Path, data: Path, tmp_path: Path, tool, kernel,
-                                            manifest: dict | None, said: str | None) -> None:
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (None, "interrupted or still runs"),
+        (
+            {"complete": False, "stopped": "SIGTERM", "predicted_by": [{"candidate": 1, "refitted": False}]},
+            "not finished (SIGTERM); trained: candidate 0 in closed form, candidate 1 for 2.5 epochs, candidate 2 up to "
+            "epoch 4; its submission is predicted by candidate 1 (not refitted)",
+        ),
+        ({"complete": True, "stopped": "time budget"}, None),
+    ],
+)
+def test_a_run_that_is_not_finished_says_so(
+    run: Path, data: Path, tmp_path: Path, tool, kernel, manifest: dict | None, said: str | None
+) -> None:
     partial = Path(shutil.copytree(run, tmp_path / "partial"))
     (partial / kernel.MANIFEST).unlink()
     if manifest:
@@ -370,6 +452,7 @@ def test_a_run_that_is_not_finished_says_so(run: Path, data: Path, tmp_path: Pat
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
+
 
 def refused(tool: Callable, message: str, *arguments: Any) -> None:
     outcome = tool(verify.main, *arguments)
@@ -390,8 +473,9 @@ def test_runs_that_cannot_be_verified(run: Path, data: Path, tmp_path: Path, too
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_final_model_is_taken_only_where_nothing_was_refitted(train, run: Path, data: Path, tmp_path: Path, tool,
-                                                                kernel) -> None:
+def test_a_final_model_is_taken_only_where_nothing_was_refitted(
+    train, run: Path, data: Path, tmp_path: Path, tool, kernel
+) -> None:
     plain = Path(shutil.copytree(run, tmp_path / "plain"))
     (plain / kernel.VALIDATED_MODEL).unlink()
     outcome = tool(verify.main, "--run", plain, "--data", data)
@@ -411,8 +495,16 @@ def test_other_data_is_refused(run: Path, tmp_path: Path, tool) -> None:
 
 def test_a_run_of_another_split_is_no_comparison(run: Path, train, data: Path, tmp_path: Path, tool) -> None:
     other = train("--recipe=closed_form", "--set=refit=false", "--set=split_seed=5")
-    refused(tool, "validated on other images; make it again with --set split_seed=0", "--run", run, "--data", data,
-            "--against", other)
+    refused(
+        tool,
+        "validated on other images; make it again with --set split_seed=0",
+        "--run",
+        run,
+        "--data",
+        data,
+        "--against",
+        other,
+    )
 
 
 @pytest.mark.usefixtures("undrawn")

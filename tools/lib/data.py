@@ -1,4 +1,5 @@
 """The competition's data on this machine: what it must be, and which folder a tool takes."""
+
 from __future__ import annotations
 
 import os
@@ -66,8 +67,11 @@ def sample(draw: bool) -> Path:
     drawn = folder.exists()  # all of it or nothing
     if not drawn and not draw:
         raise InputError(f"no {DATA} and no sample data set in {folder}; --data DIR names the data")
-    print(f"no {DATA}: {'using' if drawn else 'drawing'} the sample data set in {folder}; "
-          "python tools/download_data.py fetches the real data", file=sys.stderr)
+    print(
+        f"no {DATA}: {'using' if drawn else 'drawing'} the sample data set in {folder}; "
+        "python tools/download_data.py fetches the real data",
+        file=sys.stderr,
+    )
     if not drawn:
         layout.make_sample(folder)
     return folder

@@ -7,6 +7,7 @@ It is loaded, and torch with it, when the first name is asked of it, once in a p
 
 `load_script` loads the other scripts that go to Kaggle in the same way.
 """
+
 from __future__ import annotations
 
 import ast
@@ -22,6 +23,7 @@ from lib.project import KERNEL, InputError
 if TYPE_CHECKING:
     from pipeline import *  # noqa: F403 - what `kernel.` offers is what the script defines
 else:
+
     def __getattr__(name: str) -> Any:
         if name.startswith("__"):  # the import system asks for those of every module
             raise AttributeError(name)

@@ -1,11 +1,12 @@
 """How every picture of the tools looks: one palette, light and dark, and letters that a phone shows large enough.
 
-    with themed(LIGHT):
-        figure, axes = new_figure("What the picture shows, in one sentence")
-        axes.plot(times, scores, color=BLUE, label="raw")
-        legend_below(figure, axes)
-        data = png_of(figure)
+with themed(LIGHT):
+    figure, axes = new_figure("What the picture shows, in one sentence")
+    axes.plot(times, scores, color=BLUE, label="raw")
+    legend_below(figure, axes)
+    data = png_of(figure)
 """
+
 from __future__ import annotations
 
 import io
@@ -48,23 +49,61 @@ class Theme:
     colours: tuple[str, ...]  # in the order of CYCLE
 
 
-LIGHT = Theme("light", "#ffffff", "#1b1b1b", "#d5d5d5", "#f1f1f1", "#fff4d6",
-              ("#0072B2", "#D98A00", "#009E73", "#D55E00", "#B0568F", "#56B4E9", "#777777"))
-DARK = Theme("dark", "#16181b", "#e8e8e8", "#3b3f45", "#25292e", "#40361a",
-             ("#4AA8E0", "#E9A820", "#2DBB8F", "#F0824A", "#D98ABB", "#A5D8F7", "#9a9a9a"))
+LIGHT = Theme(
+    "light",
+    "#ffffff",
+    "#1b1b1b",
+    "#d5d5d5",
+    "#f1f1f1",
+    "#fff4d6",
+    ("#0072B2", "#D98A00", "#009E73", "#D55E00", "#B0568F", "#56B4E9", "#777777"),
+)
+DARK = Theme(
+    "dark",
+    "#16181b",
+    "#e8e8e8",
+    "#3b3f45",
+    "#25292e",
+    "#40361a",
+    ("#4AA8E0", "#E9A820", "#2DBB8F", "#F0824A", "#D98ABB", "#A5D8F7", "#9a9a9a"),
+)
 
 
 @contextmanager
 def themed(theme: Theme) -> Iterator[None]:
     """What is drawn inside has the theme's colours."""
-    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color",
-                         "ytick.color", "patch.edgecolor", "lines.color"), theme.ink)
+    ink = dict.fromkeys(
+        (
+            "text.color",
+            "axes.edgecolor",
+            "axes.labelcolor",
+            "axes.titlecolor",
+            "xtick.color",
+            "ytick.color",
+            "patch.edgecolor",
+            "lines.color",
+        ),
+        theme.ink,
+    )
     page = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), theme.page)
     style: dict[Any, Any] = {
-        "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 10, "figure.titlesize": 12, "legend.fontsize": 10,
-        "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.frameon": False, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": theme.line,
-        "grid.linewidth": 0.6, "text.parse_math": False, "axes.prop_cycle": cycler(color=theme.colours)}
+        "font.size": 11,
+        "axes.titlesize": 11,
+        "axes.labelsize": 10,
+        "figure.titlesize": 12,
+        "legend.fontsize": 10,
+        "xtick.labelsize": SMALL,
+        "ytick.labelsize": SMALL,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": theme.line,
+        "grid.linewidth": 0.6,
+        "text.parse_math": False,
+        "axes.prop_cycle": cycler(color=theme.colours),
+    }
     with matplotlib.rc_context(style | ink | page):
         yield
 

@@ -1,7 +1,8 @@
 """The kernel as a sub-process on this machine: its folder locked, its log followed, its signals forwarded.
 
-    ended = run_kernel(data, output, ["--recipe", "align"], log=print)
+ended = run_kernel(data, output, ["--recipe", "align"], log=print)
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -63,12 +64,25 @@ def run_kernel(data: Path, output: Path, arguments: list[str], log: Callable[[st
     command = [sys.executable, str(KERNEL), "--input", str(data.resolve()), "--output", str(output.resolve())]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     error, forwarder = "", Forwarder()
-    with locked(output) as lock, tempfile.TemporaryDirectory() as empty, signals_go_to(forwarder), subprocess.Popen(
-        command + arguments, cwd=empty, env=environment | {"PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
-        pass_fds=(lock,),  # a kernel that outlives this process goes on working in its folder
-        process_group=0,  # Ctrl-C reaches a terminal's whole group: it must reach the kernel once, from here
-    ) as process, stopped_on_failure(process):
+    with (
+        locked(output) as lock,
+        tempfile.TemporaryDirectory() as empty,
+        signals_go_to(forwarder),
+        subprocess.Popen(
+            command + arguments,
+            cwd=empty,
+            env=environment | {"PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            pass_fds=(lock,),  # a kernel that outlives this process goes on working in its folder
+            process_group=0,  # Ctrl-C reaches a terminal's whole group: it must reach the kernel once, from here
+        ) as process,
+        stopped_on_failure(process),
+    ):
         forwarder.to(process)
         for line in process.stdout or ():
             forwarder.imports = False

@@ -4,6 +4,7 @@ Exit codes, the same in every tool: 0 done and checked, 1 the thing asked for fa
 128 + n ended by signal n (130 Ctrl-C). A failure is one line on stderr that names the thing, the place and the next
 command.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -113,8 +114,13 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):  # not a test's
             outlet = io.BufferedWriter(Outlet(number, "w", closefd=False))
-            setattr(sys, name, io.TextIOWrapper(outlet, stream.encoding, "backslashreplace",
-                                                line_buffering=number == 2 or stream.isatty()))
+            setattr(
+                sys,
+                name,
+                io.TextIOWrapper(
+                    outlet, stream.encoding, "backslashreplace", line_buffering=number == 2 or stream.isatty()
+                ),
+            )
 
 
 # ---------------------------------------------------------------------------------------------- the command line
@@ -129,8 +135,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def make_parser(about: str, example: str, codes: str, *options: str) -> argparse.ArgumentParser:
     """A command's parser: what it does, an example, what its exit codes say, and those of OPTIONS that it takes."""
-    parser = argparse.ArgumentParser(description=about, epilog=f"example: {example}\n\nexit codes: {codes}",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about,
+        epilog=f"example: {example}\n\nexit codes: {codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for option in options:
         parser.add_argument(option, **OPTIONS[option])
     return parser
@@ -186,8 +195,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]], texts:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = []
     for row in cells:
-        padded = [cell.ljust(width) if place in texts else cell.rjust(width)
-                  for place, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        padded = [
+            cell.ljust(width) if place in texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@
 Append-only: an entry is one write under a lock, so writers never mix and a crash can only tear the last line, which
 is told and skipped. Nothing here is needed to go on: what is lost can be read from Kaggle's own history.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -99,12 +100,15 @@ def find(runs: Path, **values: Any) -> list[dict[str, Any]]:
 
 def git_state() -> dict[str, Any]:
     """{"commit": short hash or None, "dirty": whether tracked files differ from it, other than in their owner}."""
+
     def git(*arguments: str) -> str | None:
         done = subprocess.run(["git", "-C", str(REPO), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
-        return {"commit": git("rev-parse", "--short=10", "HEAD"),
-                "dirty": bool(git("diff", "HEAD", "--ignore-matching-lines", OWNER_LINE))}
+        return {
+            "commit": git("rev-parse", "--short=10", "HEAD"),
+            "dirty": bool(git("diff", "HEAD", "--ignore-matching-lines", OWNER_LINE)),
+        }
     except FileNotFoundError:  # no git on this machine
         return {"commit": None, "dirty": False}

@@ -1,9 +1,10 @@
 """A run as one object: a folder that the kernel works in, with what its manifest and its metrics say of it.
 
-    folder = new_folder(RUNS, "align")            # made, and nobody else's
-    run = check_run(folder)                       # opened, once every output is what the manifest says
-    run.scores[RAW]["mrr"]
+folder = new_folder(RUNS, "align")            # made, and nobody else's
+run = check_run(folder)                       # opened, once every output is what the manifest says
+run.scores[RAW]["mrr"]
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -171,11 +172,13 @@ def named_folder(folder: Path, again: bool) -> Path:
     if not is_complete(folder):
         return folder
     if not again:
-        raise InputError(f"{folder}: holds a finished run; name another --output, or --again keeps that one aside "
-                         "and runs anew")
+        raise InputError(
+            f"{folder}: holds a finished run; name another --output, or --again keeps that one aside and runs anew"
+        )
     with locked(folder):
-        aside = next(path for number in itertools.count(1)
-                     if not (path := folder.with_name(f"{folder.name}.{number}")).exists())
+        aside = next(
+            path for number in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{number}")).exists()
+        )
         folder.rename(aside)
     print(f"the finished run is kept as {aside}", file=sys.stderr)
     return folder
@@ -196,6 +199,7 @@ def run_logged(data: Path, output: Path, arguments: list[str]) -> Run:
     output.mkdir(parents=True, exist_ok=True)
     path, last = output / "run.log", ""
     with path.open("a", encoding="utf-8") as file:
+
         def log(line: str) -> None:
             nonlocal last
             last = line.strip() or last

@@ -2,6 +2,7 @@
 
 What tools know of a bundle's keys and of how the kernel predicts stands here.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -51,23 +52,31 @@ def load_run(run: Path) -> tuple[Bundle, list[str]]:
     if path == validated:
         return bundle, notes
     if bundle["knobs"]["refit"]:
-        raise InputError(f"{run}: no {kernel.VALIDATED_MODEL}, and {final.name} has seen the validation images; "
-                         "fetch the other file as well or run again with --set refit=false")
-    return bundle, [*notes, f"{kernel.VALIDATED_MODEL} is missing; {final.name} is used: with refit=false it is the "
-                            "same model"]
+        raise InputError(
+            f"{run}: no {kernel.VALIDATED_MODEL}, and {final.name} has seen the validation images; "
+            "fetch the other file as well or run again with --set refit=false"
+        )
+    return bundle, [
+        *notes,
+        f"{kernel.VALIDATED_MODEL} is missing; {final.name} is used: with refit=false it is the same model",
+    ]
 
 
 def unfinished(run: Path) -> list[str]:
     """What has to be said of a run that was interrupted: how far it came, and what its submission was predicted by."""
     manifest, metrics = (read_json(run / name, ADVICE, optional=True) for name in (kernel.MANIFEST, kernel.METRICS))
     if not manifest:
-        return [f"{run} has no {kernel.MANIFEST}: it was interrupted or still runs, and the figures are of what it "
-                "has trained so far"]
+        return [
+            f"{run} has no {kernel.MANIFEST}: it was interrupted or still runs, and the figures are of what it "
+            "has trained so far"
+        ]
     if manifest.get("complete"):
         return []
     trained = [f"candidate {one['candidate']} {duration(one)}" for one in metrics.get("members", [])] + under_way(run)
-    predicted = [f"candidate {one['candidate']}{'' if one['refitted'] else ' (not refitted)'}"
-                 for one in manifest.get("predicted_by", [])]
+    predicted = [
+        f"candidate {one['candidate']}{'' if one['refitted'] else ' (not refitted)'}"
+        for one in manifest.get("predicted_by", [])
+    ]
     parts = [f"{run} is not finished ({manifest.get('stopped') or 'it failed, or still runs'})"]
     parts += [f"trained: {', '.join(trained)}"] if trained else []
     parts += [f"its submission is predicted by {', '.join(predicted)}"] if predicted else []
@@ -97,22 +106,34 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
     train = kernel.read_train(path, bundle["knobs"]["consecutive_captions"])
     have = [train.text.shape[1], train.images.shape[1]]
     if have != list(bundle["dims"]):
-        raise InputError(f"{path}: {have[0]}-d captions and {have[1]}-d images, but the run has "
-                         f"{bundle['dims'][0]} and {bundle['dims'][1]}; give its own data with --data")
+        raise InputError(
+            f"{path}: {have[0]}-d captions and {have[1]}-d images, but the run has "
+            f"{bundle['dims'][0]} and {bundle['dims'][1]}; give its own data with --data"
+        )
     place = {name: index for index, name in enumerate(train.image_names)}
     absent = [name for name in bundle["val_images"] if name not in place]
     if absent:
-        raise InputError(f"{path}: {len(absent)} of the run's {len(bundle['val_images'])} validation images are not in "
-                         f"it (the first: {absent[0]}); give its own data with --data")
+        raise InputError(
+            f"{path}: {len(absent)} of the run's {len(bundle['val_images'])} validation images are not in "
+            f"it (the first: {absent[0]}); give its own data with --data"
+        )
     chosen = np.array([place[name] for name in bundle["val_images"]])
     seen = np.setdiff1d(np.arange(len(train.images)), chosen)
     test = kernel.read_test(kernel.find_file(data, FILES[1]))
     words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
-    return Validation(list(bundle["val_images"]), train.images[chosen], kernel.caption_views(train.image_of, chosen),
-                      seen, train, test, words)
+    return Validation(
+        list(bundle["val_images"]),
+        train.images[chosen],
+        kernel.caption_views(train.image_of, chosen),
+        seen,
+        train,
+        test,
+        words,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- predicting
+
 
 def predict(bundle: Bundle, held: Validation, views: np.ndarray) -> np.ndarray:
     """Predictions (views, m, d_image) without repulsion, of caption indices (views, m)."""
@@ -127,6 +148,9 @@ def repelled(bundle: Bundle, predictions: np.ndarray) -> np.ndarray:
 
 def learnt_temperature(bundle: Bundle) -> float | None:
     """The softmax temperature learnt for raw-length images, the members' geometric mean; None where none is learnt."""
-    scales = [member["state"]["logit_scale"][0].item() for member in bundle["members"]
-              if member["knobs"]["loss"] == "softmax" and member["knobs"]["network"] == "align"]
+    scales = [
+        member["state"]["logit_scale"][0].item()
+        for member in bundle["members"]
+        if member["knobs"]["loss"] == "softmax" and member["knobs"]["network"] == "align"
+    ]
     return float(np.exp(-np.minimum(scales, np.log(200)).mean())) if scales else None  # 200: the kernel's own clamp

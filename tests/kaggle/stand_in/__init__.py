@@ -37,11 +37,23 @@ State, all of it open to a test:
   kaggle.expire_uploads()        every upload that is not complete is forgotten: 404
 A script that is run gets `--input <mount> --output <working>` appended, since tests cannot write to /kaggle.
 """
+
 from stand_in.common import PACE, Fault, Habits
 from stand_in.competitions import Competition, SubmissionState, metric_score
 from stand_in.datasets import Dataset, DatasetVersion
 from stand_in.kernels import KernelRun, Plan
 from stand_in.server import StandIn
 
-__all__ = ["PACE", "Competition", "Dataset", "DatasetVersion", "Fault", "Habits", "KernelRun", "Plan", "StandIn",
-           "SubmissionState", "metric_score"]
+__all__ = [
+    "PACE",
+    "Competition",
+    "Dataset",
+    "DatasetVersion",
+    "Fault",
+    "Habits",
+    "KernelRun",
+    "Plan",
+    "StandIn",
+    "SubmissionState",
+    "metric_score",
+]

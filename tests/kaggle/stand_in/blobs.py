@@ -1,4 +1,5 @@
 """Uploads of the stand-in, and the signed URLs under which its storage gives files out."""
+
 from __future__ import annotations
 
 import time

@@ -1,4 +1,5 @@
 """What the services of the stand-in share: faults, habits, the clock, errors and answers."""
+
 from __future__ import annotations
 
 import json
@@ -100,4 +101,4 @@ def page_of(items: list, body: dict, default: int = 20) -> tuple[list, dict]:
     """One page of a list, and the token of the next."""
     start, size = int(body.get("pageToken") or 0), int(body.get("pageSize") or default)
     rest = {"nextPageToken": str(start + size)} if start + size < len(items) else {}
-    return items[start:start + size], rest
+    return items[start : start + size], rest

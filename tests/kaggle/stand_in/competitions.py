@@ -1,4 +1,5 @@
 """Competitions of the stand-in: data files, submissions with their scores, limits, both leaderboards."""
+
 from __future__ import annotations
 
 import csv
@@ -27,13 +28,24 @@ class SubmissionState:
 
     def public_view(self) -> dict:
         done = self.polls_left <= 0
-        view = {"ref": self.ref, "fileName": self.file_name, "date": NOW, "description": self.description,
-                "totalBytes": len(self.data), "status": "PENDING", "publicScore": "", "privateScore": ""}
+        view = {
+            "ref": self.ref,
+            "fileName": self.file_name,
+            "date": NOW,
+            "description": self.description,
+            "totalBytes": len(self.data),
+            "status": "PENDING",
+            "publicScore": "",
+            "privateScore": "",
+        }
         if done and self.error:
             view |= {"status": "ERROR", "errorDescription": self.error}
         elif done:
-            view |= {"status": "COMPLETE", "publicScore": "" if self.public is None else f"{self.public:.5f}",
-                     "privateScore": "" if self.private is None else f"{self.private:.5f}"}
+            view |= {
+                "status": "COMPLETE",
+                "publicScore": "" if self.public is None else f"{self.public:.5f}",
+                "privateScore": "" if self.private is None else f"{self.private:.5f}",
+            }
         return view
 
 
@@ -123,9 +135,16 @@ class CompetitionCalls:
         competition = self._competition(body, rules=True)
         if self._allowed(competition) <= 0:
             raise ApiError(400, "You have used all of your daily submissions")
-        description = body.get("submissionDescription", "")[:self.habits.description_limit]
-        state = SubmissionState(1000 + self.next_number(), name, description, data, competition.score_after,
-                                competition.missing_after, made=self.clock.now())
+        description = body.get("submissionDescription", "")[: self.habits.description_limit]
+        state = SubmissionState(
+            1000 + self.next_number(),
+            name,
+            description,
+            data,
+            competition.score_after,
+            competition.missing_after,
+            made=self.clock.now(),
+        )
         try:
             state.public = competition.score(data)
         except Exception as error:  # what the server tells about a csv that it cannot score
@@ -134,8 +153,11 @@ class CompetitionCalls:
         return {"message": f"Successfully submitted to {body['competitionName']}", "ref": state.ref}
 
     def rpc_ListSubmissions(self, body: dict) -> dict:
-        views = [state.public_view() for state in self._competition(body).submissions
-                 if state.missing_left <= 0 and self.clock.older(state.made, self.habits.history_lag)]
+        views = [
+            state.public_view()
+            for state in self._competition(body).submissions
+            if state.missing_left <= 0 and self.clock.older(state.made, self.habits.history_lag)
+        ]
         page, rest = page_of(views, body)
         return {"submissions": page} | rest
 
@@ -160,8 +182,12 @@ class CompetitionCalls:
         competition = self._competition(body)
         counted = sum(self.clock.older(state.made, self.habits.limits_lag) for state in competition.submissions)
         by_total = competition.total_limit is not None and competition.total_limit < competition.daily_limit
-        return {"numToday": counted, "numTotal": counted, "numAllowedNow": self._allowed(competition),
-                "limitedByTotal": by_total}
+        return {
+            "numToday": counted,
+            "numTotal": counted,
+            "numAllowedNow": self._allowed(competition),
+            "limitedByTotal": by_total,
+        }
 
     def rpc_GetLeaderboard(self, body: dict) -> dict:
         competition = self._competition(body)
@@ -169,7 +195,9 @@ class CompetitionCalls:
         teams = competition.others | ({self.user: max(own)} if own else {})
         if competition.private_board and not body.get("overridePublic"):
             teams = competition.private_board
-        rows = [{"teamId": number, "teamName": team, "submissionDate": NOW, "score": f"{score:.5f}"}
-                for number, (team, score) in enumerate(sorted(teams.items(), key=lambda item: -item[1]), 1)]
+        rows = [
+            {"teamId": number, "teamName": team, "submissionDate": NOW, "score": f"{score:.5f}"}
+            for number, (team, score) in enumerate(sorted(teams.items(), key=lambda item: -item[1]), 1)
+        ]
         page, rest = page_of(rows, body)
         return {"submissions": page} | rest

@@ -1,4 +1,5 @@
 """Datasets of the stand-in: versions that are processed for a while, and their files."""
+
 from __future__ import annotations
 
 import io
@@ -25,8 +26,11 @@ class DatasetVersion:
                 tree[name] = data
                 continue
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                tree |= {f"{name[:-4]}/{member}": archive.read(member) for member in archive.namelist()
-                         if not member.endswith("/")}
+                tree |= {
+                    f"{name[:-4]}/{member}": archive.read(member)
+                    for member in archive.namelist()
+                    if not member.endswith("/")
+                }
         return tree
 
 
@@ -41,8 +45,10 @@ class Dataset:
     @property
     def current(self) -> int:
         """The newest READY version, 0 when there is none yet."""
-        return max((n for n, version in enumerate(self.versions, 1) if version.polls_left <= 0 and not version.failed),
-                   default=0)
+        return max(
+            (n for n, version in enumerate(self.versions, 1) if version.polls_left <= 0 and not version.failed),
+            default=0,
+        )
 
 
 class DatasetCalls:
@@ -77,8 +83,9 @@ class DatasetCalls:
         files = dict(self.take_blob(file["token"]) for file in body.get("files", []))
         now = self.clock.now()
         version = DatasetVersion(files, "Initial release", self.ready_after, made=now, ready=now)
-        self.datasets[ref] = Dataset(body["title"], body.get("licenseName", ""), body.get("isPrivate", False),
-                                     [version], body)
+        self.datasets[ref] = Dataset(
+            body["title"], body.get("licenseName", ""), body.get("isPrivate", False), [version], body
+        )
         return {"ref": ref, "url": f"https://www.kaggle.com/datasets/{ref}", "status": "Ok"}
 
     def rpc_CreateDatasetVersion(self, body: dict) -> dict:
@@ -90,8 +97,9 @@ class DatasetCalls:
         inner = body.get("body", {})
         files = dict(self.take_blob(file["token"]) for file in inner.get("files", []))
         now = self.clock.now()
-        dataset.versions.append(DatasetVersion(files, inner.get("versionNotes", ""), self.ready_after, made=now,
-                                               ready=now))
+        dataset.versions.append(
+            DatasetVersion(files, inner.get("versionNotes", ""), self.ready_after, made=now, ready=now)
+        )
         return {"ref": f"{body['ownerSlug']}/{body['datasetSlug']}", "status": "Ok", "url": ""}
 
     def rpc_GetDatasetStatus(self, body: dict) -> dict:
@@ -108,9 +116,13 @@ class DatasetCalls:
 
     def rpc_GetDataset(self, body: dict) -> dict:
         dataset = self._dataset(body)
-        return {"ref": f"{body['ownerSlug']}/{body['datasetSlug']}", "title": dataset.title,
-                "isPrivate": dataset.private, "licenseName": dataset.license,
-                "currentVersionNumber": self._current(dataset)}
+        return {
+            "ref": f"{body['ownerSlug']}/{body['datasetSlug']}",
+            "title": dataset.title,
+            "isPrivate": dataset.private,
+            "licenseName": dataset.license,
+            "currentVersionNumber": self._current(dataset),
+        }
 
     def rpc_ListDatasetFiles(self, body: dict) -> dict:
         dataset = self._dataset(body)

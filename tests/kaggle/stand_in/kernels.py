@@ -1,4 +1,5 @@
 """Kernels of the stand-in: versions, sessions that are queued, run and end, outputs, logs and the quota."""
+
 from __future__ import annotations
 
 import json
@@ -109,16 +110,22 @@ class KernelCalls:
         if plan.run and not any(invalid.values()):
             run.process = threading.Thread(target=self._execute, args=(run, len(versions)), daemon=True)
             run.process.start()
-        return {"ref": f"/code/{ref}", "url": f"https://www.kaggle.com/code/{ref}",
-                "versionNumber": len(versions), "kernelId": 7} | {key: v for key, v in invalid.items() if v}
+        return {
+            "ref": f"/code/{ref}",
+            "url": f"https://www.kaggle.com/code/{ref}",
+            "versionNumber": len(versions),
+            "kernelId": 7,
+        } | {key: v for key, v in invalid.items() if v}
 
     def _invalid_sources(self, body: dict) -> dict[str, list[str]]:
         return {
             "invalidDatasetSources": [s for s in body.get("datasetDataSources", []) if not self.bound(s)],
-            "invalidCompetitionSources": [s for s in body.get("competitionDataSources", [])
-                                          if s not in self.competitions],
+            "invalidCompetitionSources": [
+                s for s in body.get("competitionDataSources", []) if s not in self.competitions
+            ],
             "invalidKernelSources": [s for s in body.get("kernelDataSources", []) if s not in self.kernels],
-            "invalidModelSources": list(body.get("modelDataSources", []))}
+            "invalidModelSources": list(body.get("modelDataSources", [])),
+        }
 
     def bound(self, source: str) -> bool:
         """Whether a push can attach the dataset: not at once after it has become READY."""
@@ -135,11 +142,16 @@ class KernelCalls:
         script.write_text(run.text)
         inputs = self.mount(run.request, folder / "input")
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        done = subprocess.run([sys.executable, str(script), "--input", str(inputs), "--output", str(working)],
-                              capture_output=True, text=True, cwd=working,
-                              env=environment | {"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
-        run.outputs = {str(path.relative_to(working)): path.read_bytes()
-                       for path in sorted(working.rglob("*")) if path.is_file()}
+        done = subprocess.run(
+            [sys.executable, str(script), "--input", str(inputs), "--output", str(working)],
+            capture_output=True,
+            text=True,
+            cwd=working,
+            env=environment | {"KAGGLE_KERNEL_RUN_TYPE": "Batch"},
+        )
+        run.outputs = {
+            str(path.relative_to(working)): path.read_bytes() for path in sorted(working.rglob("*")) if path.is_file()
+        }
         run.log, run.exit_code = done.stdout + done.stderr, done.returncode
 
     def _shown(self, ref: str) -> list[KernelRun]:
@@ -167,18 +179,38 @@ class KernelCalls:
             raise ApiError(self.habits.absent_kernel, "Permission 'kernels.get' was denied")
         label = body.get("versionLabel")
         run = self.run_of(body["userName"], body["kernelSlug"], label) if label else shown[-1]
-        sources = {key: run.request.get(key, []) for key in ("datasetDataSources", "competitionDataSources",
-                                                             "kernelDataSources", "modelDataSources")}
-        metadata = {"ref": ref, "title": run.request.get("newTitle", ""), "slug": body["kernelSlug"],
-                    "currentVersionNumber": len(shown)} | sources
+        sources = {
+            key: run.request.get(key, [])
+            for key in ("datasetDataSources", "competitionDataSources", "kernelDataSources", "modelDataSources")
+        }
+        metadata = {
+            "ref": ref,
+            "title": run.request.get("newTitle", ""),
+            "slug": body["kernelSlug"],
+            "currentVersionNumber": len(shown),
+        } | sources
         return ({} if self.habits.no_metadata else {"metadata": metadata}) | {
-            "blob": {"source": self.habits.stores(run.text), "language": "python", "kernelType": "script",
-                     "slug": body["kernelSlug"]}}
+            "blob": {
+                "source": self.habits.stores(run.text),
+                "language": "python",
+                "kernelType": "script",
+                "slug": body["kernelSlug"],
+            }
+        }
 
     def rpc_ListKernels(self, body: dict) -> dict:
-        views = [{"ref": ref, "title": shown[-1].request.get("newTitle", ""), "slug": ref.partition("/")[2],
-                  "lastRunTime": NOW, "enableGpu": shown[-1].request.get("enableGpu", False),
-                  "currentVersionNumber": len(shown)} for ref in self.kernels if (shown := self._shown(ref))]
+        views = [
+            {
+                "ref": ref,
+                "title": shown[-1].request.get("newTitle", ""),
+                "slug": ref.partition("/")[2],
+                "lastRunTime": NOW,
+                "enableGpu": shown[-1].request.get("enableGpu", False),
+                "currentVersionNumber": len(shown),
+            }
+            for ref in self.kernels
+            if (shown := self._shown(ref))
+        ]
         page, rest = page_of(views, body)
         return {"kernels": page} | rest
 
@@ -193,8 +225,10 @@ class KernelCalls:
         return answer | ({"failureMessage": failure} if failure and status not in ACTIVE else {})
 
     def kernel_log(self, run: KernelRun) -> list[dict]:
-        return [{"stream_name": "stdout", "time": index / 10, "data": line}
-                for index, line in enumerate(run.log.splitlines(keepends=True))]
+        return [
+            {"stream_name": "stdout", "time": index / 10, "data": line}
+            for index, line in enumerate(run.log.splitlines(keepends=True))
+        ]
 
     def rpc_ListKernelSessionOutput(self, body: dict) -> dict:
         run = self.run_of(body["userName"], body["kernelSlug"], body.get("versionLabel"))
@@ -208,13 +242,21 @@ class KernelCalls:
         body = body | {"pageSize": min(int(body.get("pageSize") or 20), self.output_page)}
         page, rest = page_of(names, body)
         log = "" if self.habits.empty_log else json.dumps(self.kernel_log(run))
-        return {"files": [{"fileName": name, "url": self.sign("output", name, run.outputs[name])} for name in page],
-                "log": log} | rest
+        return {
+            "files": [{"fileName": name, "url": self.sign("output", name, run.outputs[name])} for name in page],
+            "log": log,
+        } | rest
 
     def rpc_GetAcceleratorQuotaStatistics(self, body: dict) -> dict:
         def quota(used: float, total: float) -> dict:
-            return {"timeUsed": f"{int(used * 3600)}s", "timeReserved": "0s",
-                    "totalTimeAllowed": f"{int(total * 3600)}s"}
+            return {
+                "timeUsed": f"{int(used * 3600)}s",
+                "timeReserved": "0s",
+                "totalTimeAllowed": f"{int(total * 3600)}s",
+            }
 
-        return {"quotaRefreshTime": NOW, "gpuQuota": quota(self.gpu_used_hours, self.gpu_total_hours),
-                "tpuQuota": quota(0, 20)}
+        return {
+            "quotaRefreshTime": NOW,
+            "gpuQuota": quota(self.gpu_used_hours, self.gpu_total_hours),
+            "tpuQuota": quota(0, 20),
+        }

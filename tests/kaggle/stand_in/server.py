@@ -1,4 +1,5 @@
 """The stand-in as a whole: its state, its life, what a test does with it, and the wire."""
+
 from __future__ import annotations
 
 import base64
@@ -62,10 +63,20 @@ class StandIn(CompetitionCalls, DatasetCalls, KernelCalls, Storage):
         for folder in (home, home / "tmp"):
             folder.mkdir(parents=True, exist_ok=True)
         proxy = f"http://127.0.0.1:{self.port}"
-        return {"HOME": str(home), "TMPDIR": str(home / "tmp"), "KAGGLE_CONFIG_DIR": str(home / ".kaggle"),
-                "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "HTTP_PROXY": proxy, "http_proxy": proxy,
-                "KAGGLE_USERNAME": self.user, "KAGGLE_KEY": self.key, "NO_PROXY": "", "no_proxy": "",
-                "ALIGN_TIMEOUT_SECONDS": "2", "ALIGN_PACE": str(self.clock.pace)}
+        return {
+            "HOME": str(home),
+            "TMPDIR": str(home / "tmp"),
+            "KAGGLE_CONFIG_DIR": str(home / ".kaggle"),
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "HTTP_PROXY": proxy,
+            "http_proxy": proxy,
+            "KAGGLE_USERNAME": self.user,
+            "KAGGLE_KEY": self.key,
+            "NO_PROXY": "",
+            "no_proxy": "",
+            "ALIGN_TIMEOUT_SECONDS": "2",
+            "ALIGN_PACE": str(self.clock.pace),
+        }
 
     def fail(self, call: str, *faults: Fault | None) -> None:
         """The next calls of this name meet these faults, in order; None stands for a call that goes well."""
@@ -111,8 +122,11 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if url.path.startswith("/storage/"):
             kind = url.path.split("/")[2]
-            self._serve(f"GET {kind}", {"path": unquote(url.path), "range": self.headers.get("Range", "")},
-                        lambda _: self._storage(url))
+            self._serve(
+                f"GET {kind}",
+                {"path": unquote(url.path), "range": self.headers.get("Range", "")},
+                lambda _: self._storage(url),
+            )
         elif "/kernels/logs/stream/" in url.path:
             self._serve("GET log", {"path": url.path}, lambda _: self._log_stream(url))
         else:
@@ -170,8 +184,12 @@ class Handler(BaseHTTPRequestHandler):
         if fault.html:
             return Answer(fault.status or 200, b"<!DOCTYPE html><html><body>Sorry</body></html>", "text/html", headers)
         if fault.xml:
-            return Answer(fault.status or 200, b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code></Error>",
-                          "application/xml", headers)
+            return Answer(
+                fault.status or 200,
+                b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code></Error>",
+                "application/xml",
+                headers,
+            )
         data = fault.json if fault.json is not None else {"code": fault.status, "message": fault.message}
         status = 200 if fault.as_code or fault.json is not None else fault.status
         return Answer(status, json.dumps(data).encode(), "application/json", headers)
@@ -250,11 +268,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         self.send_response_only(answer.status)
-        for name, value in {"Date": self.date_time_string(), "Content-Type": answer.kind,
-                            "Content-Length": str(len(answer.body)), **answer.headers}.items():
+        for name, value in {
+            "Date": self.date_time_string(),
+            "Content-Type": answer.kind,
+            "Content-Length": str(len(answer.body)),
+            **answer.headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer.body[:answer.cut])
+        self.wfile.write(answer.body[: answer.cut])
         self.wfile.flush()
         if answer.cut is not None:
             self._hang_up()

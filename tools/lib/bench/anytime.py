@@ -3,6 +3,7 @@
 Each point is a run of its own, with its refit and its submission: what a user who has that time gets. A run that was
 stopped half-way would be another one, as a learning rate ends at zero with the budget.
 """
+
 from __future__ import annotations
 
 import sys
@@ -36,13 +37,28 @@ class Point:
     def of(cls, run: Run, minutes: float) -> Point:
         """What a finished run tells."""
         scores = {name: run.scores[name]["mrr"] for name in SCORES}
-        return cls(run.recipe, minutes, run.total_seconds, scores, run.scores[RAW]["mrr_se"],
-                   len(run.metrics["members"]), len(run.metrics["left_out"]))
+        return cls(
+            run.recipe,
+            minutes,
+            run.total_seconds,
+            scores,
+            run.scores[RAW]["mrr_se"],
+            len(run.metrics["members"]),
+            len(run.metrics["left_out"]),
+        )
 
     def cells(self) -> list[object]:
         """The point in the columns of HEADER."""
-        return [self.recipe, f"{self.minutes:g}", f"{self.seconds:.0f}", f"{self.scores[RAW]:.4f}",
-                f"{self.error:.4f}", f"{self.scores[COSINE]:.4f}", self.candidates, self.left_out]
+        return [
+            self.recipe,
+            f"{self.minutes:g}",
+            f"{self.seconds:.0f}",
+            f"{self.scores[RAW]:.4f}",
+            f"{self.error:.4f}",
+            f"{self.scores[COSINE]:.4f}",
+            self.candidates,
+            self.left_out,
+        ]
 
 
 def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, settings: list[str]) -> list[Point]:
@@ -50,12 +66,15 @@ def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, 
     points = []
     for recipe in recipes:
         for budget in sorted(minutes):
-            arguments = ["--recipe", recipe, *as_arguments({"max_minutes": budget}),
-                         *(f"--set={setting}" for setting in settings)]
+            arguments = [
+                "--recipe",
+                recipe,
+                *as_arguments({"max_minutes": budget}),
+                *(f"--set={setting}" for setting in settings),
+            ]
             point = Point.of(run_logged(data, output / f"{recipe}-{budget:g}min", arguments), budget)
             points.append(point)
-            print(f"{recipe}, {budget:g} min: {point.seconds:.0f} s, raw {point.scores[RAW]:.4f}",
-                  file=sys.stderr)
+            print(f"{recipe}, {budget:g} min: {point.seconds:.0f} s, raw {point.scores[RAW]:.4f}", file=sys.stderr)
             if point.seconds < USED * 60 * budget and not point.left_out:
                 break
     return points
@@ -65,8 +84,10 @@ def finding(points: list[Point]) -> str:
     """What the picture shows, in one line."""
     best = max(points, key=lambda point: point.scores[RAW])
     first = min(points, key=lambda point: point.seconds)
-    return (f"Raw MRR {first.scores[RAW]:.3f} after {first.seconds:.0f} s ({first.recipe}), "
-            f"{best.scores[RAW]:.3f} after {best.seconds:.0f} s ({best.recipe})")
+    return (
+        f"Raw MRR {first.scores[RAW]:.3f} after {first.seconds:.0f} s ({first.recipe}), "
+        f"{best.scores[RAW]:.3f} after {best.seconds:.0f} s ({best.recipe})"
+    )
 
 
 def plot(points: list[Point], path: Path) -> None:
@@ -75,9 +96,16 @@ def plot(points: list[Point], path: Path) -> None:
         figure, axes = new_figure(finding(points), 3.9, 6.6)
         for colour, recipe in zip(CYCLE, dict.fromkeys(point.recipe for point in points), strict=False):
             own = [point for point in points if point.recipe == recipe]
-            axes.errorbar([point.seconds for point in own], [point.scores[RAW] for point in own],
-                          yerr=[point.error for point in own], fmt="o-", markersize=5, capsize=3, color=colour,
-                          label=recipe)
+            axes.errorbar(
+                [point.seconds for point in own],
+                [point.scores[RAW] for point in own],
+                yerr=[point.error for point in own],
+                fmt="o-",
+                markersize=5,
+                capsize=3,
+                color=colour,
+                label=recipe,
+            )
         seconds_axis(axes, "seconds from start to submission")
         axes.set(ylabel="validation MRR, raw (+- s.e.)")
         legend_below(figure, axes)

@@ -1,4 +1,5 @@
 """What a run of a recipe cost and gave: quality, time, work, memory; and what this machine could do at most."""
+
 from __future__ import annotations
 
 import argparse
@@ -117,9 +118,20 @@ def measure(recipe: str, seed: int, data: Path, output: Path, settings: list[str
     run = run_logged(data, output / f"{recipe}-seed{seed}", arguments)
     captions, flops = count_work(run, data)
     metrics = run.metrics
-    return Measured(recipe, seed, final_scores(run), read_curve(run), metrics["seconds"]["load"],
-                    metrics["seconds"]["train"], step_seconds(run), captions, flops, metrics["device"],
-                    metrics["dtype"], metrics.get("peak_device_bytes") or metrics["peak_rss_bytes"])
+    return Measured(
+        recipe,
+        seed,
+        final_scores(run),
+        read_curve(run),
+        metrics["seconds"]["load"],
+        metrics["seconds"]["train"],
+        step_seconds(run),
+        captions,
+        flops,
+        metrics["device"],
+        metrics["dtype"],
+        metrics.get("peak_device_bytes") or metrics["peak_rss_bytes"],
+    )
 
 
 # ------------------------------------------------------------------------------------------- this machine

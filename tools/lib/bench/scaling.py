@@ -3,6 +3,7 @@
 One thing grows at a time, over two decades, on random data; every point is the kernel itself as a sub-process.
 The exponent is the slope of the upper decade in logarithms: below it a step costs what starting it costs.
 """
+
 from __future__ import annotations
 
 import sys
@@ -56,11 +57,14 @@ def draw_problem(folder: Path, problem: Problem) -> None:
     draw = np.random.default_rng(0)
 
     def arrays(captions: int, images: int) -> dict[str, Any]:
-        return {"captions/ids": np.arange(captions), "captions/text": np.full(captions, "drawn"),
-                "captions/embeddings": draw.standard_normal((captions, problem.dimension), np.float32),
-                "images/names": np.arange(images).astype(str),
-                "images/embeddings": draw.standard_normal((images, problem.dimension), np.float32),
-                "metadata/embedding_dim_image": np.array([problem.dimension])}
+        return {
+            "captions/ids": np.arange(captions),
+            "captions/text": np.full(captions, "drawn"),
+            "captions/embeddings": draw.standard_normal((captions, problem.dimension), np.float32),
+            "images/names": np.arange(images).astype(str),
+            "images/embeddings": draw.standard_normal((images, problem.dimension), np.float32),
+            "metadata/embedding_dim_image": np.array([problem.dimension]),
+        }
 
     np.savez(folder / "train.npz", **arrays(problem.captions, problem.gallery))
     np.savez(folder / "test.clean.npz", **arrays(TESTS, 1))
@@ -69,8 +73,17 @@ def draw_problem(folder: Path, problem: Problem) -> None:
 def train(problem: Problem, settings: list[str], folder: Path) -> tuple[float, float]:
     """(seconds an epoch, peak MiB) of the kernel's network on such a problem."""
     # The recipe of a single candidate, which is made a network.
-    knobs = {"recipe": "closed_form", "network": "align", "hidden": problem.dimension, "min_steps": 0, "refit": False,
-             "epochs": EPOCHS, "eval_every": EPOCHS, "val_fraction": 0.02, "consecutive_captions": True}
+    knobs = {
+        "recipe": "closed_form",
+        "network": "align",
+        "hidden": problem.dimension,
+        "min_steps": 0,
+        "refit": False,
+        "epochs": EPOCHS,
+        "eval_every": EPOCHS,
+        "val_fraction": 0.02,
+        "consecutive_captions": True,
+    }
     with tempfile.TemporaryDirectory() as data:
         draw_problem(Path(data), problem)
         arguments = as_arguments(knobs) + [f"--set={setting}" for setting in settings]
@@ -112,8 +125,10 @@ def study(output: Path, settings: list[str]) -> dict[str, Any]:
     """Measure, fit, write scaling.md and scaling.png; everything as a dictionary."""
     found = measure(output, settings)
     fitted = {axis: exponents(points) for axis, points in found.items()}
-    rows = [[axis, f"{points[0].size:,} to {points[-1].size:,}", *map(figure, fitted[axis].values())]
-            for axis, points in found.items()]
+    rows = [
+        [axis, f"{points[0].size:,} to {points[-1].size:,}", *map(figure, fitted[axis].values())]
+        for axis, points in found.items()
+    ]
     header = ["what grows", "from, to", "time ~ size^", "memory ~ size^"]
     print(format_table(header, rows), file=sys.stderr)
     tables = [markdown_table(header, rows)]
@@ -123,8 +138,11 @@ def study(output: Path, settings: list[str]) -> dict[str, Any]:
     with atomic_path(output / "scaling.md") as temporary:
         temporary.write_text("\n".join(tables), encoding="utf-8")
     plot(found, fitted, output / "scaling.png")
-    return {"output": str(output), "exponents": fitted,
-            "points": {axis: [vars(point) for point in points] for axis, points in found.items()}}
+    return {
+        "output": str(output),
+        "exponents": fitted,
+        "points": {axis: [vars(point) for point in points] for axis, points in found.items()},
+    }
 
 
 def figure(value: float | None) -> str | None:
@@ -137,8 +155,9 @@ def plot(found: dict[str, list[Point]], fitted: dict[str, dict[str, float | None
     worst = max(fitted, key=lambda axis: fitted[axis]["time"] or 0)
     with themed(LIGHT):
         drawing = Figure(figsize=(2 * WIDTH, 4.4), layout="constrained")
-        headline(drawing, f"Time grows fastest with {worst}: exponent {figure(fitted[worst]['time'])} over the upper "
-                          "decade")
+        headline(
+            drawing, f"Time grows fastest with {worst}: exponent {figure(fitted[worst]['time'])} over the upper decade"
+        )
         time, memory = drawing.subplots(1, 2)
         for colour, (axis, points) in zip(CYCLE, found.items(), strict=False):
             sizes = [point.size / points[0].size for point in points]

@@ -1,4 +1,5 @@
 """All measured runs together: a row a recipe, the comparison with the baseline, the table and the plot."""
+
 from __future__ import annotations
 
 import math
@@ -15,8 +16,22 @@ from lib.project import atomic_path, format_table, markdown_table
 from lib.runs import RAW
 
 BASELINE = "baseline"
-HEADER = ["recipe", "seeds", "raw", "+-", "cosine", "+-", "full", "+-", "load s", "train s", "captions/s", "GFLOP/s",
-          "of peak", "peak MiB"]
+HEADER = [
+    "recipe",
+    "seeds",
+    "raw",
+    "+-",
+    "cosine",
+    "+-",
+    "full",
+    "+-",
+    "load s",
+    "train s",
+    "captions/s",
+    "GFLOP/s",
+    "of peak",
+    "peak MiB",
+]
 
 
 # ------------------------------------------------------------------------------------------- all runs together
@@ -41,10 +56,14 @@ def summarise(runs: list[Measured], peaks: dict[tuple[str, str], float]) -> list
         seconds = sum(run.train_seconds for run in group)
         stepping = sum(run.step_seconds for run in group)
         rate = sum(run.flops for run in group) / stepping
-        row |= {"load_seconds": statistics.fmean(run.load_seconds for run in group),
-                "train_seconds": seconds / len(group), "captions_per_second": sum(r.captions for r in group) / stepping,
-                "flops_per_second": rate, "of_peak": rate / peaks[group[0].device, group[0].dtype],
-                "peak_bytes": max(run.peak_bytes for run in group)}
+        row |= {
+            "load_seconds": statistics.fmean(run.load_seconds for run in group),
+            "train_seconds": seconds / len(group),
+            "captions_per_second": sum(r.captions for r in group) / stepping,
+            "flops_per_second": rate,
+            "of_peak": rate / peaks[group[0].device, group[0].dtype],
+            "peak_bytes": max(run.peak_bytes for run in group),
+        }
         rows.append(row)
     return rows
 
@@ -62,8 +81,11 @@ def against_baseline(runs: list[Measured]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"recipe": recipe}
         for score in POOLS:
             times = [passing_time(run, score, finals[run.seed].scores[score]) for run in group]
-            reached = [(t, finals[run.seed].train_seconds / max(t, 0.01))
-                       for run, t in zip(group, times, strict=True) if t is not None]
+            reached = [
+                (t, finals[run.seed].train_seconds / max(t, 0.01))
+                for run, t in zip(group, times, strict=True)
+                if t is not None
+            ]
             passed = len(reached) == len(group)
             row[f"{score}_seconds"] = max(t for t, _ in reached) if passed else None
             row[f"{score}_ratio"] = min(ratio for _, ratio in reached) if passed else None
@@ -79,18 +101,36 @@ def cell(value: float | None, pattern: str = ".4f") -> str | None:
 
 def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
     """The summary in the columns of HEADER."""
-    return [[row["recipe"], row["seeds"],
-             *(cell(row[name + end]) for name in SCORES for end in ("", "_se")),
-             cell(row["load_seconds"], ".1f"), cell(row["train_seconds"], ".1f"),
-             cell(row["captions_per_second"], ",.0f"), cell(row["flops_per_second"] / 1e9, ",.0f"),
-             cell(row["of_peak"], ".0%"), cell(row["peak_bytes"] / 2**20, ",.0f")] for row in rows]
+    return [
+        [
+            row["recipe"],
+            row["seeds"],
+            *(cell(row[name + end]) for name in SCORES for end in ("", "_se")),
+            cell(row["load_seconds"], ".1f"),
+            cell(row["train_seconds"], ".1f"),
+            cell(row["captions_per_second"], ",.0f"),
+            cell(row["flops_per_second"] / 1e9, ",.0f"),
+            cell(row["of_peak"], ".0%"),
+            cell(row["peak_bytes"] / 2**20, ",.0f"),
+        ]
+        for row in rows
+    ]
 
 
 def passing_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the comparison with the baseline."""
     header = ["baseline's final score passed by", "raw after s", "times sooner", "cosine after s", "times sooner"]
-    return header, [[row["recipe"], *(cell(row[f"{score}_{what}"], pattern) for score in POOLS
-                                      for what, pattern in (("seconds", ".1f"), ("ratio", ".0f")))] for row in rows]
+    return header, [
+        [
+            row["recipe"],
+            *(
+                cell(row[f"{score}_{what}"], pattern)
+                for score in POOLS
+                for what, pattern in (("seconds", ".1f"), ("ratio", ".0f"))
+            ),
+        ]
+        for row in rows
+    ]
 
 
 def finding(rows: list[dict[str, Any]], passed: list[dict[str, Any]]) -> str:
@@ -100,8 +140,10 @@ def finding(rows: list[dict[str, Any]], passed: list[dict[str, Any]]) -> str:
     sooner = [row for row in passed if row["pool100_raw_ratio"]]
     if sooner:
         fast = max(sooner, key=lambda row: row["pool100_raw_ratio"])
-        text += (f". {fast['recipe']} passes the baseline's final score {fast['pool100_raw_ratio']:.0f} times sooner "
-                 "than the baseline")
+        text += (
+            f". {fast['recipe']} passes the baseline's final score {fast['pool100_raw_ratio']:.0f} times sooner "
+            "than the baseline"
+        )
     return text
 
 
@@ -115,8 +157,14 @@ def plot(runs: list[Measured], title: str, path: Path) -> None:
             for colour, (recipe, group) in zip(CYCLE, groups(runs).items(), strict=False):
                 for run in group:
                     points = [(max(seconds, 0.01), scores[score]) for seconds, scores in run.curve]
-                    axes.plot(*zip(*points, strict=True), "-o", color=colour, markersize=3, linewidth=1,
-                              label=recipe if run is group[0] else None)
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        "-o",
+                        color=colour,
+                        markersize=3,
+                        linewidth=1,
+                        label=recipe if run is group[0] else None,
+                    )
                     axes.plot(*points[-1], "o", color=colour, markersize=8)
             seconds_axis(axes, "seconds of training (large dot: final score)")
             axes.set(ylabel=f"validation MRR, pools of 100, {SCORES[score]}")
@@ -127,13 +175,19 @@ def plot(runs: list[Measured], title: str, path: Path) -> None:
 def write_report(runs: list[Measured], peaks: dict[tuple[str, str], float], output: Path) -> dict[str, Any]:
     """Table, markdown and plot; everything as a dictionary."""
     rows, passed = summarise(runs, peaks), against_baseline(runs)
-    machine = [f"peak of a product: {peak / 1e9:,.0f} GFLOP/s ({device}, {dtype})" for (device, dtype), peak
-               in peaks.items()]
+    machine = [
+        f"peak of a product: {peak / 1e9:,.0f} GFLOP/s ({device}, {dtype})" for (device, dtype), peak in peaks.items()
+    ]
     tables = [(HEADER, table_rows(rows)), *([passing_table(passed)] if passed else [])]
     print("\n\n".join([format_table(*table) for table in tables] + machine), file=sys.stderr)
     with atomic_path(output / "benchmark.md") as temporary:
         temporary.write_text("\n".join([markdown_table(*table) for table in tables] + machine) + "\n", encoding="utf-8")
     plot(runs, finding(rows, passed), output / "benchmark.png")
-    return {"output": str(output), "recipes": rows, "against_baseline": passed,
-            "peaks": [{"device": device, "dtype": dtype, "flops_per_second": peak}
-                      for (device, dtype), peak in peaks.items()]}
+    return {
+        "output": str(output),
+        "recipes": rows,
+        "against_baseline": passed,
+        "peaks": [
+            {"device": device, "dtype": dtype, "flops_per_second": peak} for (device, dtype), peak in peaks.items()
+        ],
+    }

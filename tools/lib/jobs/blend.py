@@ -3,6 +3,7 @@
 A blend is scored on the images that every run held out: weights are chosen on one half of their pools and measured on
 the other, both ways, and kept only where they beat equal weights by more than the error of the gain.
 """
+
 from __future__ import annotations
 
 import time
@@ -39,8 +40,10 @@ def open_exam(data: Path, runs: dict[str, Run]) -> tuple[Exam, dict[str, Any]]:
         bundle = kernel.load_weights(run.folder / kernel.VALIDATED_MODEL)
         first = first or bundle
         if bundle["val_images"] != first["val_images"]:
-            raise InputError(f"run {name} held out other images than {next(iter(runs))}: give all the same split_seed "
-                             "and val_fraction")
+            raise InputError(
+                f"run {name} held out other images than {next(iter(runs))}: give all the same split_seed "
+                "and val_fraction"
+            )
     return Exam(held_out(first, data), first["knobs"]["repulsion"], first["length"]), facts
 
 

@@ -3,6 +3,7 @@
 A version that already holds the same content is not uploaded again. Nothing but the known files goes: a secret or a
 foreign file stops everything.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -159,9 +160,14 @@ def fill_with_pairs(folder: Path, run: Path, owner: str) -> None:
     files, metadata = facts_of(folder, [PAIRS]), owned_metadata(PAIRS_METADATA, owner)
     check = made.get("check") or {}
     card = Template(PAIRS_CARD.read_text(encoding="utf-8")).substitute(
-        title=metadata["title"], slug=metadata["id"].partition("/")[2], files=files_table(files),
-        captions=f"{made['num_captions']:,}", images=f"{made['num_images']:,}", text_dim=made["embedding_dim_text"],
-        image_dim=made["embedding_dim_image"], image_model=made["photos"]["model"],
+        title=metadata["title"],
+        slug=metadata["id"].partition("/")[2],
+        files=files_table(files),
+        captions=f"{made['num_captions']:,}",
+        images=f"{made['num_images']:,}",
+        text_dim=made["embedding_dim_text"],
+        image_dim=made["embedding_dim_image"],
+        image_model=made["photos"]["model"],
         text_model=made["captions"]["model"],
         check=", ".join(f"{what} cosine {part['mean']:.5f}" for what, part in check.items()) or "no, not compared",
     )
@@ -224,6 +230,7 @@ def settled_version(client: KaggleClient, owner: str, slug: str, begun: bool, se
 
     `begun`: an upload was begun here, so that its absence has to be proved.
     """
+
     def there() -> bool | None:
         return client.datasets.exists(owner, slug) or None
 
@@ -244,9 +251,7 @@ def settled_version(client: KaggleClient, owner: str, slug: str, begun: bool, se
     return client.patience.wait_for(check, f"dataset {owner}/{slug}", seconds)
 
 
-def wait_ready(
-    client: KaggleClient, owner: str, slug: str, version: int, sizes: dict[str, int], seconds: float
-) -> int:
+def wait_ready(client: KaggleClient, owner: str, slug: str, version: int, sizes: dict[str, int], seconds: float) -> int:
     """Wait until `version` or a later one is current, ready, and lists every file of `sizes` with its size."""
     problem = "is not listed yet"
 
@@ -254,8 +259,10 @@ def wait_ready(
         nonlocal problem
         status, current = client.datasets.status(owner, slug)
         if status in ("failed", "deleted"):
-            raise ToolError(f"dataset {owner}/{slug}: Kaggle says {status} (kaggle.com/datasets/{owner}/{slug} may say "
-                            "why); python tools/package_dataset.py --again uploads it anew")
+            raise ToolError(
+                f"dataset {owner}/{slug}: Kaggle says {status} (kaggle.com/datasets/{owner}/{slug} may say "
+                "why); python tools/package_dataset.py --again uploads it anew"
+            )
         if status != "ready" or current < version:
             problem = f"is {status} with version {current} current, not {version}"
             return None
@@ -298,8 +305,10 @@ def upload(client: KaggleClient, staged: Package, exists: bool) -> int:
     try:
         return client.datasets.create(owner, slug, metadata["title"], licence, paths, **about)
     except Conflict as error:
-        raise error.with_hint("; another dataset has the title, perhaps a deleted one: change title and id in "
-                              "kaggle_dataset/dataset-metadata.json") from None
+        raise error.with_hint(
+            "; another dataset has the title, perhaps a deleted one: change title and id in "
+            "kaggle_dataset/dataset-metadata.json"
+        ) from None
 
 
 def package(
@@ -321,8 +330,9 @@ def package(
     return version
 
 
-def publish(client: KaggleClient, run: Path, folder: Path, runs: Path, seconds: float = 60 * READY_MINUTES,
-            again: bool = False) -> tuple[Package, int]:
+def publish(
+    client: KaggleClient, run: Path, folder: Path, runs: Path, seconds: float = 60 * READY_MINUTES, again: bool = False
+) -> tuple[Package, int]:
     """Stage and package a run, one process at a time: what is sent and the version that holds it."""
     with record.locked(folder.parent, folder.name):
         staged = stage(run, folder, client.username)

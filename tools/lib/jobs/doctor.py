@@ -1,4 +1,5 @@
 """What a fresh clone needs, looked at one by one; each finding names the next command."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -42,8 +43,11 @@ def check_up(data: Path, competition: str) -> Iterator[Check]:
     yield attempt("gpu", check_gpu, INSTALL)
     yield attempt("data", partial(check_data, data), INSTALL)
     clients: list[KaggleClient] = []
-    yield attempt("credentials", partial(check_credentials, clients), f"make a token at {KAGGLE}/settings/api and set "
-                  "KAGGLE_API_TOKEN to it")
+    yield attempt(
+        "credentials",
+        partial(check_credentials, clients),
+        f"make a token at {KAGGLE}/settings/api and set KAGGLE_API_TOKEN to it",
+    )
     for client in clients:
         page = f"look at {KAGGLE}/competitions/{competition}"
         yield attempt("rules", partial(check_rules, client, competition), page)
@@ -110,8 +114,12 @@ def check_data(data: Path) -> Check:
     from lib.jobs.download import problem
 
     wrong = [f"{name}: {reason}" for name, known in KNOWN.items() if (reason := problem(data / name, known))]
-    return Check("data", not wrong, "; ".join(wrong) or f"{len(KNOWN)} files in {data}, all right",
-                 "python tools/download_data.py")
+    return Check(
+        "data",
+        not wrong,
+        "; ".join(wrong) or f"{len(KNOWN)} files in {data}, all right",
+        "python tools/download_data.py",
+    )
 
 
 def check_credentials(clients: list[KaggleClient]) -> Check:

@@ -1,4 +1,5 @@
 """The competition's files: fetched, and verified by size and sha256 before they take their place."""
+
 from __future__ import annotations
 
 import shutil
@@ -62,8 +63,11 @@ def unpack(archive: Path, data: Path) -> int:
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise ToolError(f"{archive.name}: {member.filename} is a link: nothing was unpacked")
             for member in members:
-                with packed.open(member) as source, atomic_path(data / member.filename) as path, \
-                        path.open("wb") as target:
+                with (
+                    packed.open(member) as source,
+                    atomic_path(data / member.filename) as path,
+                    path.open("wb") as target,
+                ):
                     shutil.copyfileobj(source, target, 1 << 20)
     except zipfile.BadZipFile as error:
         archive.unlink()

@@ -1,4 +1,5 @@
 """The output of a kernel version: fetched into a folder of runs, every file verified; what a broken one left, apart."""
+
 from __future__ import annotations
 
 import json
@@ -53,9 +54,11 @@ def check_finished(folder: Path, version: Version) -> None:
     if manifest["complete"] and not manifest.get("stopped"):
         return
     ref = version.ref
-    raise ToolError(f"{ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in "
-                    f"{folder}; go on with python tools/push_kernel.py --again --kernel-source {ref} and the same "
-                    "settings")
+    raise ToolError(
+        f"{ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in "
+        f"{folder}; go on with python tools/push_kernel.py --again --kernel-source {ref} and the same "
+        "settings"
+    )
 
 
 def listed_with(client: KaggleClient, version: Version, wanted: set[str]) -> tuple[dict[str, str], str]:

@@ -3,6 +3,7 @@
 A failed run is repeated a bounded number of times. Interrupted at any point, the same table goes on: nothing is pushed
 twice, nothing that was computed is lost.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -72,14 +73,18 @@ def make_rows(arguments: argparse.Namespace) -> list[Row]:
     if arguments.table is None and (arguments.members is None or arguments.members < 1):
         raise InputError("give --members N, at least 1, or --table CSV")
     table = read_table(arguments.table) if arguments.table else [{"seed": str(k)} for k in range(arguments.members)]
-    rows = [Row(f"s{number:02}", dict(map(kernel.parse_setting, settings_of(line, common))))
-            for number, line in enumerate(table, 1)]
+    rows = [
+        Row(f"s{number:02}", dict(map(kernel.parse_setting, settings_of(line, common))))
+        for number, line in enumerate(table, 1)
+    ]
     knobs = [kernel.resolve_knobs(row.overrides) for row in rows]
     for number, one in enumerate(knobs):
         apart = [key for key in IN_COMMON if getattr(one, key) != getattr(knobs[0], key)]
         if apart or one.mode != "train":
-            raise InputError(f"run {rows[number].name}: all runs train, with one {', '.join(apart or IN_COMMON)} "
-                             "(--set gives all of them one)")
+            raise InputError(
+                f"run {rows[number].name}: all runs train, with one {', '.join(apart or IN_COMMON)} "
+                "(--set gives all of them one)"
+            )
         if one in knobs[:number]:
             raise InputError(f"run {rows[number].name} is the same as {rows[knobs.index(one)].name}: change its seed")
     return rows
@@ -122,16 +127,20 @@ class Fleet:
 
     def take_up(self, row: Row) -> Session:
         """A row as an order for a kernel of its own, and where an earlier sweep left it."""
-        metadata = self.metadata | {"id": f"{self.metadata['id']}-{row.name}",
-                                    "title": f"{self.metadata['title']} {row.name}"}
+        metadata = self.metadata | {
+            "id": f"{self.metadata['id']}-{row.name}",
+            "title": f"{self.metadata['title']} {row.name}",
+        }
         staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name)
         order = Order(staged, self.sources, self.time.kaggle_seconds)
         version = push.earlier_version(self.client, order, self.runs)
         pushed = record.find(self.runs, event="pushed", kernel=staged.ref, content=order.content)
         ours = {entry["version"] for entry in pushed}
-        failed = {entry["version"]: entry["reason"]
-                  for entry in record.find(self.runs, event="run_failed", kernel=staged.ref)
-                  if entry["version"] in ours}
+        failed = {
+            entry["version"]: entry["reason"]
+            for entry in record.find(self.runs, event="run_failed", kernel=staged.ref)
+            if entry["version"] in ours
+        }
         if version is not None and version.number in failed:
             version = None
         return Session(row, order, Outage(self.patience), failed, version)
@@ -228,8 +237,11 @@ class Fleet:
             one.state, one.deadline = state, self.patience.now() + seconds
         if self.patience.now() > one.deadline:
             one.late = True
-            print(f"{one.version} is {state} for longer than a session can be: going on without it; the same command "
-                  "looks again", file=sys.stderr)
+            print(
+                f"{one.version} is {state} for longer than a session can be: going on without it; the same command "
+                "looks again",
+                file=sys.stderr,
+            )
 
     def take_in(self, one: Session, version: Version) -> None:
         """Fetch a complete run; output that is not what its manifest says is a failure of the run."""
@@ -297,8 +309,14 @@ def keep(run: Run, runs: Path) -> None:
     facts = {"event": "sweep", "run": run.folder.name, "sha256": run.manifest["outputs"][kernel.SUBMISSION]["sha256"]}
     if not record.find(runs, **facts):
         score = run.metrics["validation"][RAW]
-        record.append(runs, **facts, members=run.metrics["members"], validation=score["mrr"],
-                      validation_se=score["mrr_se"], **record.git_state())
+        record.append(
+            runs,
+            **facts,
+            members=run.metrics["members"],
+            validation=score["mrr"],
+            validation_se=score["mrr_se"],
+            **record.git_state(),
+        )
 
 
 def default_output(arguments: argparse.Namespace, rows: list[Row]) -> Path:

@@ -3,6 +3,7 @@
 Each submission's message carries run, commit and validation score, so a lost record costs nothing; what Kaggle shows
 is kept in the record for offline use.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Place:
 
 # ---- joining ----
 
+
 def latest(runs: Path, event: str, slug: str) -> dict[int, dict[str, Any]]:
     """The last entry of this kind for each ref."""
     return {entry["ref"]: entry for entry in record.find(runs, event=event, competition=slug)}
@@ -54,26 +56,50 @@ def row_of(ref: int, shown: Submission | None, made: dict[str, Any], scored: dic
     """What Kaggle shows wins for scores, the record for what was submitted, the message fills in for it."""
     message = shown.description if shown else made.get("message") or scored.get("message") or ""
     told = read_message(message)
-    known = {key: made.get(key) if made.get(key) is not None else told.get(key)
-             for key in ("run", "validation", "validation_se", "kernel", "version", "commit", "dirty")}
+    known = {
+        key: made.get(key) if made.get(key) is not None else told.get(key)
+        for key in ("run", "validation", "validation_se", "kernel", "version", "commit", "dirty")
+    }
     kernel = f"{known['kernel']} v{known['version']}" if known["kernel"] else ""
     commit = f"{known['commit'] or ''}{'+' if known['dirty'] else ''}"
     run = known["run"] or (shown.file_name if shown else "")
     if shown is not None:
-        return Attempt(ref, shown.date[:16], run, commit, known["validation"], known["validation_se"],
-                       shown.public_score, shown.private_score, shown.status, kernel)
+        return Attempt(
+            ref,
+            shown.date[:16],
+            run,
+            commit,
+            known["validation"],
+            known["validation_se"],
+            shown.public_score,
+            shown.private_score,
+            shown.status,
+            kernel,
+        )
     status = "complete" if scored.get("public") is not None else "unknown"
     date = scored.get("date") or made.get("time", "")
-    return Attempt(ref, date[:16], run, commit, known["validation"], known["validation_se"], scored.get("public"),
-                   scored.get("private"), status, kernel)
+    return Attempt(
+        ref,
+        date[:16],
+        run,
+        commit,
+        known["validation"],
+        known["validation_se"],
+        scored.get("public"),
+        scored.get("private"),
+        status,
+        kernel,
+    )
 
 
 def join(shown: list[Submission], runs: Path, slug: str) -> list[Attempt]:
     """Every submission that Kaggle or the record knows, oldest first."""
     made, scored = latest(runs, "submitted", slug), latest(runs, "scored", slug)
     by_ref = {item.ref: item for item in shown}
-    return [row_of(ref, by_ref.get(ref), made.get(ref, {}), scored.get(ref, {}))
-            for ref in sorted({*by_ref, *made, *scored})]
+    return [
+        row_of(ref, by_ref.get(ref), made.get(ref, {}), scored.get(ref, {}))
+        for ref in sorted({*by_ref, *made, *scored})
+    ]
 
 
 def keep(shown: list[Submission], runs: Path, slug: str) -> None:
@@ -81,10 +107,21 @@ def keep(shown: list[Submission], runs: Path, slug: str) -> None:
     scored = latest(runs, "scored", slug)
     for item in shown:
         have = scored.get(item.ref, {})
-        if item.status == "complete" and (have.get("public"), have.get("private")) != (item.public_score,
-                                                                                       item.private_score):
-            record.append(runs, "scored", ref=item.ref, sha256=None, competition=slug, date=item.date,
-                          message=item.description, public=item.public_score, private=item.private_score)
+        if item.status == "complete" and (have.get("public"), have.get("private")) != (
+            item.public_score,
+            item.private_score,
+        ):
+            record.append(
+                runs,
+                "scored",
+                ref=item.ref,
+                sha256=None,
+                competition=slug,
+                date=item.date,
+                message=item.description,
+                public=item.public_score,
+                private=item.private_score,
+            )
 
 
 def best_of(rows: list[Attempt]) -> Attempt | None:
@@ -103,6 +140,7 @@ def place_of(best: Attempt | None, board: list[tuple[int, str, float | None]]) -
 
 # ---- showing ----
 
+
 def number(value: float | None, digits: int = 4) -> str | None:
     """A score as text."""
     return None if value is None else f"{value:.{digits}f}"
@@ -111,9 +149,23 @@ def number(value: float | None, digits: int = 4) -> str | None:
 def table(rows: list[Attempt], best: Attempt | None) -> str:
     """One line a submission; the best is marked."""
     header = ["run", "ref", "date", "commit", "validation", "+-", "public", "private", "status"]
-    return format_table(header, [
-        [row.run + (" *" if row is best else ""), row.ref, row.date, row.commit or None, number(row.validation),
-         number(row.validation_se), number(row.public, 5), number(row.private, 5), row.status] for row in rows])
+    return format_table(
+        header,
+        [
+            [
+                row.run + (" *" if row is best else ""),
+                row.ref,
+                row.date,
+                row.commit or None,
+                number(row.validation),
+                number(row.validation_se),
+                number(row.public, 5),
+                number(row.private, 5),
+                row.status,
+            ]
+            for row in rows
+        ],
+    )
 
 
 def finding(rows: list[Attempt], best: Attempt | None) -> str:
@@ -135,13 +187,18 @@ def plot(rows: list[Attempt], best: Attempt | None, path: Path) -> None:
     positions = range(1, len(rows) + 1)
     with themed(LIGHT):
         figure, axes = new_figure(finding(rows, best), height=4.5, width=8)
-        for name, color, marker, values in (("public score", BLUE, "o", [row.public for row in rows]),
-                                            ("private score", ORANGE, "s", [row.private for row in rows])):
+        for name, color, marker, values in (
+            ("public score", BLUE, "o", [row.public for row in rows]),
+            ("private score", ORANGE, "s", [row.private for row in rows]),
+        ):
             points = [(x, y) for x, y in zip(positions, values, strict=True) if y is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=name, linewidth=1)
-        local = [(x, row.validation, row.validation_se or 0) for x, row in zip(positions, rows, strict=True)
-                 if row.validation is not None]
+        local = [
+            (x, row.validation, row.validation_se or 0)
+            for x, row in zip(positions, rows, strict=True)
+            if row.validation is not None
+        ]
         if local:
             x, y, error = zip(*local, strict=True)
             axes.errorbar(x, y, error, fmt="^", color=GREEN, capsize=3, label="local validation +- standard error")

@@ -1,8 +1,9 @@
 """All runs side by side, as people keep them in a spreadsheet: what each was, what it scored, what the board said.
 
-    entries = read_ledger(RUNS)
-    print(table(entries))
+entries = read_ledger(RUNS)
+print(table(entries))
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -47,8 +48,9 @@ def changed_knobs(run: Run) -> dict[str, Any]:
     if run.recipe not in kernel.RECIPES:
         return {}
     plain = dataclasses.asdict(kernel.resolve_knobs({"recipe": run.recipe}))
-    return {key: value for key, value in (run.manifest.get("knobs") or {}).items()
-            if tells(key) and value != plain[key]}
+    return {
+        key: value for key, value in (run.manifest.get("knobs") or {}).items() if tells(key) and value != plain[key]
+    }
 
 
 def note_of(run: Run, names: dict[str, str]) -> str:
@@ -71,10 +73,19 @@ def entry_of(run: Run, runs: Path, names: dict[str, str], sent: dict[str, tuple[
     """The line of one run."""
     scores = {key: run.scores.get(name, {}).get("mrr") for key, name in SCORES.items()}
     ref, public = sent.get(run.outputs.get(kernel.SUBMISSION, {}).get("sha256", ""), (None, None))
-    return Entry(str(run.folder.relative_to(runs)), f"{run.ended:%Y-%m-%d %H:%M}", run.recipe, changed_knobs(run),
-                 note_of(run, names), raw_se=run.scores.get(SCORES["raw"], {}).get("mrr_se"),
-                 seconds=run.manifest.get("seconds", {}).get("total"), device=run.manifest.get("device", ""),
-                 submission=ref, public=public, **scores)
+    return Entry(
+        str(run.folder.relative_to(runs)),
+        f"{run.ended:%Y-%m-%d %H:%M}",
+        run.recipe,
+        changed_knobs(run),
+        note_of(run, names),
+        raw_se=run.scores.get(SCORES["raw"], {}).get("mrr_se"),
+        seconds=run.manifest.get("seconds", {}).get("total"),
+        device=run.manifest.get("device", ""),
+        submission=ref,
+        public=public,
+        **scores,
+    )
 
 
 def read_ledger(runs: Path) -> list[Entry]:
@@ -104,14 +115,41 @@ def settings(changed: dict[str, Any]) -> str:
 
 def table(entries: list[Entry]) -> str:
     """One line a run."""
+
     def figure(value: float | None, digits: int = 4) -> str | None:
         return None if value is None else f"{value:.{digits}f}"
 
-    header = ["run", "ended (UTC)", "recipe", "raw", "+-", "cosine", "full", "seconds", "device", "submitted", "public",
-              "what differs"]
-    rows = [[one.run, one.date, one.recipe, figure(one.raw), figure(one.raw_se), figure(one.cosine), figure(one.full),
-             figure(one.seconds, 1), one.device or None, one.submission, figure(one.public, 5),
-             "; ".join(filter(None, [settings(one.changed), one.note]))] for one in entries]
+    header = [
+        "run",
+        "ended (UTC)",
+        "recipe",
+        "raw",
+        "+-",
+        "cosine",
+        "full",
+        "seconds",
+        "device",
+        "submitted",
+        "public",
+        "what differs",
+    ]
+    rows = [
+        [
+            one.run,
+            one.date,
+            one.recipe,
+            figure(one.raw),
+            figure(one.raw_se),
+            figure(one.cosine),
+            figure(one.full),
+            figure(one.seconds, 1),
+            one.device or None,
+            one.submission,
+            figure(one.public, 5),
+            "; ".join(filter(None, [settings(one.changed), one.note])),
+        ]
+        for one in entries
+    ]
     return format_table(header, rows, texts=(0, 1, 2, len(header) - 1))
 
 
@@ -161,9 +199,16 @@ def plot(entries: list[Entry], path: Path) -> None:
         figure, axes = new_figure(finding(drawn), width=7)
         for place, recipe in enumerate(dict.fromkeys(entry.recipe for entry in drawn)):
             group = [entry for entry in drawn if entry.recipe == recipe]
-            axes.errorbar([entry.seconds or 0 for entry in group], [entry.raw or 0 for entry in group],
-                          [entry.raw_se or 0 for entry in group], fmt="o", markersize=4, elinewidth=1, label=recipe,
-                          color=CYCLE[place % len(CYCLE)])
+            axes.errorbar(
+                [entry.seconds or 0 for entry in group],
+                [entry.raw or 0 for entry in group],
+                [entry.raw_se or 0 for entry in group],
+                fmt="o",
+                markersize=4,
+                elinewidth=1,
+                label=recipe,
+                color=CYCLE[place % len(CYCLE)],
+            )
         seconds_axis(axes, "seconds of the run")
         axes.set(ylabel="validation MRR, pools of 100, raw")
         legend_below(figure, axes)

@@ -3,6 +3,7 @@
 The official client checks little of this: it ignores unknown keys, turns the internet on by default, takes a retired
 accelerator and pushes under another slug than the one asked for. One line a finding: file, key, what is wrong, the fix.
 """
+
 from __future__ import annotations
 
 import ast

@@ -1,4 +1,5 @@
 """A run of the kernel on this machine: what is asked of it, what it reads, what is kept of it."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -62,18 +63,38 @@ def input_of(data: Path, weights: Path | None) -> Iterator[Path]:
 def keep(run: Run, runs: Path, knobs: dict[str, Any], data: Path, weights: Path | None) -> None:
     """The run in the local record."""
     of = weights.parent.name if weights else None
-    record.append(runs, "local_run", run=run.name, recipe=run.recipe, set=knobs, data=str(data), weights=of,
-                  complete=run.complete, seconds=run.total_seconds,
-                  validation={name: row["mrr"] for name, row in run.scores.items()}, **record.git_state())
+    record.append(
+        runs,
+        "local_run",
+        run=run.name,
+        recipe=run.recipe,
+        set=knobs,
+        data=str(data),
+        weights=of,
+        complete=run.complete,
+        seconds=run.total_seconds,
+        validation={name: row["mrr"] for name, row in run.scores.items()},
+        **record.git_state(),
+    )
 
 
 def catalogue() -> str:
     """The recipes and the knobs of the kernel, with the reasons that it gives."""
-    recipes = [[name, len(many := one if isinstance(one, list) else [one]),
-                " | ".join(" ".join(f"{k}={v}" for k, v in each.items()) or "as the defaults" for each in many)]
-               for name, one in kernel.RECIPES.items()]
-    knobs = [[field.name, field.default if field.default != "" else '""', field.metadata.get("why", "")]
-             for field in dataclasses.fields(kernel.Knobs)]
-    return "\n\n".join([format_table(["recipe", "candidates", "what they change"], recipes, texts=(0, 2)),
-                        format_table(["knob", "default", "why"], knobs, texts=(0, 2))])
-
+    recipes = [
+        [
+            name,
+            len(many := one if isinstance(one, list) else [one]),
+            " | ".join(" ".join(f"{k}={v}" for k, v in each.items()) or "as the defaults" for each in many),
+        ]
+        for name, one in kernel.RECIPES.items()
+    ]
+    knobs = [
+        [field.name, field.default if field.default != "" else '""', field.metadata.get("why", "")]
+        for field in dataclasses.fields(kernel.Knobs)
+    ]
+    return "\n\n".join(
+        [
+            format_table(["recipe", "candidates", "what they change"], recipes, texts=(0, 2)),
+            format_table(["knob", "default", "why"], knobs, texts=(0, 2)),
+        ]
+    )

@@ -2,6 +2,7 @@
 
 The same order is not carried out twice: another script, another setting or a new version of a source is another order.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -51,8 +52,9 @@ class SessionTime:
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not 0 < self.minutes <= SESSION_LIMIT_MINUTES:
-            raise InputError(f"--timeout-minutes {self.minutes:g}: give more than 0 and at most "
-                             f"{SESSION_LIMIT_MINUTES:g}")
+            raise InputError(
+                f"--timeout-minutes {self.minutes:g}: give more than 0 and at most {SESSION_LIMIT_MINUTES:g}"
+            )
 
     @property
     def kaggle_seconds(self) -> int | None:
@@ -119,16 +121,22 @@ def read_overrides(recipe: str | None, settings: list[str], script: str = "pipel
 
 
 def staged_metadata(
-    user: str, accelerator: str | None = None, datasets: Sequence[str] = (), kernels: Sequence[str] = (),
-    script: str = "pipeline"
+    user: str,
+    accelerator: str | None = None,
+    datasets: Sequence[str] = (),
+    kernels: Sequence[str] = (),
+    script: str = "pipeline",
 ) -> dict[str, Any]:
     """A script's metadata with the owner filled in and the sources of this push added."""
     metadata = read_metadata(metadata_of(script))
     metadata["id"] = str(metadata.get("id", "")).replace(OWNER_PLACEHOLDER, user)
     owner = metadata["id"].partition("/")[0]
     if owner.lower() != user.lower():
-        print(f"warning: {metadata_of(script).name} says id {metadata['id']}, but the signed-in user is {user}: Kaggle "
-              f"refuses a push for another owner; write {OWNER_PLACEHOLDER} or {user} there", file=sys.stderr)
+        print(
+            f"warning: {metadata_of(script).name} says id {metadata['id']}, but the signed-in user is {user}: Kaggle "
+            f"refuses a push for another owner; write {OWNER_PLACEHOLDER} or {user} there",
+            file=sys.stderr,
+        )
     for key, added in (("dataset_sources", datasets), ("kernel_sources", kernels)):
         full = [ref if "/" in ref else f"{user}/{ref}" for ref in added]
         metadata[key] = [*(metadata.get(key) or []), *full]
@@ -186,7 +194,8 @@ def dataset_version(client: KaggleClient, source: str, runs: Path) -> int:
         return glance(f"the version of dataset {source}", lambda: client.datasets.current_version(owner, slug), 0)
     if not wanted and not client.datasets.exists(owner, slug):
         raise InputError(
-            f"dataset {owner}/{slug} does not exist; make it with python tools/package_dataset.py --run RUN")
+            f"dataset {owner}/{slug} does not exist; make it with python tools/package_dataset.py --run RUN"
+        )
     return wait_ready(client, owner, slug, wanted, {}, 60 * READY_MINUTES)
 
 
@@ -202,8 +211,10 @@ def kernel_version(client: KaggleClient, source: str) -> int:
         print(f"{version} is {status}: its output can be attached when it is complete", file=sys.stderr)
         status = wait_for_end(client, version, 60 * SESSION_LIMIT_MINUTES)[0]
     if status != "complete":
-        raise InputError(f"kernel source {version} ended {status}, and Kaggle mounts only what is complete; "
-                         f"go on from what it left with python tools/ship.py --resume {number}")
+        raise InputError(
+            f"kernel source {version} ended {status}, and Kaggle mounts only what is complete; "
+            f"go on from what it left with python tools/ship.py --resume {number}"
+        )
     return number
 
 

@@ -1,4 +1,5 @@
 """A push of the kernel to Kaggle: made once, found again after an interruption, refused with a reason."""
+
 from __future__ import annotations
 
 import argparse
@@ -36,13 +37,23 @@ def check_quota(client: KaggleClient, metadata: dict[str, Any]) -> None:
     if quota is not None and quota.total_hours > 0 and quota.left_hours <= 0:
         raise QuotaUsedUp(
             f"{kind} quota used up ({quota.used_hours:.1f} of {quota.total_hours:.1f} h, {quota.reserved_hours:.1f} h "
-            f"reserved); wait for the weekly refresh or push with --accelerator {NO_ACCELERATOR}")
+            f"reserved); wait for the weekly refresh or push with --accelerator {NO_ACCELERATOR}"
+        )
 
 
 def record_pushed(runs: Path, order: Order, made: Version) -> None:
     """Keep which version carries out the order, its settings, and the name that its run will have."""
-    record.append(runs, "pushed", kernel=order.staged.ref, content=order.content, made=made.ref, version=made.number,
-                  mark=made.mark, overrides=order.staged.overrides, run=run_folder(runs, made).name)
+    record.append(
+        runs,
+        "pushed",
+        kernel=order.staged.ref,
+        content=order.content,
+        made=made.ref,
+        version=made.number,
+        mark=made.mark,
+        overrides=order.staged.overrides,
+        run=run_folder(runs, made).name,
+    )
 
 
 def carries_out(shown: Shown, order: Order, mark: str | None) -> bool:
@@ -77,8 +88,7 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
     return found
 
 
-def push(client: KaggleClient, order: Order, runs: Path, again: bool = False,
-         failed: Collection[int] = ()) -> Version:
+def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, failed: Collection[int] = ()) -> Version:
     """The version that carries out `order`: the one that an earlier push made, unless it `failed`, else a new one."""
     with record.locked(runs, f"push of {order.staged.ref}"):
         found = earlier_version(client, order, runs, again)
@@ -108,8 +118,9 @@ def push_new(client: KaggleClient, order: Order, runs: Path) -> Version:
     mark = order.new_mark()
     record.append(runs, "push_started", **facts, mark=mark)
     try:
-        return client.kernels.push(order.staged.metadata, order.staged.text, mark,
-                                   timeout_seconds=order.session_seconds)
+        return client.kernels.push(
+            order.staged.metadata, order.staged.text, mark, timeout_seconds=order.session_seconds
+        )
     except Refused as error:  # may have made a version that lacks a source: a later run must not take it for its own
         record.append(runs, "push_refused", **facts)
         title = "title" in str(error).lower() and "in use" in str(error).lower()
@@ -117,8 +128,10 @@ def push_new(client: KaggleClient, order: Order, runs: Path) -> Version:
         raise error.with_hint(hint) from None
     except Forbidden as error:
         record.append(runs, "push_refused", **facts)
-        raise error.with_hint(f"; either {order.kernel[0]} is not the signed-in user {client.username} (id in "
-                              "kernel-metadata.json), or the account has to be verified by phone") from None
+        raise error.with_hint(
+            f"; either {order.kernel[0]} is not the signed-in user {client.username} (id in "
+            "kernel-metadata.json), or the account has to be verified by phone"
+        ) from None
     except Ambiguous as error:
         raise error.with_hint(broken_sources(order, runs)) from None
 
@@ -129,20 +142,31 @@ def broken_sources(order: Order, runs: Path) -> str:
     datasets = order.staged.metadata.get("dataset_sources")
     if not datasets or events[-FAILED_PUSHES:] != ["push_started"] * FAILED_PUSHES:
         return ""
-    return (f"; that was push number {FAILED_PUSHES} to fail: if {' or '.join(datasets)} was deleted and made anew, no "
-            "kernel can attach it; package it under another title and id (kaggle_dataset/dataset-metadata.json)")
+    return (
+        f"; that was push number {FAILED_PUSHES} to fail: if {' or '.join(datasets)} was deleted and made anew, no "
+        "kernel can attach it; package it under another title and id (kaggle_dataset/dataset-metadata.json)"
+    )
 
 
 # -------------------------------------------------------------------------------------------- the options
 def add_push_options(parser: argparse.ArgumentParser) -> None:
     """The options that push_kernel.py and ship.py share, beside those of every tool."""
     parser.add_argument("--dataset", action="append", default=[], metavar="REF", help="attach a dataset, [owner/]slug")
-    parser.add_argument("--kernel-source", action="append", default=[], metavar="REF",
-                        help="attach the output of a kernel, [owner/]slug, to resume from it")
+    parser.add_argument(
+        "--kernel-source",
+        action="append",
+        default=[],
+        metavar="REF",
+        help="attach the output of a kernel, [owner/]slug, to resume from it",
+    )
     parser.add_argument("--accelerator", metavar="NAME", help=f"instead of the metadata's; {NO_ACCELERATOR}: CPU only")
     parser.add_argument("--again", action="store_true", help="push even if the same content was pushed before")
-    parser.add_argument("--timeout-minutes", type=float, metavar="M",
-                        help="end of the session, told to Kaggle and to the script (default and at most 720)")
+    parser.add_argument(
+        "--timeout-minutes",
+        type=float,
+        metavar="M",
+        help="end of the session, told to Kaggle and to the script (default and at most 720)",
+    )
 
 
 def chosen_version(client: KaggleClient, ref: str, number: int | None, runs: Path) -> Version:
@@ -167,6 +191,8 @@ def settings_of(client: KaggleClient, version: Version, runs: Path) -> dict[str,
         return events[-1]["overrides"]
     found = OVERRIDES_LINE.search(client.kernels.shown(version.owner, version.slug, version.number).text)
     if found is None:
-        raise ToolError(f"{version}: its settings are not known here and its script can not be read: repeat them "
-                        "with --recipe and --set")
+        raise ToolError(
+            f"{version}: its settings are not known here and its script can not be read: repeat them "
+            "with --recipe and --set"
+        )
     return ast.literal_eval(found[1])

@@ -1,4 +1,5 @@
 """A session on Kaggle: waited for, its log followed; the sessions of the account."""
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """The steps from the repository's state to a score on the leaderboard; each finds out whether it was done before."""
+
 from __future__ import annotations
 
 import argparse

@@ -3,6 +3,7 @@
 A file is submitted once: its sha256 stands in the message, before all else because Kaggle may cut what is long, so
 neither an interrupted run nor a lost record submits it twice.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -31,7 +32,8 @@ IMAGE_DIM = 1536  # DINOv2-giant, where the test set is not at hand to tell
 MESSAGE = re.compile(  # each part may be missing: messages are cut
     r"sha256 (?P<sha>[0-9a-f]{12})\S*(?: \| (?P<run>[^|]*[^| ]))?(?: \| commit (?P<commit>\w+)(?P<dirty>\+?))?"
     r"(?: \| val MRR (?P<validation>\d\.\d+)(?: \+- (?P<validation_se>\d\.\d+))?)?"
-    r"(?: \| kernel (?P<kernel>\S+) v(?P<version>\d+))?")
+    r"(?: \| kernel (?P<kernel>\S+) v(?P<version>\d+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def read_message(description: str) -> dict[str, Any]:
 
 # ---- the candidate and its checks ----
 
+
 def candidate_of(path: Path, kernel_ref: str = "", version: int | None = None) -> Candidate:
     """The csv (or the one in the folder `path`) with the validation score that lies beside it."""
     path = path / kernel.SUBMISSION if path.is_dir() else path
@@ -86,8 +89,9 @@ def candidate_of(path: Path, kernel_ref: str = "", version: int | None = None) -
     digest = sha256_of(path)
     check_manifest(path, digest, kernel.MANIFEST)
     scores = board_score(path)
-    return Candidate(path, digest, path.resolve().parent.name, scores.get("mrr"), scores.get("mrr_se"),
-                     kernel_ref, version)
+    return Candidate(
+        path, digest, path.resolve().parent.name, scores.get("mrr"), scores.get("mrr_se"), kernel_ref, version
+    )
 
 
 def board_score(path: Path) -> dict[str, float]:
@@ -104,8 +108,10 @@ def check_manifest(path: Path, digest: str, manifest: str) -> None:
     """A csv that is not what its run wrote must not be submitted under the run's name."""
     listed = beside(path, manifest).get("outputs", {}).get(path.name)
     if listed and listed.get("sha256") != digest:
-        raise InputError(f"{path}: differs from {manifest} beside it: it was changed after the run; "
-                         "submit it from a folder of its own, or run the kernel again")
+        raise InputError(
+            f"{path}: differs from {manifest} beside it: it was changed after the run; "
+            "submit it from a folder of its own, or run the kernel again"
+        )
 
 
 def check_origin(path: Path, slug: str) -> None:
@@ -113,8 +119,10 @@ def check_origin(path: Path, slug: str) -> None:
     answered = beside(path, kernel.MANIFEST).get("inputs", {}).get(TEST_FILE, {}).get("sha256")
     asked = next(known.sha256 for name, known in KNOWN.items() if name.endswith(TEST_FILE))
     if slug == COMPETITION and answered not in (None, asked):
-        raise InputError(f"{path}: answers other test captions than those of {slug} (the drawn sample's, perhaps); "
-                         "python tools/download_data.py fetches these, then make the run on them")
+        raise InputError(
+            f"{path}: answers other test captions than those of {slug} (the drawn sample's, perhaps); "
+            "python tools/download_data.py fetches these, then make the run on them"
+        )
 
 
 def check_csv(path: Path, data: Path, slug: str) -> None:
@@ -122,8 +130,11 @@ def check_csv(path: Path, data: Path, slug: str) -> None:
     check_origin(path, slug)
     if reason := missing(data, TEST_FILE):
         ids, dim = np.array(own_ids(path)), IMAGE_DIM
-        print(f"{reason}: {path.name} is checked for itself ({len(ids)} ids of its own, {dim} numbers each); "
-              "python tools/download_data.py gets the real ids", file=sys.stderr)
+        print(
+            f"{reason}: {path.name} is checked for itself ({len(ids)} ids of its own, {dim} numbers each); "
+            "python tools/download_data.py gets the real ids",
+            file=sys.stderr,
+        )
     else:
         test = kernel.read_test(kernel.find_file(data, TEST_FILE))
         ids, dim = test.caption_ids, test.image_dim
@@ -149,12 +160,17 @@ def own_ids(path: Path) -> list[int]:
 
 # ---- submitting once ----
 
+
 def made_before(client: KaggleClient, slug: str, candidate: Candidate, runs: Path) -> list[int]:
     """Refs under which these bytes were submitted, by Kaggle's history and by the record, oldest first."""
-    shown = [item.ref for item in client.competitions.history(slug)
-             if read_message(item.description).get("sha") == candidate.sha256[:12]]
-    recorded = [entry["ref"] for entry in record.find(runs, event="submitted", sha256=candidate.sha256,
-                                                      competition=slug)]
+    shown = [
+        item.ref
+        for item in client.competitions.history(slug)
+        if read_message(item.description).get("sha") == candidate.sha256[:12]
+    ]
+    recorded = [
+        entry["ref"] for entry in record.find(runs, event="submitted", sha256=candidate.sha256, competition=slug)
+    ]
     return sorted({*shown, *recorded})
 
 
@@ -163,8 +179,11 @@ def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Pat
 
     None when there was none, or when it provably never reached Kaggle; without such a proof `again` has to say so.
     """
-    events = [entry for entry in record.find(runs, sha256=candidate.sha256, competition=slug)
-              if entry["event"] in ("submitting", "submitted", "scored", "score_failed", "not_submitted")]
+    events = [
+        entry
+        for entry in record.find(runs, sha256=candidate.sha256, competition=slug)
+        if entry["event"] in ("submitting", "submitted", "scored", "score_failed", "not_submitted")
+    ]
     if not events or events[-1]["event"] in ("scored", "score_failed", "not_submitted"):
         return None
     begun = events[-1]
@@ -180,8 +199,10 @@ def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Pat
         with contextlib.suppress(NotDone):
             found = client.patience.wait_for(check, "the submission", client.patience.outage_seconds)
     if found is None and not again and counted_unseen(client, slug, begun):
-        raise ToolError(f"{candidate.path}: a submission of it was begun here at {begun['time']}, and Kaggle may have "
-                        f"it without showing it: look at {COMPETITIONS}/{slug}/submissions; --again submits it anew")
+        raise ToolError(
+            f"{candidate.path}: a submission of it was begun here at {begun['time']}, and Kaggle may have "
+            f"it without showing it: look at {COMPETITIONS}/{slug}/submissions; --again submits it anew"
+        )
     return found
 
 
@@ -213,12 +234,19 @@ def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path
     git, mark = record.git_state(), candidate.new_mark()
     message = candidate.message(git, mark)
     facts = {"sha256": candidate.sha256, "competition": slug}
-    record.append(runs, "submitting", **facts, mark=mark, listed=len(client.competitions.history(slug)),
-                  counted=None if limits is None else limits.total)
+    record.append(
+        runs,
+        "submitting",
+        **facts,
+        mark=mark,
+        listed=len(client.competitions.history(slug)),
+        counted=None if limits is None else limits.total,
+    )
     try:
         if candidate.kernel:
-            ref = client.competitions.submit_kernel(slug, *split_ref(candidate.kernel), candidate.version or 0,
-                                                    candidate.path.name, message, mark)
+            ref = client.competitions.submit_kernel(
+                slug, *split_ref(candidate.kernel), candidate.version or 0, candidate.path.name, message, mark
+            )
         else:
             print(f"uploading {candidate.path} ({candidate.path.stat().st_size / 1e6:,.1f} MB)", file=sys.stderr)
             ref = client.competitions.submit_file(slug, candidate.path, message, mark)
@@ -234,9 +262,21 @@ def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path
 
 def record_submitted(runs: Path, slug: str, candidate: Candidate, ref: int, message: str, git: dict[str, Any]) -> None:
     """Keep everything that is known about a submission."""
-    record.append(runs, "submitted", ref=ref, sha256=candidate.sha256, competition=slug, run=candidate.run,
-                  file=candidate.path.name, message=message, **git, validation=candidate.validation,
-                  validation_se=candidate.validation_se, kernel=candidate.kernel or None, version=candidate.version)
+    record.append(
+        runs,
+        "submitted",
+        ref=ref,
+        sha256=candidate.sha256,
+        competition=slug,
+        run=candidate.run,
+        file=candidate.path.name,
+        message=message,
+        **git,
+        validation=candidate.validation,
+        validation_se=candidate.validation_se,
+        kernel=candidate.kernel or None,
+        version=candidate.version,
+    )
 
 
 def submit(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, again: bool = False) -> int:
@@ -251,8 +291,10 @@ def submit(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, ag
             return ref
         known = made_before(client, slug, candidate, runs)
         if known and not again:
-            raise InputError(f"{candidate.path}: submitted before as {', '.join(map(str, known))} "
-                             "(python tools/scores.py shows it); --again submits the same bytes anew")
+            raise InputError(
+                f"{candidate.path}: submitted before as {', '.join(map(str, known))} "
+                "(python tools/scores.py shows it); --again submits the same bytes anew"
+            )
         return submit_new(client, slug, candidate, runs)
 
 
@@ -264,6 +306,13 @@ def scored(client: KaggleClient, slug: str, ref: int, candidate: Candidate, runs
         reason = f"submission {ref}: scoring failed: {found.error or 'Kaggle gives no reason'}"
         record.append(runs, "score_failed", **facts, error=reason)
         raise ToolError(reason)
-    record.append(runs, "scored", **facts, date=found.date, message=found.description,
-                  public=found.public_score, private=found.private_score)
+    record.append(
+        runs,
+        "scored",
+        **facts,
+        date=found.date,
+        message=found.description,
+        public=found.public_score,
+        private=found.private_score,
+    )
     return found

@@ -8,6 +8,7 @@ timeouts, bounded retries, uploads and downloads that are verified, versions tha
 submission is never repeated blindly: after a failure that leaves its outcome open they look first whether it happened.
 Nothing is printed on stdout; notes on retries go to stderr.
 """
+
 from __future__ import annotations
 
 from lib.kaggle_api.competitions import Competitions

@@ -1,4 +1,5 @@
 """Competitions: data files, submissions that are made once, their scores, limits and the public leaderboard."""
+
 from __future__ import annotations
 
 import contextlib
@@ -54,8 +55,9 @@ def competition_errors(slug: str) -> Iterator[None]:
     except Refused as error:
         if error.status != 400:
             raise
-        raise error.with_hint("; where Kaggle gives no reason, mostly the rules are not accepted "
-                              f"({rules}) or the competition has closed") from None
+        raise error.with_hint(
+            f"; where Kaggle gives no reason, mostly the rules are not accepted ({rules}) or the competition has closed"
+        ) from None
 
 
 class Competitions(Service):
@@ -76,8 +78,9 @@ class Competitions(Service):
         """Fetch the whole competition as one zip to `dest`, resuming `dest`.partial."""
         from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest as Request
 
-        self._download(f"download of {slug}", self._api.download_data_files, fill(Request(), competition_name=slug),
-                       dest)
+        self._download(
+            f"download of {slug}", self._api.download_data_files, fill(Request(), competition_name=slug), dest
+        )
 
     def _download(self, what: str, method: Callable, request: Any, dest: Path) -> None:
         self._transport.download(what, lambda headers: self._transport.follow(what, method(request), headers), dest)
@@ -94,16 +97,22 @@ class Competitions(Service):
         """How many submissions are left now."""
         from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionLimitsRequest as Request
 
-        found = self.call(f"submission limits of {slug}", self._api.get_submission_limits,
-                          fill(Request(), competition_name=slug))
+        found = self.call(
+            f"submission limits of {slug}", self._api.get_submission_limits, fill(Request(), competition_name=slug)
+        )
         return Limits(found.num_today, found.num_total, found.num_allowed_now, found.limited_by_total)
 
     def history(self, slug: str) -> list[Submission]:
         """Every submission, newest first as Kaggle sends it."""
         from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest as Request
 
-        found = self.pages(f"submissions to {slug}", self._api.list_submissions, Request,
-                           lambda page: page.submissions, competition_name=slug)
+        found = self.pages(
+            f"submissions to {slug}",
+            self._api.list_submissions,
+            Request,
+            lambda page: page.submissions,
+            competition_name=slug,
+        )
         return [_submission(item) for item in found]
 
     def submission(self, ref: int) -> Submission:
@@ -124,20 +133,34 @@ class Competitions(Service):
         )
 
         stat = path.stat()
-        start = fill(ApiStartSubmissionUploadRequest(), competition_name=slug, file_name=path.name,
-                     content_length=stat.st_size, last_modified_epoch_seconds=int(stat.st_mtime))
+        start = fill(
+            ApiStartSubmissionUploadRequest(),
+            competition_name=slug,
+            file_name=path.name,
+            content_length=stat.st_size,
+            last_modified_epoch_seconds=int(stat.st_mtime),
+        )
         token = self.upload(path, self._api.start_submission_upload, start)
-        request = fill(ApiCreateSubmissionRequest(), competition_name=slug, blob_file_tokens=token,
-                       submission_description=message)
+        request = fill(
+            ApiCreateSubmissionRequest(), competition_name=slug, blob_file_tokens=token, submission_description=message
+        )
         return self._submit(slug, mark, self._api.create_submission, request)
 
-    def submit_kernel(self, slug: str, owner: str, kernel_slug: str, version: int, file_name: str, message: str,
-                      mark: str) -> int:
+    def submit_kernel(
+        self, slug: str, owner: str, kernel_slug: str, version: int, file_name: str, message: str, mark: str
+    ) -> int:
         """Submit an output file of a kernel version; the submission's ref."""
         from kagglesdk.competitions.types.competition_api_service import ApiCreateCodeSubmissionRequest as Request
 
-        request = fill(Request(), competition_name=slug, kernel_owner=owner, kernel_slug=kernel_slug,
-                       kernel_version=version, file_name=file_name, submission_description=message)
+        request = fill(
+            Request(),
+            competition_name=slug,
+            kernel_owner=owner,
+            kernel_slug=kernel_slug,
+            kernel_version=version,
+            file_name=file_name,
+            submission_description=message,
+        )
         return self._submit(slug, mark, self._api.create_code_submission, request)
 
     def _submit(self, slug: str, mark: str, method: Callable, request: Any) -> int:
@@ -153,6 +176,7 @@ class Competitions(Service):
 
     def wait_for_score(self, ref: int, seconds: float) -> Submission:
         """Poll until the submission has ended: with a score, or with Kaggle's error in it."""
+
         def check() -> Submission | None:
             found = self.submission(ref)
             scored = found.status == "error" or found.public_score is not None
@@ -164,8 +188,14 @@ class Competitions(Service):
         """(rank, team, score) of every team on the public board, best first, also when the private one is open."""
         from kagglesdk.competitions.types.competition_api_service import ApiGetLeaderboardRequest as Request
 
-        rows = self.pages(f"leaderboard of {slug}", self._api.get_leaderboard, Request,
-                          lambda page: page.submissions, competition_name=slug, override_public=True)
+        rows = self.pages(
+            f"leaderboard of {slug}",
+            self._api.get_leaderboard,
+            Request,
+            lambda page: page.submissions,
+            competition_name=slug,
+            override_public=True,
+        )
         return [(rank, row.team_name or "", _score(row.score)) for rank, row in enumerate(rows, 1)]
 
 
@@ -179,10 +209,16 @@ def _score(text: str | None) -> float | None:
 
 
 def _submission(item: Any) -> Submission:
-    return Submission(ref=item.ref, file_name=item.file_name or "", date=item.date.isoformat() if item.date else "",
-                      description=item.description or "", status=item.status.name.lower(),
-                      public_score=_score(item.public_score), private_score=_score(item.private_score),
-                      error=item.error_description or "")
+    return Submission(
+        ref=item.ref,
+        file_name=item.file_name or "",
+        date=item.date.isoformat() if item.date else "",
+        description=item.description or "",
+        status=item.status.name.lower(),
+        public_score=_score(item.public_score),
+        private_score=_score(item.private_score),
+        error=item.error_description or "",
+    )
 
 
 def _unpack_single(path: Path, name: str, expected_bytes: int) -> None:
@@ -199,8 +235,9 @@ def _unpack_single(path: Path, name: str, expected_bytes: int) -> None:
     except (zipfile.BadZipFile, KaggleError):
         size = path.stat().st_size
         path.unlink()
-        raise ServerError(f"download of {name}: {size:,} bytes came instead of {expected_bytes:,}; "
-                          "nothing was kept: run this again") from None
+        raise ServerError(
+            f"download of {name}: {size:,} bytes came instead of {expected_bytes:,}; nothing was kept: run this again"
+        ) from None
     size = partial.stat().st_size
     if size != expected_bytes:
         partial.unlink()

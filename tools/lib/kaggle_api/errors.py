@@ -1,4 +1,5 @@
 """Everything that can go wrong with Kaggle, by what a caller can do about it."""
+
 from __future__ import annotations
 
 from lib.project import InputError, ToolError
@@ -71,5 +72,10 @@ class NotDone(KaggleError):
     """What was waited for is not there at the deadline."""
 
 
-BY_STATUS: dict[int, type[KaggleError]] = {401: Unauthorized, 403: Forbidden, 404: NotFound, 409: Conflict,
-                                           429: RateLimited}
+BY_STATUS: dict[int, type[KaggleError]] = {
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    429: RateLimited,
+}

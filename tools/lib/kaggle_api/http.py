@@ -3,6 +3,7 @@
 The official client has no timeout, retries next to nothing, saves error pages as data and leaves out files whose
 upload failed. Everything that crosses the network goes through `Transport`, where each failure has a name.
 """
+
 from __future__ import annotations
 
 import email.utils
@@ -146,8 +147,11 @@ class Progress:
 
     def __init__(self, label: str, total: int | None, done: int = 0) -> None:
         self._label, self._total, self._done, self._next = label, total, done, time.monotonic() + 10
-        self._bar = tqdm(total=total, initial=done, desc=label, unit="B", unit_scale=True, leave=False,
-                         delay=2) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=total, initial=done, desc=label, unit="B", unit_scale=True, leave=False, delay=2)
+            if sys.stderr.isatty()
+            else None
+        )
 
     def add(self, count: int) -> None:
         """Count `count` more bytes."""
@@ -232,8 +236,9 @@ class Transport:
         response.close()
         return self.signed(what, urljoin(response.url, response.headers["Location"]), headers)
 
-    def download(self, what: str, open_stream: Callable[[dict], requests.Response], dest: Path,
-                 expected_bytes: int | None = None) -> None:
+    def download(
+        self, what: str, open_stream: Callable[[dict], requests.Response], dest: Path, expected_bytes: int | None = None
+    ) -> None:
         """Stream to `dest`.partial, resume by Range after a break, verify the size, then rename to `dest`."""
         dest.parent.mkdir(parents=True, exist_ok=True)
         partial = dest.with_name(dest.name + ".partial")
@@ -254,8 +259,9 @@ class Transport:
                 self.pause(error, failures)
         self._accept(what, partial, dest, total if expected_bytes is None else expected_bytes)
 
-    def _receive(self, what: str, open_stream: Callable[[dict], requests.Response], partial: Path,
-                 expected: int | None) -> int | None:
+    def _receive(
+        self, what: str, open_stream: Callable[[dict], requests.Response], partial: Path, expected: int | None
+    ) -> int | None:
         """Append one response to `partial`; the total size as far as the server says it."""
         offset = partial.stat().st_size if partial.exists() else 0
         if offset and offset == expected:

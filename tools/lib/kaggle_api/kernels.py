@@ -1,4 +1,5 @@
 """Kernels: a push that is made once, its versions' status, output and log, the week's quota."""
+
 from __future__ import annotations
 
 import json
@@ -148,8 +149,11 @@ class Kernels(Service):
             return Shown(0, "", frozenset())
         about = found.metadata
         sources = [source for kind in SOURCES for source in getattr(about, f"{kind}_data_sources", None) or []]
-        return Shown(about.current_version_number or 0 if about else 0, found.blob.source or "" if found.blob else "",
-                     frozenset(sources))
+        return Shown(
+            about.current_version_number or 0 if about else 0,
+            found.blob.source or "" if found.blob else "",
+            frozenset(sources),
+        )
 
     # ---- a version ----
 
@@ -157,9 +161,14 @@ class Kernels(Service):
         """(queued, running, complete, error, cancel_requested, cancel_acknowledged or new_script; failure message)."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest as Request
 
-        found = self._labelled(version, lambda label: self.call(
-            f"status of kernel {version}", self._api.get_kernel_session_status,
-            fill(Request(), user_name=version.owner, kernel_slug=version.slug, version_label=label)))
+        found = self._labelled(
+            version,
+            lambda label: self.call(
+                f"status of kernel {version}",
+                self._api.get_kernel_session_status,
+                fill(Request(), user_name=version.owner, kernel_slug=version.slug, version_label=label),
+            ),
+        )
         return found.status.name.lower(), found.failure_message or ""
 
     def output(self, version: Version) -> tuple[dict[str, str], str]:
@@ -172,9 +181,18 @@ class Kernels(Service):
             logs.append(page.log or "")
             return page.files
 
-        files = self._labelled(version, lambda label: self.pages(
-            f"output of kernel {version}", self._api.list_kernel_session_output, Request, items,
-            user_name=version.owner, kernel_slug=version.slug, version_label=label))
+        files = self._labelled(
+            version,
+            lambda label: self.pages(
+                f"output of kernel {version}",
+                self._api.list_kernel_session_output,
+                Request,
+                items,
+                user_name=version.owner,
+                kernel_slug=version.slug,
+                version_label=label,
+            ),
+        )
         log = next((log for log in logs if log), "")
         return {safe_name(file.file_name or ""): file.url for file in files}, "".join(_log_texts(log))
 
@@ -182,8 +200,11 @@ class Kernels(Service):
         """Fetch a signed URL to `dest`, resuming `dest`.partial; each further attempt asks `renew` for a fresh one."""
         what, known = f"download of {dest.name}", [url]
         self._transport.download(
-            what, lambda headers: self._transport.signed(what, known.pop() if known else renew(), headers),
-            dest, expected_bytes)
+            what,
+            lambda headers: self._transport.signed(what, known.pop() if known else renew(), headers),
+            dest,
+            expected_bytes,
+        )
 
     def _labelled(self, version: Version, call: Callable[[str | None], T]) -> T:
         """`call` with the version's label; without one where Kaggle takes none and the current version is this one."""
@@ -236,9 +257,12 @@ class Kernels(Service):
         base = get_endpoint(where) + ("" if where == KaggleEnv.PROD else "/api")
         with translated(what, self.patience):
             answer = self._session.get(  # as the official command does; the SDK's own call is of sessions
-                f"{base}/v1/kernels/logs/stream/{version.ref}", params={"versionLabel": f"v{version.number}"},
+                f"{base}/v1/kernels/logs/stream/{version.ref}",
+                params={"versionLabel": f"v{version.number}"},
                 # None takes the session's own header away.
-                headers={"Accept": "text/event-stream, */*", "Content-Type": None}, stream=True)  # type: ignore[dict-item]
+                headers={"Accept": "text/event-stream, */*", "Content-Type": None},
+                stream=True,
+            )  # type: ignore[dict-item]
             with check_status(what, self._transport.follow(what, answer, {}), 200) as response:
                 yield from _events_of(what, response)
 
@@ -249,11 +273,22 @@ class Kernels(Service):
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest as Request
         from kagglesdk.kernels.types.kernels_enums import KernelsListSortType, KernelsListViewType
 
-        found = self.pages("kernels of the account", self._api.list_kernels, Request, lambda page: page.kernels,
-                           group=KernelsListViewType.PROFILE, sort_by=KernelsListSortType.DATE_RUN)
-        return [Listed(Version(*split_ref(one.ref.strip("/").removeprefix("code/")), one.current_version_number or 0),
-                       one.last_run_time.isoformat() if one.last_run_time else "",
-                       bool(one.enable_gpu or one.enable_tpu or one.machine_shape)) for one in found]
+        found = self.pages(
+            "kernels of the account",
+            self._api.list_kernels,
+            Request,
+            lambda page: page.kernels,
+            group=KernelsListViewType.PROFILE,
+            sort_by=KernelsListSortType.DATE_RUN,
+        )
+        return [
+            Listed(
+                Version(*split_ref(one.ref.strip("/").removeprefix("code/")), one.current_version_number or 0),
+                one.last_run_time.isoformat() if one.last_run_time else "",
+                bool(one.enable_gpu or one.enable_tpu or one.machine_shape),
+            )
+            for one in found
+        ]
 
     def quota(self) -> dict[str, Quota]:
         """This week's accelerator hours by kind: "GPU", "TPU"."""
@@ -261,21 +296,46 @@ class Kernels(Service):
 
         found = self.call("accelerator quota", self._api.get_accelerator_quota_statistics, Request())
         kinds = {"GPU": found.gpu_quota, "TPU": found.tpu_quota}
-        return {kind: Quota(*(value.total_seconds() / 3600 if value is not None else 0.0
-                              for value in (quota.time_used, quota.time_reserved, quota.total_time_allowed)))
-                for kind, quota in kinds.items() if quota is not None}
+        return {
+            kind: Quota(
+                *(
+                    value.total_seconds() / 3600 if value is not None else 0.0
+                    for value in (quota.time_used, quota.time_reserved, quota.total_time_allowed)
+                )
+            )
+            for kind, quota in kinds.items()
+            if quota is not None
+        }
 
 
 def _save_request(metadata: dict, text: str, timeout_seconds: int | None) -> Any:
     from kagglesdk.kernels.types.kernels_api_service import ApiSaveKernelRequest
 
-    known = {key: metadata.get(key) for key in ("language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
-                                                "enable_internet", "docker_image_pinning_type", "docker_image",
-                                                "machine_shape")}
+    known = {
+        key: metadata.get(key)
+        for key in (
+            "language",
+            "kernel_type",
+            "is_private",
+            "enable_gpu",
+            "enable_tpu",
+            "enable_internet",
+            "docker_image_pinning_type",
+            "docker_image",
+            "machine_shape",
+        )
+    }
     sources = {f"{kind}_data_sources": metadata.get(f"{kind}_sources") or [] for kind in SOURCES}
-    return fill(ApiSaveKernelRequest(), slug=metadata["id"], new_title=metadata.get("title"), text=text,
-                category_ids=metadata.get("keywords") or [], session_timeout_seconds=timeout_seconds,
-                **known, **sources)
+    return fill(
+        ApiSaveKernelRequest(),
+        slug=metadata["id"],
+        new_title=metadata.get("title"),
+        text=text,
+        category_ids=metadata.get("keywords") or [],
+        session_timeout_seconds=timeout_seconds,
+        **known,
+        **sources,
+    )
 
 
 def _made(what: str, answer: Any, asked: Version) -> Version:
@@ -291,15 +351,20 @@ def _made(what: str, answer: Any, asked: Version) -> Version:
     if named is None or f"{named[1]}/{named[2]}".lower() == asked.ref.lower():
         return asked
     made = replace(asked, owner=named[1], slug=named[2])
-    print(f"{what}: Kaggle calls it {made.ref}, which is followed from here; make title and id of "
-          "kernel-metadata.json agree with it", file=sys.stderr)
+    print(
+        f"{what}: Kaggle calls it {made.ref}, which is followed from here; make title and id of "
+        "kernel-metadata.json agree with it",
+        file=sys.stderr,
+    )
     return made
 
 
 def _without(what: str, version: Version, kind: str, sources: tuple[str, ...]) -> SourcesRefused:
     """The error of a push whose version runs without some of its sources."""
-    error = SourcesRefused(f"{what}: Kaggle does not know the {kind}source {', '.join(sources)} and dropped it; "
-                           f"version {version.number} runs without it: check {kind.strip()}_sources and push again")
+    error = SourcesRefused(
+        f"{what}: Kaggle does not know the {kind}source {', '.join(sources)} and dropped it; "
+        f"version {version.number} runs without it: check {kind.strip()}_sources and push again"
+    )
     error.sources = sources
     return error
 

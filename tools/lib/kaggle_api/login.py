@@ -4,6 +4,7 @@ The SDK (kagglesdk) is used as it is, without the `kaggle` package around it, wh
 and may end the process. What the SDK has no public way for is the session below it: timeouts, redirects that keep the
 key at home, and answers with a status that this SDK does not know yet.
 """
+
 from __future__ import annotations
 
 import io
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 NO_CREDENTIALS = (
     f"no Kaggle credentials: make a token at {SETTINGS_PAGE} and either set KAGGLE_API_TOKEN to it, or save it as "
     "~/.kaggle/access_token; or save the legacy kaggle.json from the same page as ~/.kaggle/kaggle.json, or set "
-    "KAGGLE_USERNAME and KAGGLE_KEY from it")
+    "KAGGLE_USERNAME and KAGGLE_KEY from it"
+)
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,12 @@ def _known_statuses(response: requests.Response) -> requests.Response:
     from kagglesdk.kaggle_object import EnumSerializer
     from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 
-    kinds = {"GetKernelSessionStatus": KernelWorkerStatus, "GetDatasetStatus": DatabundleVersionStatus,
-             "GetSubmission": SubmissionStatus, "ListSubmissions": SubmissionStatus}
+    kinds = {
+        "GetKernelSessionStatus": KernelWorkerStatus,
+        "GetDatasetStatus": DatabundleVersionStatus,
+        "GetSubmission": SubmissionStatus,
+        "ListSubmissions": SubmissionStatus,
+    }
     kind = kinds.get(str(response.url).rpartition("/")[2])
     if kind is None or response.status_code != 200:
         return response
@@ -157,8 +163,11 @@ def _known_statuses(response: requests.Response) -> requests.Response:
         try:
             EnumSerializer().from_dict_value(kind, entry["status"])
         except (KeyError, AttributeError):
-            print(f"Kaggle sent the status {entry.pop('status')!r}, which this client does not know: taken as not "
-                  "known yet (pip install -U kaggle)", file=sys.stderr)
+            print(
+                f"Kaggle sent the status {entry.pop('status')!r}, which this client does not know: taken as not "
+                "known yet (pip install -U kaggle)",
+                file=sys.stderr,
+            )
             changed = True
     return _with_body(response, body) if changed else response
 

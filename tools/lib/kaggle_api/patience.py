@@ -1,9 +1,10 @@
 """How long to wait for Kaggle, and what to believe meanwhile: the one place for both.
 
-    patience.wait_for(check, "kernel a/b", 3600)   polls; failures that may pass are borne for minutes, not tries
-    patience.look(check, "dataset a/b")            an absence is believed only after looks over a minute or more
-    glance("the quota", client.kernels.quota, {})  a look that is only a look never stops the job
+patience.wait_for(check, "kernel a/b", 3600)   polls; failures that may pass are borne for minutes, not tries
+patience.look(check, "dataset a/b")            an absence is believed only after looks over a minute or more
+glance("the quota", client.kernels.quota, {})  a look that is only a look never stops the job
 """
+
 from __future__ import annotations
 
 import os
@@ -78,8 +79,9 @@ class Patience:
                 return found
             left = end - self.now()
             if left <= 0:
-                raise outage.error or NotDone(f"{what}: not done after {seconds / 60:.3g} minutes; "
-                                              "Kaggle may still be at it")
+                raise outage.error or NotDone(
+                    f"{what}: not done after {seconds / 60:.3g} minutes; Kaggle may still be at it"
+                )
             self.sleep(min(max(pause, asked), left))
             pause = min(pause * 1.5, self.poll_limit_seconds)
 

@@ -1,4 +1,5 @@
 """How a service's calls are made: repeated where that is safe, looked up where it is not, read to the last page."""
+
 from __future__ import annotations
 
 import sys
@@ -46,8 +47,9 @@ class Service:
         """A call that may be repeated."""
         return self._transport.retry(what, lambda: method(request))
 
-    def pages(self, what: str, method: Callable, request_class: type, items: Callable[[Any], list],
-              **values: Any) -> list:
+    def pages(
+        self, what: str, method: Callable, request_class: type, items: Callable[[Any], list], **values: Any
+    ) -> list:
         """The items of every page."""
         found: list = []
         token, seen = "", set()

@@ -1,4 +1,5 @@
 """What the report of tools/verify.py shows: every picture, table and section, and the files that they become."""
+
 from __future__ import annotations
 
 import json
@@ -22,22 +23,40 @@ RETRIEVED = 5
 RETRIEVAL = ("mrr", "mrr_se", "recall@1", "recall@3", "recall@5", "recall@10", "recall@50", "ndcg")
 RETRIEVAL_HEADER = ("", "MRR", "+-", *RETRIEVAL[2:])
 POOLED = {RAW: "raw: the official metric", COSINE: "cosine", FULL: "cosine, all photos"}
-DISTANCE_HEADER = ("distance", "own mean", "sd", "median", "random mean", "sd", "median", "nearer to own",
-                   "improvement", "95% interval")
+DISTANCE_HEADER = (
+    "distance",
+    "own mean",
+    "sd",
+    "median",
+    "random mean",
+    "sd",
+    "median",
+    "nearer to own",
+    "improvement",
+    "95% interval",
+)
 BASELINE_HEADER = ("model", "MRR raw", "+-", "MRR cosine", "+-", "recall@1", "recall@10", "all photos")
 
 
 # ------------------------------------------------------------------------------------------------- contact sheets
 
-def contact_rows(picked: list[tuple[int, int]], predictions: np.ndarray, held: Validation, ranks: np.ndarray,
-                 pool: int) -> list[dict[str, Any]]:
+
+def contact_rows(
+    picked: list[tuple[int, int]], predictions: np.ndarray, held: Validation, ranks: np.ndarray, pool: int
+) -> list[dict[str, Any]]:
     """What a contact sheet shows of (view, image) pairs: the best of the image's own pool."""
     rows = []
     for view, image in picked:
         start = image // pool * pool
-        scores = held.images[start:start + pool] @ predictions[view, image]
-        rows.append({"caption": held.captions[view][image], "image": image, "rank": int(ranks[view, image]),
-                     "retrieved": [int(start + i) for i in np.argsort(-scores, kind="stable")[:RETRIEVED]]})
+        scores = held.images[start : start + pool] @ predictions[view, image]
+        rows.append(
+            {
+                "caption": held.captions[view][image],
+                "image": image,
+                "rank": int(ranks[view, image]),
+                "retrieved": [int(start + i) for i in np.argsort(-scores, kind="stable")[:RETRIEVED]],
+            }
+        )
     return rows
 
 
@@ -47,8 +66,10 @@ def pick_captions(ranks: np.ndarray) -> dict[str, list[tuple[int, int]]]:
     order = np.argsort(ranks[view, image], kind="stable")
     ordered = list(zip(view[order].tolist(), image[order].tolist(), strict=True))
     middle = len(ordered) // 2
-    return {name: first_of_each_image(part) for name, part in (
-        ("good", ordered), ("median", ordered[middle:]), ("worst", ordered[::-1]))}
+    return {
+        name: first_of_each_image(part)
+        for name, part in (("good", ordered), ("median", ordered[middle:]), ("worst", ordered[::-1]))
+    }
 
 
 def first_of_each_image(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -60,33 +81,44 @@ def first_of_each_image(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(chosen.values())
 
 
-def contact_figures(predictions: np.ndarray, ranks: np.ndarray, held: Validation,
-                    photos: draw.Photos) -> dict[str, Figure]:
+def contact_figures(
+    predictions: np.ndarray, ranks: np.ndarray, held: Validation, photos: draw.Photos
+) -> dict[str, Figure]:
     """A sheet each of good, median and worst captions."""
     size = Pools(len(held.names)).size
-    titles = {"good": f"{(ranks == 1).mean():.0%} of captions find their photo first; three of them",
-              "median": f"A median caption finds its photo at rank {int(np.median(ranks))} of {size}",
-              "worst": f"The worst of {ranks.size:,} captions finds its photo at rank {ranks.max()} of {size}"}
-    return {f"contact_{name}": draw.contact_figure(titles[name], contact_rows(picked, predictions, held, ranks, size),
-                                                   photos, held.captions[0])
-            for name, picked in pick_captions(ranks).items()}
+    titles = {
+        "good": f"{(ranks == 1).mean():.0%} of captions find their photo first; three of them",
+        "median": f"A median caption finds its photo at rank {int(np.median(ranks))} of {size}",
+        "worst": f"The worst of {ranks.size:,} captions finds its photo at rank {ranks.max()} of {size}",
+    }
+    return {
+        f"contact_{name}": draw.contact_figure(
+            titles[name], contact_rows(picked, predictions, held, ranks, size), photos, held.captions[0]
+        )
+        for name, picked in pick_captions(ranks).items()
+    }
 
 
-def all_figures(results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation,
-                photos: draw.Photos) -> dict[str, Figure]:
+def all_figures(
+    results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation, photos: draw.Photos
+) -> dict[str, Figure]:
     """Every picture by its file's name, in the theme that is in use."""
     ranks = np.stack([kernel.true_ranks(view, held.images) for view in predictions])
     pools, calibrated = Pools(len(held.names)), results["calibration"]
-    return {"ranks": draw.rank_figure(ranks, pools), "pool_sizes": draw.pool_figure(results["pool_sizes"]),
-            "baselines": draw.baseline_figure(results),
-            "caption_length": draw.length_figure(results["caption_length"], pools),
-            **contact_figures(predictions, ranks, held, photos),
-            "hubness": draw.hub_figure(results["hubness"]),
-            "calibration": draw.calibration_figure(calibrated["learnt"], calibrated["best"]),
-            "distances": draw.distance_figure(measured, results["distances"], photos, held.captions[0])}
+    return {
+        "ranks": draw.rank_figure(ranks, pools),
+        "pool_sizes": draw.pool_figure(results["pool_sizes"]),
+        "baselines": draw.baseline_figure(results),
+        "caption_length": draw.length_figure(results["caption_length"], pools),
+        **contact_figures(predictions, ranks, held, photos),
+        "hubness": draw.hub_figure(results["hubness"]),
+        "calibration": draw.calibration_figure(calibrated["learnt"], calibrated["best"]),
+        "distances": draw.distance_figure(measured, results["distances"], photos, held.captions[0]),
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- tables
+
 
 def retrieval_rows(named: dict[str, dict[str, float]]) -> list[list[str]]:
     """Rows of the official numbers."""
@@ -105,37 +137,53 @@ def official_table(results: dict[str, Any]) -> Table:
 
 def view_table(results: dict[str, Any]) -> Table:
     """The same by view: one caption of every image each."""
-    return RETRIEVAL_HEADER, retrieval_rows({
-        f"caption {number}, {name}": view[name] for name in ("raw", "cosine")
-        for number, view in enumerate(results["retrieval"]["views"], 1)})
+    return RETRIEVAL_HEADER, retrieval_rows(
+        {
+            f"caption {number}, {name}": view[name]
+            for name in ("raw", "cosine")
+            for number, view in enumerate(results["retrieval"]["views"], 1)
+        }
+    )
 
 
 def baseline_table(results: dict[str, Any]) -> Table:
-    return BASELINE_HEADER, [[row["model"], *(f"{value:.4f}" for value in list(row.values())[1:])]
-                             for row in results["baselines"]]
+    return BASELINE_HEADER, [
+        [row["model"], *(f"{value:.4f}" for value in list(row.values())[1:])] for row in results["baselines"]
+    ]
 
 
 def distance_table(results: dict[str, Any]) -> Table:
     rows = []
     for metric, each in results["distances"].items():
         cells = [f"{each[who][what]:.4g}" for who in ("own", "random") for what in ("mean", "sd", "median")]
-        rows.append([metric, *cells, f"{each['nearer_to_own']:.2%}", f"{each['improvement_percent']:.2f}%",
-                     f"{each['improvement_low']:.2f}..{each['improvement_high']:.2f}"])
+        rows.append(
+            [
+                metric,
+                *cells,
+                f"{each['nearer_to_own']:.2%}",
+                f"{each['improvement_percent']:.2f}%",
+                f"{each['improvement_low']:.2f}..{each['improvement_high']:.2f}",
+            ]
+        )
     return DISTANCE_HEADER, rows
 
 
 def hub_table(results: dict[str, Any]) -> Table:
     hubs = results["hubness"]
     return ("worst hubs", f"first {hubs['k']} of", "of captions"), [
-        [hub["image"], str(hub["lists"]), f"{hub['lists'] / hubs['captions']:.1%}"] for hub in hubs["worst"]]
+        [hub["image"], str(hub["lists"]), f"{hub['lists'] / hubs['captions']:.1%}"] for hub in hubs["worst"]
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- report
 
+
 def difference_in_words(row: dict[str, float], other: str, name: str) -> str:
     """A paired difference: the verdict first, then what it rests on."""
-    return (f"{verdict(row, other)} ({name} MRR {row['difference']:+.4f}, 95% interval {row['low']:+.4f} to "
-            f"{row['high']:+.4f}, p = {row['p']:.2g}, paired over {row['images']:,} images)")
+    return (
+        f"{verdict(row, other)} ({name} MRR {row['difference']:+.4f}, 95% interval {row['low']:+.4f} to "
+        f"{row['high']:+.4f}, p = {row['p']:.2g}, paired over {row['images']:,} images)"
+    )
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
@@ -148,10 +196,14 @@ def verdicts(results: dict[str, Any]) -> list[str]:
 def opening(results: dict[str, Any]) -> list[str]:
     """The official metric in a sentence, the comparison in another, and whose figures they are."""
     table = results["retrieval"]["pooled"][RAW]
-    return [f"Among {results['pool']} photos the right one comes first for {table['recall@1']:.0%} of captions, within "
-            f"the first ten for {table['recall@10']:.0%}.", verdicts(results)[0] + ".", *choice_in_words(results),
-            f"Run {Path(results['run']).name}, {results['captions']:,} captions of {results['images']:,} photos that "
-            "these weights have never seen. MRR is the mean of 1/rank by raw dot product, the competition's metric."]
+    return [
+        f"Among {results['pool']} photos the right one comes first for {table['recall@1']:.0%} of captions, within "
+        f"the first ten for {table['recall@10']:.0%}.",
+        verdicts(results)[0] + ".",
+        *choice_in_words(results),
+        f"Run {Path(results['run']).name}, {results['captions']:,} captions of {results['images']:,} photos that "
+        "these weights have never seen. MRR is the mean of 1/rank by raw dot product, the competition's metric.",
+    ]
 
 
 def choice_in_words(results: dict[str, Any]) -> list[str]:
@@ -159,36 +211,61 @@ def choice_in_words(results: dict[str, Any]) -> list[str]:
     found, said = results["baselines"][0]["raw"], results["recorded"]
     if not said or abs(found - said["mrr"]) < 5e-5:
         return []
-    return [f"The blend was chosen on these photos. Chosen on one half of them and measured on the other it has "
-            f"{said['mrr']:.4f} in place of {found:.4f}: the run's own, honest figure."]
+    return [
+        f"The blend was chosen on these photos. Chosen on one half of them and measured on the other it has "
+        f"{said['mrr']:.4f} in place of {found:.4f}: the run's own, honest figure."
+    ]
 
 
 def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Section]:
     """The report in reading order."""
+
     def show(*names: str) -> list[Picture]:
         return [pictures[name] for name in names]
 
     facts = results["anisotropy"]
     return [
-        Section("The official metric", f"One caption of an image in a view, {results['pools']}, raw dot product; a "
-                "cosine gives all photos the same length. Errors are standard errors over images.",
-                show("ranks", "pool_sizes"), [official_table(results)]),
+        Section(
+            "The official metric",
+            f"One caption of an image in a view, {results['pools']}, raw dot product; a "
+            "cosine gives all photos the same length. Errors are standard errors over images.",
+            show("ranks", "pool_sizes"),
+            [official_table(results)],
+        ),
         Section("Beside others", ". ".join(verdicts(results)) + ".", show("baselines"), [baseline_table(results)]),
-        Section("Examples", "The true image, then the five best retrieved of its pool; the true one is framed.",
-                show("contact_good", "contact_median", "contact_worst")),
-        Section("By caption", "Longer and shorter ones, and each of an image's captions by itself.",
-                show("caption_length"), [view_table(results)]),
-        Section("Hubs and calibration", "Images that come up for many captions take places from others. The softmax "
-                "over a pool can be read as a probability.", show("hubness", "calibration"), [hub_table(results)]),
-        Section("Distances", "Each prediction against its own image and against random others, for all captions. Two "
-                f"random photos have a cosine of {facts['cosine_image_to_random_image']:.2f}, a prediction and a "
-                f"random photo {facts['cosine_prediction_to_random_image']:.2f}. "
-                + "".join(f"{note}. " for note in results["distance_notes"]), show("distances"),
-                [distance_table(results)])]
+        Section(
+            "Examples",
+            "The true image, then the five best retrieved of its pool; the true one is framed.",
+            show("contact_good", "contact_median", "contact_worst"),
+        ),
+        Section(
+            "By caption",
+            "Longer and shorter ones, and each of an image's captions by itself.",
+            show("caption_length"),
+            [view_table(results)],
+        ),
+        Section(
+            "Hubs and calibration",
+            "Images that come up for many captions take places from others. The softmax "
+            "over a pool can be read as a probability.",
+            show("hubness", "calibration"),
+            [hub_table(results)],
+        ),
+        Section(
+            "Distances",
+            "Each prediction against its own image and against random others, for all captions. Two "
+            f"random photos have a cosine of {facts['cosine_image_to_random_image']:.2f}, a prediction and a "
+            f"random photo {facts['cosine_prediction_to_random_image']:.2f}. "
+            + "".join(f"{note}. " for note in results["distance_notes"]),
+            show("distances"),
+            [distance_table(results)],
+        ),
+    ]
 
 
-def draw_all(results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation,
-             photos: draw.Photos) -> dict[str, Picture]:
+def draw_all(
+    results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation, photos: draw.Photos
+) -> dict[str, Picture]:
     """Every picture in both themes, by its file's name."""
     titles, drawn = {}, {}
     for theme in (LIGHT, DARK):

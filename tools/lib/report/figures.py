@@ -2,6 +2,7 @@
 
 Each function takes numbers and returns a matplotlib figure, drawn in the theme that is in use (lib/plots.py).
 """
+
 from __future__ import annotations
 
 import functools
@@ -22,6 +23,7 @@ BINS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 20), (21, 50), (51, 100))
 
 
 # --------------------------------------------------------------------------------------------------- photos
+
 
 @dataclass
 class Photos:
@@ -92,8 +94,16 @@ def draw_tile(axes: Axes, photos: Photos, index: int, caption: str) -> None:
     else:
         axes.spines[:].set(visible=True, color=GREY, linewidth=0.5)
         words = textwrap.shorten(tidy(caption), 48, placeholder="…")
-        axes.text(0.5, 0.5, textwrap.fill(words, 13), ha="center", va="center", fontsize=SMALL,
-                  transform=axes.transAxes, clip_on=True)
+        axes.text(
+            0.5,
+            0.5,
+            textwrap.fill(words, 13),
+            ha="center",
+            va="center",
+            fontsize=SMALL,
+            transform=axes.transAxes,
+            clip_on=True,
+        )
 
 
 def tidy(caption: str) -> str:
@@ -103,14 +113,17 @@ def tidy(caption: str) -> str:
 
 # ------------------------------------------------------------------------------------------------- retrieval
 
+
 def span(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low}-{high}"
 
 
 def rank_figure(ranks: np.ndarray, pools: Pools) -> Figure:
     """How often the own photo comes first, second, ... in its pool."""
-    figure, axes = new_figure(f"{(ranks == 1).mean():.0%} of captions find their photo first, "
-                              f"{(ranks <= 10).mean():.0%} within the first ten of {pools.size}")
+    figure, axes = new_figure(
+        f"{(ranks == 1).mean():.0%} of captions find their photo first, "
+        f"{(ranks <= 10).mean():.0%} within the first ten of {pools.size}"
+    )
     bins = [(low, min(high, pools.size)) for low, high in BINS if low <= pools.size]
     shares = [100 * ((ranks >= low) & (ranks <= high)).mean() for low, high in bins]
     chance = [100 * (high - low + 1) / pools.size for low, high in bins]
@@ -118,8 +131,15 @@ def rank_figure(ranks: np.ndarray, pools: Pools) -> Figure:
     axes.plot(range(len(bins)), chance, "_", color=ORANGE, markersize=24, markeredgewidth=2.5, label="by chance")
     behind = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5}  # so that no mark crosses a number
     for place, share in enumerate(shares):
-        axes.annotate(f"{share:.0f}", (place, share), xytext=(0, 3), textcoords="offset points", ha="center",
-                      fontsize=SMALL, bbox=behind)
+        axes.annotate(
+            f"{share:.0f}",
+            (place, share),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=SMALL,
+            bbox=behind,
+        )
     axes.set_xticks(range(len(bins)), [span(low, high) for low, high in bins])
     axes.grid(False, axis="x")
     axes.set(xlabel=f"rank of the own photo among {pools.size}", ylabel="captions (%)")
@@ -134,8 +154,10 @@ def baseline_title(results: dict[str, Any]) -> str:
         return f"{verdict(results['against']['raw'], other['model'])}. MRR {ours['raw']:.3f} against {other['raw']:.3f}"
     ridge = next(row for row in results["baselines"] if row["model"] == "ridge")
     chance = next(row for row in results["baselines"] if row["model"] == "random permutation")
-    return (f"MRR {ours['raw']:.3f}: {ours['raw'] / ridge['raw']:.2f} times ridge, "
-            f"{ours['raw'] / chance['raw']:.0f} times chance")
+    return (
+        f"MRR {ours['raw']:.3f}: {ours['raw'] / ridge['raw']:.2f} times ridge, "
+        f"{ours['raw'] / chance['raw']:.0f} times chance"
+    )
 
 
 def baseline_figure(results: dict[str, Any]) -> Figure:
@@ -147,8 +169,14 @@ def baseline_figure(results: dict[str, Any]) -> Figure:
         values, errors = ([row[key] for row in rows] for key in (name, f"{name}_se"))
         axes.barh(places, values, height=0.26, color=colour, label=name, xerr=errors, ecolor=ink(), capsize=2)
         for place, value, error in zip(places, values, errors, strict=True):
-            axes.annotate(f"{value:.3f}", (value + error, place), xytext=(5, 0), textcoords="offset points",
-                          va="center", fontsize=SMALL)
+            axes.annotate(
+                f"{value:.3f}",
+                (value + error, place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=SMALL,
+            )
     for place, row in enumerate(rows):
         axes.text(0, place - 0.31, textwrap.shorten(row["model"], 48, placeholder="…"), va="bottom", fontsize=10)
     axes.set_yticks([])
@@ -162,8 +190,10 @@ def baseline_figure(results: dict[str, Any]) -> Figure:
 def pool_figure(rows: list[dict[str, float]]) -> Figure:
     """MRR against the number of photos to choose from."""
     first, last = rows[0], rows[-1]
-    figure, axes = new_figure(f"MRR falls from {first['raw']:.2f} among {first['pool']} photos to {last['raw']:.2f} "
-                              f"among {last['pool']} ({last['raw'] / last['chance']:.0f} times chance)")
+    figure, axes = new_figure(
+        f"MRR falls from {first['raw']:.2f} among {first['pool']} photos to {last['raw']:.2f} "
+        f"among {last['pool']} ({last['raw'] / last['chance']:.0f} times chance)"
+    )
     sizes = [row["pool"] for row in rows]
     for name, colour, mark, width in (("raw", BLUE, "o-", 5), ("cosine", ORANGE, "s-", 1.5), ("chance", GREY, "--", 1)):
         axes.plot(sizes, [row[name] for row in rows], mark, markersize=4, linewidth=width, color=colour, label=name)
@@ -179,12 +209,24 @@ def length_figure(rows: list[dict[str, Any]], pools: Pools) -> Figure:
     """MRR by the number of words in a caption."""
     short, long = rows[0], rows[-1]
     gap, error = long["mrr"] - short["mrr"], np.hypot(short["mrr_se"], long["mrr_se"])
-    said = "Long captions do better" if gap > 2 * error else "Long captions do worse" if gap < -2 * error else \
-        "The length of a caption hardly matters"
-    figure, axes = new_figure(f"{said}: MRR {short['mrr']:.2f} up to {short['to']} words, {long['mrr']:.2f} from "
-                              f"{long['from']} words on")
-    axes.errorbar(range(len(rows)), [row["mrr"] for row in rows], yerr=[row["mrr_se"] for row in rows], fmt="o-",
-                  color=BLUE, capsize=4)
+    said = (
+        "Long captions do better"
+        if gap > 2 * error
+        else "Long captions do worse"
+        if gap < -2 * error
+        else "The length of a caption hardly matters"
+    )
+    figure, axes = new_figure(
+        f"{said}: MRR {short['mrr']:.2f} up to {short['to']} words, {long['mrr']:.2f} from {long['from']} words on"
+    )
+    axes.errorbar(
+        range(len(rows)),
+        [row["mrr"] for row in rows],
+        yerr=[row["mrr_se"] for row in rows],
+        fmt="o-",
+        color=BLUE,
+        capsize=4,
+    )
     axes.set_xticks(range(len(rows)), [f"{span(row['from'], row['to'])}\nn={row['captions']}" for row in rows])
     axes.set(xlabel="words in the caption", ylabel=f"raw MRR in {pools}", ylim=(0, None))
     return figure
@@ -192,11 +234,14 @@ def length_figure(rows: list[dict[str, Any]], pools: Pools) -> Figure:
 
 # ---------------------------------------------------------------------------------------- hubs, calibration
 
+
 def hub_figure(hubs: dict[str, Any]) -> Figure:
     """How often each image is retrieved, in bins of whole numbers."""
     counts, worst = np.array(hubs["counts"]), hubs["worst"][0]["lists"]
-    figure, axes = new_figure(f"The worst hub is in {worst} lists of the first {hubs['k']} where "
-                              f"{hubs['expected']:.0f} are fair; {hubs['never']:.0%} of photos are in none")
+    figure, axes = new_figure(
+        f"The worst hub is in {worst} lists of the first {hubs['k']} where "
+        f"{hubs['expected']:.0f} are fair; {hubs['never']:.0%} of photos are in none"
+    )
     width = -(-(worst + 1) // 30)
     axes.hist(counts, bins=[edge - 0.5 for edge in range(0, worst + width + 1, width)], color=BLUE, log=True)
     axes.axvline(hubs["expected"], color=ORANGE, linewidth=2, label=f"fair share: {hubs['expected']:.0f}")
@@ -212,8 +257,10 @@ def calibration_title(shown: dict[str, Any], learnt: bool) -> str:
     if worst is None or abs(worst["confidence"] - worst["right"]) < 0.05:
         return f"{which} is well calibrated: no probability is off by more than 5 points (ECE {shown['ece']:.2f})"
     word = "too sure" if worst["confidence"] > worst["right"] else "not sure enough"
-    return (f"{which} is {word} at {worst['confidence']:.0%}: {worst['right']:.0%} come true there "
-            f"(mean error {shown['ece']:.2f})")
+    return (
+        f"{which} is {word} at {worst['confidence']:.0%}: {worst['right']:.0%} come true there "
+        f"(mean error {shown['ece']:.2f})"
+    )
 
 
 def calibration_figure(learnt: dict[str, Any] | None, best: dict[str, Any]) -> Figure:
@@ -222,8 +269,14 @@ def calibration_figure(learnt: dict[str, Any] | None, best: dict[str, Any]) -> F
     axes.plot([0, 1], [0, 1], color=ink(), linewidth=1, label="as promised")
     for result, name, colour, mark in ((learnt, "learnt", BLUE, "o-"), (best, "fitted here", ORANGE, "s--")):
         if result:
-            axes.plot([row["confidence"] for row in result["curve"]], [row["right"] for row in result["curve"]], mark,
-                      markersize=5, color=colour, label=f"{name}: {result['temperature']:.3f}")
+            axes.plot(
+                [row["confidence"] for row in result["curve"]],
+                [row["right"] for row in result["curve"]],
+                mark,
+                markersize=5,
+                color=colour,
+                label=f"{name}: {result['temperature']:.3f}",
+            )
     axes.set(xlabel="probability given to the first photo", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axes.set_aspect("equal")
     legend_below(figure, axes)
@@ -232,13 +285,18 @@ def calibration_figure(learnt: dict[str, Any] | None, best: dict[str, Any]) -> F
 
 # ----------------------------------------------------------------------------------------- distances, examples
 
-def distance_figure(measured: dict[str, tuple[np.ndarray, np.ndarray]], summary: dict[str, dict], photos: Photos,
-                    captions: list[str]) -> Figure:
+
+def distance_figure(
+    measured: dict[str, tuple[np.ndarray, np.ndarray]], summary: dict[str, dict], photos: Photos, captions: list[str]
+) -> Figure:
     """The original's picture: sample photos, true against random distance, bars of improvement."""
     best = max(METRICS, key=lambda metric: summary[metric]["nearer_to_own"])
     figure = Figure(figsize=(WIDTH, 6.0), layout="constrained")
-    headline(figure, f"{summary[best]['nearer_to_own']:.1%} of captions are nearer to their own photo than to a random "
-                     f"one ({best} distance)")
+    headline(
+        figure,
+        f"{summary[best]['nearer_to_own']:.1%} of captions are nearer to their own photo than to a random "
+        f"one ({best} distance)",
+    )
     top, panels = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 5.4)))
     samples = sorted(photos.paths) or range(len(captions))
     samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(4, len(samples))).astype(int)]
@@ -269,12 +327,20 @@ def scatter(axes: Axes, own: np.ndarray, others: np.ndarray, share: float, metri
 def improvement_bars(axes: Axes, summary: dict[str, dict]) -> None:
     """Own distance below random distance in percent, with the bootstrap's 95% interval."""
     values = [summary[metric]["improvement_percent"] for metric in METRICS]
-    errors = [[value - summary[m]["improvement_low"] for value, m in zip(values, METRICS, strict=True)],
-              [summary[m]["improvement_high"] - value for value, m in zip(values, METRICS, strict=True)]]
+    errors = [
+        [value - summary[m]["improvement_low"] for value, m in zip(values, METRICS, strict=True)],
+        [summary[m]["improvement_high"] - value for value, m in zip(values, METRICS, strict=True)],
+    ]
     axes.bar(range(len(METRICS)), values, yerr=np.maximum(errors, 0), color=BLUE, ecolor=ink(), capsize=4, width=0.6)
     for place, value in enumerate(values):
-        axes.annotate(f"{value:.0f}%", (place, max(value + errors[1][place], 0)), xytext=(0, 3), ha="center",
-                      textcoords="offset points", fontsize=SMALL)
+        axes.annotate(
+            f"{value:.0f}%",
+            (place, max(value + errors[1][place], 0)),
+            xytext=(0, 3),
+            ha="center",
+            textcoords="offset points",
+            fontsize=SMALL,
+        )
     axes.set_xticks(range(len(METRICS)), [metric[:6] + "." * (len(metric) > 6) for metric in METRICS])
     axes.grid(False, axis="x")
     axes.margins(y=0.2)
@@ -299,8 +365,9 @@ def contact_figure(title: str, rows: list[dict[str, Any]], photos: Photos, capti
         for place, (name, index) in enumerate(tiles):
             line, column = divmod(place, COLUMNS)
             bottom = top - TEXT - (line + 1) * TILE + 0.04
-            axes = figure.add_axes((0.02 + column * 0.98 / COLUMNS, bottom / height, 0.94 / COLUMNS,
-                                    (TILE - 0.24) / height))
+            axes = figure.add_axes(
+                (0.02 + column * 0.98 / COLUMNS, bottom / height, 0.94 / COLUMNS, (TILE - 0.24) / height)
+            )
             draw_tile(axes, photos, index, captions[index])
             right = index == row["image"]
             axes.set_title(name, fontsize=SMALL, color=GREEN if right else ink(), pad=3)

@@ -1,4 +1,5 @@
 """What tools/verify.py measures of a run: on the images that it held out, beside baselines and another run."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -27,11 +28,14 @@ def disagreement(run: Path, results: dict[str, Any]) -> list[str]:
     found, said = results["baselines"][0]["raw"], results["recorded"]
     if not said or abs(found - said["mrr"]) < max(1e-3, said["mrr_se"]):  # the blend was chosen on these images
         return []
-    return [f"{run / kernel.METRICS} says MRR {said['mrr']:.4f}, measured here {found:.4f}: is this the data of the "
-            "run, and the script that made it?"]
+    return [
+        f"{run / kernel.METRICS} says MRR {said['mrr']:.4f}, measured here {found:.4f}: is this the data of the "
+        "run, and the script that made it?"
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ baselines
+
 
 def ridge(held: Validation) -> np.ndarray:
     """Plain ridge from captions to images on the training images, with the penalty of the kernel's closed form."""
@@ -52,28 +56,41 @@ def baselines(predictions: np.ndarray, held: Validation) -> dict[str, np.ndarray
     """Predictions of what every model has to beat."""
     rng = np.random.default_rng(0)
     mean = held.train.images[held.seen].mean(0)
-    return {"ridge": ridge(held), "mean image": np.broadcast_to(mean, predictions.shape),
-            "random permutation": np.stack([view[rng.permutation(len(view))] for view in predictions])}
+    return {
+        "ridge": ridge(held),
+        "mean image": np.broadcast_to(mean, predictions.shape),
+        "random permutation": np.stack([view[rng.permutation(len(view))] for view in predictions]),
+    }
 
 
 def baseline_row(name: str, predictions: np.ndarray, held: Validation) -> dict[str, Any]:
     """One model of the comparison."""
     tables = kernel.evaluate(predictions, held.images)
     raw, cosine = tables[RAW], tables[COSINE]
-    return {"model": name, "raw": raw["mrr"], "raw_se": raw["mrr_se"], "cosine": cosine["mrr"],
-            "cosine_se": cosine["mrr_se"], "recall@1": raw["recall@1"], "recall@10": raw["recall@10"],
-            "full_cosine": tables[FULL]["mrr"]}
+    return {
+        "model": name,
+        "raw": raw["mrr"],
+        "raw_se": raw["mrr_se"],
+        "cosine": cosine["mrr"],
+        "cosine_se": cosine["mrr_se"],
+        "recall@1": raw["recall@1"],
+        "recall@10": raw["recall@10"],
+        "full_cosine": tables[FULL]["mrr"],
+    }
 
 
 def other_run(path: Path, bundle: Bundle, held: Validation) -> tuple[str, np.ndarray, list[str]]:
     """Name, predictions and warnings of the run to compare with; it must have been validated on the same images."""
     other, notes = load_run(path)
     if other["dims"] != bundle["dims"]:
-        raise InputError(f"{path}: takes and gives {other['dims']} dimensions, the run {bundle['dims']}; give a run of "
-                         "the same data")
+        raise InputError(
+            f"{path}: takes and gives {other['dims']} dimensions, the run {bundle['dims']}; give a run of the same data"
+        )
     if set(other["val_images"]) != set(bundle["val_images"]):
-        raise InputError(f"{path}: was validated on other images; make it again with --set split_seed="
-                         f"{bundle['knobs']['split_seed']} on the same data")
+        raise InputError(
+            f"{path}: was validated on other images; make it again with --set split_seed="
+            f"{bundle['knobs']['split_seed']} on the same data"
+        )
     predictions = repelled(other, predict(other, held, held.views))
     recipe = other["knobs"]["recipe"]
     return path.name if recipe in path.name else f"{recipe} ({path.name})", predictions, notes
@@ -90,17 +107,25 @@ def compare(ours: np.ndarray, theirs: np.ndarray, gallery: np.ndarray) -> dict[s
 
 # ----------------------------------------------------------------------------------------------------- everything
 
+
 def calibrate(bundle: Bundle, predictions: np.ndarray, held: Validation) -> dict[str, Any]:
     """Calibration in pools at the learnt temperature and at the best one."""
     scores, learnt = numbers.pool_scores(predictions, held.images, kernel.POOL), learnt_temperature(bundle)
-    return {"learnt": numbers.calibration(scores, learnt) if learnt else None,
-            "best": numbers.calibration(scores, numbers.best_temperature(scores))}
+    return {
+        "learnt": numbers.calibration(scores, learnt) if learnt else None,
+        "best": numbers.calibration(scores, numbers.best_temperature(scores)),
+    }
 
 
 def retrieval(predictions: np.ndarray, held: Validation) -> dict[str, Any]:
     """The official numbers by view and pooled."""
-    views = [{name: kernel.retrieval_metrics(view, held.images, kernel.POOL, cosine)
-              for name, cosine in (("raw", False), ("cosine", True))} for view in predictions]
+    views = [
+        {
+            name: kernel.retrieval_metrics(view, held.images, kernel.POOL, cosine)
+            for name, cosine in (("raw", False), ("cosine", True))
+        }
+        for view in predictions
+    ]
     return {"views": views, "pooled": kernel.evaluate(predictions, held.images)}
 
 
@@ -114,8 +139,9 @@ def on_seen_images(bundle: Bundle, held: Validation) -> dict[str, Any]:
 Drawable = tuple[np.ndarray, dict[str, tuple]]  # predictions, distances by metric: what pictures are drawn of
 
 
-def measure(bundle: Bundle, held: Validation,
-            against: tuple[str, np.ndarray] | None) -> tuple[dict[str, Any], Drawable]:
+def measure(
+    bundle: Bundle, held: Validation, against: tuple[str, np.ndarray] | None
+) -> tuple[dict[str, Any], Drawable]:
     """Every number of the report, and what the pictures need beside them."""
     plain = predict(bundle, held, held.views)
     predictions = repelled(bundle, plain)
@@ -124,8 +150,10 @@ def measure(bundle: Bundle, held: Validation,
     models = {bundle["knobs"]["recipe"]: predictions, **(dict([against]) if against else {}), **others}
     gains = numbers.gains_of(predictions, held.images, kernel.POOL, False)
     results = {
-        "images": len(held.names), "captions": int(predictions.shape[0] * predictions.shape[1]),
-        "pool": Pools(len(held.names)).size, "pools": str(Pools(len(held.names))),
+        "images": len(held.names),
+        "captions": int(predictions.shape[0] * predictions.shape[1]),
+        "pool": Pools(len(held.names)).size,
+        "pools": str(Pools(len(held.names))),
         "baselines": [baseline_row(name, each, held) for name, each in models.items()],
         "against": compare(predictions, against[1], held.images) if against else None,
         "against_ridge": compare(predictions, others["ridge"], held.images),
@@ -137,5 +165,7 @@ def measure(bundle: Bundle, held: Validation,
         "hubness": numbers.hubness(predictions, held.images, held.names),
         "calibration": calibrate(bundle, predictions, held),
         "distances": {name: numbers.summarise_distance(*each) for name, each in measured.items()},
-        "anisotropy": facts, "distance_notes": numbers.distance_warnings(facts)}
+        "anisotropy": facts,
+        "distance_notes": numbers.distance_warnings(facts),
+    }
     return results, (predictions, measured)

@@ -6,6 +6,7 @@ image of caption i. Captions of one image go together: whatever is resampled, is
     gains = image_gains(predictions, gallery, kernel.POOL, cosine=False)     # (m,), their mean is the MRR
     verdict(paired_bootstrap(gains, gains_of_another_model), "the other run")   # "Better than the other run: sure"
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -42,11 +43,14 @@ class Pools:
 
 # ------------------------------------------------------------------------------------------------ resampling
 
+
 def bootstrap_means(values: np.ndarray, rounds: int, seed: int = 0) -> np.ndarray:
     """(rounds, k) means of the rows of `values` (m, k), drawn with replacement."""
     rng, m = np.random.default_rng(seed), len(values)
-    blocks = [rng.multinomial(m, np.full(m, 1 / m), size=min(250, rounds - start)) @ values / m
-              for start in range(0, rounds, 250)]  # in blocks: the counts of all rounds would not fit
+    blocks = [
+        rng.multinomial(m, np.full(m, 1 / m), size=min(250, rounds - start)) @ values / m
+        for start in range(0, rounds, 250)
+    ]  # in blocks: the counts of all rounds would not fit
     return np.concatenate(blocks)
 
 
@@ -57,8 +61,14 @@ def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, rounds: int = 10_000,
     # Shifted to a true difference of zero, how often does chance alone go as far as what was seen?
     beyond = np.abs(drawn - difference) >= abs(difference) - 1e-12
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"difference": difference, "low": float(low), "high": float(high),
-            "p": float((1 + beyond.sum()) / (1 + rounds)), "images": len(ours), "rounds": rounds}
+    return {
+        "difference": difference,
+        "low": float(low),
+        "high": float(high),
+        "p": float((1 + beyond.sum()) / (1 + rounds)),
+        "images": len(ours),
+        "rounds": rounds,
+    }
 
 
 def verdict(difference: dict[str, float], other: str) -> str:
@@ -72,6 +82,7 @@ def verdict(difference: dict[str, float], other: str) -> str:
 
 # ------------------------------------------------------------------------------------------------- distances
 
+
 def distances(predictions: np.ndarray, gallery: np.ndarray, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By metric: (views, m) to the own image and (views, m, others) to random other images."""
     m = len(gallery)
@@ -84,8 +95,13 @@ def distances(predictions: np.ndarray, gallery: np.ndarray, seed: int = 0) -> di
 def distance(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
     """(3, m): Euclidean, Manhattan and cosine distance, row by row."""
     gap = predictions - images
-    return np.stack([np.linalg.norm(gap, axis=1), np.abs(gap).sum(1),
-                     1 - np.einsum("ij,ij->i", kernel.unit(predictions), kernel.unit(images))])
+    return np.stack(
+        [
+            np.linalg.norm(gap, axis=1),
+            np.abs(gap).sum(1),
+            1 - np.einsum("ij,ij->i", kernel.unit(predictions), kernel.unit(images)),
+        ]
+    )
 
 
 def summarise_distance(own: np.ndarray, others: np.ndarray, rounds: int = 2000) -> dict[str, Any]:
@@ -93,11 +109,16 @@ def summarise_distance(own: np.ndarray, others: np.ndarray, rounds: int = 2000) 
     by_image = np.stack([own.mean(0), others.mean((0, 2))], axis=1)
     drawn = bootstrap_means(by_image, rounds)
     low, high = np.percentile(100 * (1 - drawn[:, 0] / drawn[:, 1]), [2.5, 97.5])
-    spread = {name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1)), "median": float(np.median(values))}
-              for name, values in (("own", own), ("random", others))}
-    return spread | {"nearer_to_own": float((own[..., None] < others).mean()),
-                     "improvement_percent": float(100 * (1 - own.mean() / others.mean())),
-                     "improvement_low": float(low), "improvement_high": float(high)}
+    spread = {
+        name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1)), "median": float(np.median(values))}
+        for name, values in (("own", own), ("random", others))
+    }
+    return spread | {
+        "nearer_to_own": float((own[..., None] < others).mean()),
+        "improvement_percent": float(100 * (1 - own.mean() / others.mean())),
+        "improvement_low": float(low),
+        "improvement_high": float(high),
+    }
 
 
 def anisotropy(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, float]:
@@ -108,35 +129,44 @@ def anisotropy(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, float]
     lengths = np.linalg.norm(predictions, axis=2)
     image_lengths = np.broadcast_to(np.linalg.norm(gallery, axis=1), lengths.shape)
     varies = lengths.std() > 1e-3 * lengths.mean()
-    return {"cosine_image_to_random_image": float(between),
-            "cosine_prediction_to_random_image": float((queries @ mean).mean()),
-            "prediction_length": float(lengths.mean()), "image_length": float(image_lengths.mean()),
-            "length_correlation": float(np.corrcoef(lengths.ravel(), image_lengths.ravel())[0, 1]) if varies else 0.0}
+    return {
+        "cosine_image_to_random_image": float(between),
+        "cosine_prediction_to_random_image": float((queries @ mean).mean()),
+        "prediction_length": float(lengths.mean()),
+        "image_length": float(image_lengths.mean()),
+        "length_correlation": float(np.corrcoef(lengths.ravel(), image_lengths.ravel())[0, 1]) if varies else 0.0,
+    }
 
 
 def distance_warnings(facts: dict[str, float]) -> list[str]:
     """Which distances say nothing for this model, and why."""
     found = []
     if facts["length_correlation"] < 0.3:
-        found.append(f"Euclidean and Manhattan distance say little here: the model was trained on directions, and the "
-                     f"lengths of its predictions (mean {facts['prediction_length']:.1f}) do not follow the photos' "
-                     f"(mean {facts['image_length']:.1f}; correlation {facts['length_correlation']:.2f})")
+        found.append(
+            f"Euclidean and Manhattan distance say little here: the model was trained on directions, and the "
+            f"lengths of its predictions (mean {facts['prediction_length']:.1f}) do not follow the photos' "
+            f"(mean {facts['image_length']:.1f}; correlation {facts['length_correlation']:.2f})"
+        )
     photos, prediction = facts["cosine_image_to_random_image"], facts["cosine_prediction_to_random_image"]
     if photos > 0.3:
         found.append(f"A high mean cosine says nothing by itself: two random photos have a cosine of {photos:.2f}")
     if abs(photos - prediction) > 0.1:
-        found.append(f"Predictions lie off the photos' common direction (cosine to a random photo {prediction:.2f}, "
-                     f"between photos {photos:.2f}): compare own with random, not a distance with another model's")
+        found.append(
+            f"Predictions lie off the photos' common direction (cosine to a random photo {prediction:.2f}, "
+            f"between photos {photos:.2f}): compare own with random, not a distance with another model's"
+        )
     return found
 
 
 # ------------------------------------------------------------------------------------------------- retrieval
 
+
 def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int | None, cosine: bool) -> np.ndarray:
     """(views, m) reciprocal ranks; in the official pools by the official rule, which counts 99 ranks."""
     rule = pool if pool == kernel.POOL else None
-    return np.stack([kernel.reciprocal_ranks(kernel.true_ranks(view, gallery, pool, cosine), rule)
-                     for view in predictions])
+    return np.stack(
+        [kernel.reciprocal_ranks(kernel.true_ranks(view, gallery, pool, cosine), rule) for view in predictions]
+    )
 
 
 def image_gains(predictions: np.ndarray, gallery: np.ndarray, pool: int | None, cosine: bool) -> np.ndarray:
@@ -150,16 +180,24 @@ def pool_curve(predictions: np.ndarray, gallery: np.ndarray) -> list[dict[str, f
     for size in [*(size for size in POOL_SIZES if size < m), m]:
         whole = m // size * size
         cut = predictions[:, :whole], gallery[:whole]
-        rows.append({"pool": size, "chance": float((1 / np.arange(1, size + 1)).mean()),
-                     **{name: float(image_gains(*cut, size, cosine).mean())
-                        for name, cosine in (("raw", False), ("cosine", True))}})
+        rows.append(
+            {
+                "pool": size,
+                "chance": float((1 / np.arange(1, size + 1)).mean()),
+                **{
+                    name: float(image_gains(*cut, size, cosine).mean())
+                    for name, cosine in (("raw", False), ("cosine", True))
+                },
+            }
+        )
     return rows
 
 
 def by_caption_length(captions: list[list[str]], gains: np.ndarray, groups: int = 5) -> list[dict[str, Any]]:
     """MRR by the number of words, in groups of about equal size; standard errors over images."""
-    words = np.array([[sum(any(c.isalnum() for c in word) for word in text.split()) for text in view]
-                      for view in captions])
+    words = np.array(
+        [[sum(any(c.isalnum() for c in word) for word in text.split()) for text in view] for view in captions]
+    )
     edges = np.unique(np.quantile(words, np.linspace(0, 1, groups + 1)).astype(int))
     rows = []
     for low, high in pairwise(edges if len(edges) > 1 else np.repeat(edges, 2)):
@@ -168,8 +206,15 @@ def by_caption_length(captions: list[list[str]], gains: np.ndarray, groups: int 
         if inside.any():
             mean = gains[inside].mean()
             error = np.sqrt((np.where(inside, gains - mean, 0).sum(0) ** 2).sum()) / inside.sum()
-            rows.append({"from": int(low), "to": int(high), "captions": int(inside.sum()), "mrr": float(mean),
-                         "mrr_se": float(error)})
+            rows.append(
+                {
+                    "from": int(low),
+                    "to": int(high),
+                    "captions": int(inside.sum()),
+                    "mrr": float(mean),
+                    "mrr_se": float(error),
+                }
+            )
     return rows
 
 
@@ -178,17 +223,23 @@ def hubness(predictions: np.ndarray, gallery: np.ndarray, names: list[str]) -> d
     k, counts = min(TOP_K, len(gallery)), np.zeros(len(gallery), int)
     for view in predictions:
         for start in range(0, len(view), 500):
-            scores = view[start:start + 500] @ gallery.T
+            scores = view[start : start + 500] @ gallery.T
             counts += np.bincount(np.argpartition(-scores, k - 1, axis=1)[:, :k].ravel(), minlength=len(gallery))
     centred = counts - counts.mean()
     worst = np.argsort(-counts, kind="stable")[:5]
-    return {"k": k, "captions": int(predictions.shape[0] * predictions.shape[1]), "counts": counts.tolist(),
-            "expected": float(counts.mean()), "skew": float((centred ** 3).mean() / max(centred.std(), 1e-12) ** 3),
-            "never": float((counts == 0).mean()),
-            "worst": [{"image": names[i], "lists": int(counts[i])} for i in worst]}
+    return {
+        "k": k,
+        "captions": int(predictions.shape[0] * predictions.shape[1]),
+        "counts": counts.tolist(),
+        "expected": float(counts.mean()),
+        "skew": float((centred**3).mean() / max(centred.std(), 1e-12) ** 3),
+        "never": float((counts == 0).mean()),
+        "worst": [{"image": names[i], "lists": int(counts[i])} for i in worst],
+    }
 
 
 # ----------------------------------------------------------------------------------------------- calibration
+
 
 def pool_scores(predictions: np.ndarray, gallery: np.ndarray, pool: int) -> np.ndarray:
     """(views x m, pool) scores of directions against raw images of mean length one; the own image comes first.
@@ -199,7 +250,7 @@ def pool_scores(predictions: np.ndarray, gallery: np.ndarray, pool: int) -> np.n
     size, rows = min(pool, len(gallery)), []
     for view in queries:
         for start in range(0, len(gallery) - size + 1, size):
-            scores = view[start:start + size] @ images[start:start + size].T
+            scores = view[start : start + size] @ images[start : start + size].T
             shifted = (np.arange(size)[:, None] + np.arange(size)) % size
             rows.append(np.take_along_axis(scores, shifted, axis=1))
     return np.concatenate(rows)
@@ -216,14 +267,27 @@ def calibration(scores: np.ndarray, temperature: float, bins: int = 10) -> dict[
     probability = softmax(scores / temperature)
     confidence, right = probability.max(1), probability.argmax(1) == 0
     which = np.minimum((confidence * bins).astype(int), bins - 1)
-    curve = [{"confidence": float(confidence[which == b].mean()), "right": float(right[which == b].mean()),
-              "captions": int((which == b).sum())} for b in range(bins) if (which == b).any()]
+    curve = [
+        {
+            "confidence": float(confidence[which == b].mean()),
+            "right": float(right[which == b].mean()),
+            "captions": int((which == b).sum()),
+        }
+        for b in range(bins)
+        if (which == b).any()
+    ]
     gap = sum(row["captions"] * abs(row["confidence"] - row["right"]) for row in curve) / len(scores)
     filled = [row for row in curve if row["captions"] >= max(10, len(scores) / 50)]  # else chance alone makes a gap
     worst = max(filled, key=lambda row: abs(row["confidence"] - row["right"]), default=None)
-    return {"temperature": float(temperature), "says": float(confidence.mean()), "right": float(right.mean()),
-            "ece": float(gap), "loss": float(-np.log(np.maximum(probability[:, 0], 1e-12)).mean()), "curve": curve,
-            "worst": worst}
+    return {
+        "temperature": float(temperature),
+        "says": float(confidence.mean()),
+        "right": float(right.mean()),
+        "ece": float(gap),
+        "loss": float(-np.log(np.maximum(probability[:, 0], 1e-12)).mean()),
+        "curve": curve,
+        "worst": worst,
+    }
 
 
 def best_temperature(scores: np.ndarray) -> float:

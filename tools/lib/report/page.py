@@ -1,4 +1,5 @@
 """One self-contained page of figures and tables: no network, readable on a phone, light and dark."""
+
 from __future__ import annotations
 
 import base64
@@ -13,16 +14,20 @@ Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # header, rows
 
 def variables(theme: Theme) -> str:
     """A theme as the page's variables; the colour that shows that a table goes on is its ink, thinned."""
-    return (f"--ink: {theme.ink}; --page: {theme.page}; --line: {theme.line}; --soft: {theme.soft}; "
-            f"--warn: {theme.warn}; --more: {theme.ink}66")
+    return (
+        f"--ink: {theme.ink}; --page: {theme.page}; --line: {theme.line}; --soft: {theme.soft}; "
+        f"--warn: {theme.warn}; --more: {theme.ink}66"
+    )
 
 
 # A table that is wider than the screen scrolls by itself: a shadow stands at the side where it goes on (two covers
 # that move with the content hide it at the ends), and its scroll bar stays.
-STYLE = f"""
+STYLE = (
+    f"""
 :root {{ color-scheme: light dark; {variables(LIGHT)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}
-""" + """
+"""
+    + """
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--page); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
@@ -43,6 +48,7 @@ th:first-child, td:first-child { text-align: left; white-space: normal; min-widt
 tr + tr { border-top: 1px solid var(--line) }
 .warning { background: var(--warn); border-radius: .5rem; padding: .6rem .8rem; margin: .6rem 0 }
 """
+)
 
 
 @dataclass(frozen=True)
@@ -67,24 +73,30 @@ class Section:
 def table_html(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table that scrolls by itself where it is wider than the screen, with the keyboard as well."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape('-' if cell is None else str(cell))}</td>" for cell in row)
-                   + "</tr>" for row in rows)
-    return (f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-            "</div>")
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape('-' if cell is None else str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def picture_html(picture: Picture) -> str:
     """An inlined picture, the dark one where the reader's screen is dark."""
     light, dark = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (picture.light, picture.dark))
-    return (f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-            f'<img alt="{html.escape(picture.title)}" src="{light}"></picture></figure>')
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{html.escape(picture.title)}" src="{light}"></picture></figure>'
+    )
 
 
 def section_html(section: Section) -> str:
     pictures = "".join(map(picture_html, section.pictures))
-    parts = [f"<h2>{html.escape(section.heading)}</h2>", f"<p>{html.escape(section.text)}</p>",
-             *([f'<div class="figures">{pictures}</div>'] if pictures else []),
-             *(table_html(*table) for table in section.tables)]
+    parts = [
+        f"<h2>{html.escape(section.heading)}</h2>",
+        f"<p>{html.escape(section.text)}</p>",
+        *([f'<div class="figures">{pictures}</div>'] if pictures else []),
+        *(table_html(*table) for table in section.tables),
+    ]
     return "<section>" + "\n".join(parts) + "</section>"
 
 
@@ -93,6 +105,8 @@ def page(title: str, opening: Sequence[str], warnings: Sequence[str], sections: 
     lines = [f'<p class="warning">{html.escape(warning)}</p>' for warning in warnings]
     lines += [f'<p class="opening">{html.escape(line)}</p>' for line in opening]
     lines += map(section_html, sections)
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
-            f"<h1>{html.escape(title)}</h1>" + "\n".join(lines) + "</body></html>\n")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
+        f"<h1>{html.escape(title)}</h1>" + "\n".join(lines) + "</body></html>\n"
+    )

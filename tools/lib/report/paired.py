@@ -1,4 +1,5 @@
 """Two runs on the images that both of them held out: the difference in MRR, and how sure it is."""
+
 from __future__ import annotations
 
 from pathlib import Path

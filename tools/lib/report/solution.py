@@ -1,4 +1,5 @@
 """A submission against the answers, where somebody has them: the kernel's metric on test captions."""
+
 from __future__ import annotations
 
 import csv
@@ -37,8 +38,10 @@ def read_solution(path: Path) -> Solution:
     except Exception as error:  # damaged bytes can fail anywhere in zip, zlib or header
         raise InputError(f"{path}: not a readable npz ({str(error)[:100]})") from error
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or images.ndim != 2 or len(ids) != len(images) or len(ids) < 2:
-        raise InputError(f"{path}: {IDS} of shape {ids.shape} and {IMAGES} of shape {images.shape}: expected as many "
-                         "whole numbers as vectors, two at least")
+        raise InputError(
+            f"{path}: {IDS} of shape {ids.shape} and {IMAGES} of shape {images.shape}: expected as many "
+            "whole numbers as vectors, two at least"
+        )
     if not np.isfinite(images).all():
         raise InputError(f"{path}: {IMAGES} holds NaN or infinity")
     return Solution(ids.astype(np.int64), images)
@@ -66,11 +69,16 @@ def score(place: Path, answers: Path, against: Path | None) -> dict[str, Any]:
     if against:
         other = submission_of(against)
         theirs = read_submission(other, solution)
-        result = {"against": {"submission": str(other),
-                              **compare(predictions[None], theirs[None], solution.images)}}
-    return {"submission": str(path), "solution": str(answers), "captions": len(solution.ids),
-            "pool": Pools(len(solution.ids)).size, "pools": str(Pools(len(solution.ids))),
-            "scores": kernel.evaluate(predictions[None], solution.images), **result}
+        result = {"against": {"submission": str(other), **compare(predictions[None], theirs[None], solution.images)}}
+    return {
+        "submission": str(path),
+        "solution": str(answers),
+        "captions": len(solution.ids),
+        "pool": Pools(len(solution.ids)).size,
+        "pools": str(Pools(len(solution.ids))),
+        "scores": kernel.evaluate(predictions[None], solution.images),
+        **result,
+    }
 
 
 def score_table(result: dict[str, Any]) -> Table:

@@ -3,6 +3,7 @@
 `solution.npz` holds the test images' embeddings: what a competitor never sees, only a grader may read it. As in the
 competition, the test has captions and no pictures.
 """
+
 from __future__ import annotations
 
 import csv
@@ -27,6 +28,7 @@ FEWEST, MOST = 20, 100_000
 
 
 # ------------------------------------------------------------------------------------------------------- writing
+
 
 class Blocks:
     """An array that is written block by block and never held as a whole."""
@@ -62,18 +64,31 @@ def one_hot(images: int, rows: int = 500) -> Blocks:
 
 def metadata(captions: int, images: int) -> dict[str, np.ndarray]:
     """The keys that both files begin with."""
-    sizes = {"num_captions": captions, "num_images": images, "embedding_dim_text": TEXT_DIM,
-             "embedding_dim_image": IMAGE_DIM}
+    sizes = {
+        "num_captions": captions,
+        "num_images": images,
+        "embedding_dim_text": TEXT_DIM,
+        "embedding_dim_image": IMAGE_DIM,
+    }
     return {f"metadata/{key}": np.array([size]) for key, size in sizes.items()}
 
 
-def write_train(root: Path, names: list[str], captions: list[str], text: np.ndarray | Blocks,
-                images: np.ndarray) -> None:
+def write_train(
+    root: Path, names: list[str], captions: list[str], text: np.ndarray | Blocks, images: np.ndarray
+) -> None:
     """train.npz and captions.txt, where the unzipped competition has them."""
-    write_npz(root / "train/train/train.npz", {
-        **metadata(len(captions), len(names)),
-        "captions/ids": np.arange(len(captions)), "captions/text": np.array(captions), "captions/embeddings": text,
-        "captions/label": one_hot(len(names)), "images/names": np.array(names), "images/embeddings": images})
+    write_npz(
+        root / "train/train/train.npz",
+        {
+            **metadata(len(captions), len(names)),
+            "captions/ids": np.arange(len(captions)),
+            "captions/text": np.array(captions),
+            "captions/embeddings": text,
+            "captions/label": one_hot(len(names)),
+            "images/names": np.array(names),
+            "images/embeddings": images,
+        },
+    )
     with (root / "train/train/captions.txt").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "caption"])
@@ -83,8 +98,11 @@ def write_train(root: Path, names: list[str], captions: list[str], text: np.ndar
 def write_test(root: Path, captions: list[str], text: np.ndarray, images: np.ndarray) -> None:
     """test.clean.npz and captions.txt, and outside of them what only a grader reads."""
     ids = np.arange(1, len(captions) + 1)
-    write_npz(root / "test/test/test.clean.npz", metadata(len(captions), len(captions)) | {
-        "captions/ids": ids, "captions/text": np.array(captions), "captions/embeddings": text})
+    write_npz(
+        root / "test/test/test.clean.npz",
+        metadata(len(captions), len(captions))
+        | {"captions/ids": ids, "captions/text": np.array(captions), "captions/embeddings": text},
+    )
     with (root / "test/test/captions.txt").open("w", encoding="utf-8") as file:
         file.write("id,caption\n")
         file.writelines(f"{number},{cut_caption(caption)}\n" for number, caption in zip(ids, captions, strict=True))
@@ -128,8 +146,10 @@ def progress(items: Iterable, what: str) -> Iterable:
 
 # ------------------------------------------------------------------------------------------------- the two sets
 
-def draw_set(n: int, rng: np.random.Generator, names: list[str] | None, folder: Path,
-             what: str) -> tuple[list[list[str]], np.ndarray]:
+
+def draw_set(
+    n: int, rng: np.random.Generator, names: list[str] | None, folder: Path, what: str
+) -> tuple[list[list[str]], np.ndarray]:
     """Captions and embeddings of `n` new scenes; the pictures are kept in `folder` under `names`, if there are any."""
     captions, features, block = [], [], 100
     for start in progress(range(0, n, block), what):
@@ -167,21 +187,26 @@ def make_full_size(dest: Path, n_images: int = FULL_IMAGES, seed: int = 0, n_tes
     to_text, to_image = (rng.normal(size=(48, dim)).astype(np.float32) for dim in (TEXT_DIM, IMAGE_DIM))
     common = rng.normal(size=IMAGE_DIM).astype(np.float32)
     latent = rng.normal(size=(n_images + n_test, 48)).astype(np.float32)
-    images = rng.standard_normal((len(latent), IMAGE_DIM), np.float32) * np.float32(.1)
+    images = rng.standard_normal((len(latent), IMAGE_DIM), np.float32) * np.float32(0.1)
     images += latent @ to_image / np.float32(20) + common / 2
-    images *= np.exp(rng.normal(.05, .08, size=(len(latent), 1))).astype(np.float32)
+    images *= np.exp(rng.normal(0.05, 0.08, size=(len(latent), 1))).astype(np.float32)
 
     def captions_of(rows: np.ndarray) -> np.ndarray:
-        seen = np.tanh(latent[rows] + rng.standard_normal((len(rows), 48), np.float32) * np.float32(.5))
-        return seen @ to_text / 16 + rng.standard_normal((len(rows), TEXT_DIM), np.float32) * np.float32(.1)
+        seen = np.tanh(latent[rows] + rng.standard_normal((len(rows), 48), np.float32) * np.float32(0.5))
+        return seen @ to_text / 16 + rng.standard_normal((len(rows), TEXT_DIM), np.float32) * np.float32(0.1)
 
     n, step = n_images * CAPTIONS_PER_IMAGE, 5000
     starts = progress(range(0, n, step), f"writing {n} captions of {n_images} images")
     blocks = (captions_of(np.arange(start, min(start + step, n)) // CAPTIONS_PER_IMAGE) for start in starts)
     with whole_folder(dest) as root:
         names = picture_names(n_images, rng)
-        captions = [f"Synthetic caption {i % CAPTIONS_PER_IMAGE + 1} of {names[i // CAPTIONS_PER_IMAGE]} ."
-                    for i in range(n)]
+        captions = [
+            f"Synthetic caption {i % CAPTIONS_PER_IMAGE + 1} of {names[i // CAPTIONS_PER_IMAGE]} ." for i in range(n)
+        ]
         write_train(root, names, captions, Blocks(np.float32, (n, TEXT_DIM), blocks), images[:n_images])
-        write_test(root, [f"Synthetic test caption {i + 1} ." for i in range(n_test)],
-                   captions_of(np.arange(n_images, len(latent))), images[n_images:])
+        write_test(
+            root,
+            [f"Synthetic test caption {i + 1} ." for i in range(n_test)],
+            captions_of(np.arange(n_images, len(latent))),
+            images[n_images:],
+        )

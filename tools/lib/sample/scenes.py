@@ -1,4 +1,5 @@
 """Scenes of coloured shapes: drawn with pillow, described in five differently worded captions each."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -51,8 +52,11 @@ SIZES = {  # radius in pixels, ways to say it
     "medium": (15, ("", "", "medium-sized")),
     "large": (23, ("large", "big", "huge")),
 }
-COLUMNS = {"left": ("on the left", "at the left edge"), "middle": ("in the middle", "at the centre"),
-           "right": ("on the right", "at the right edge")}
+COLUMNS = {
+    "left": ("on the left", "at the left edge"),
+    "middle": ("in the middle", "at the centre"),
+    "right": ("on the right", "at the right edge"),
+}
 ROWS = {"high": ("up high", "near the top"), "low": ("down low", "near the bottom")}
 COUNTS = {1: ("one shape", "a single shape"), 2: ("two shapes", "a pair of shapes"), 3: ("three shapes", "a trio")}
 
@@ -88,14 +92,14 @@ def pick(rng: np.random.Generator, options: Iterable[str]) -> str:
 def make_scene(rng: np.random.Generator) -> Scene:
     """One to three shapes in different cells of a 3 x 2 grid, so that they seldom hide one another."""
     cells = [(column, row) for column in COLUMNS for row in ROWS]
-    count = int(rng.choice([1, 2, 3], p=[.2, .45, .35]))
+    count = int(rng.choice([1, 2, 3], p=[0.2, 0.45, 0.35]))
     shapes = []
     for cell in rng.choice(len(cells), size=count, replace=False):
         column, row = cells[cell]
-        x = (list(COLUMNS).index(column) + .5) * WIDTH / 3 + rng.uniform(-10, 10)
-        y = (list(ROWS).index(row) + .5) * HEIGHT / 2 + rng.uniform(-9, 9)
+        x = (list(COLUMNS).index(column) + 0.5) * WIDTH / 3 + rng.uniform(-10, 10)
+        y = (list(ROWS).index(row) + 0.5) * HEIGHT / 2 + rng.uniform(-9, 9)
         shapes.append(Shape(pick(rng, KINDS), pick(rng, COLOURS), pick(rng, SIZES), column, row, x, y))
-    return Scene(pick(rng, SCENERY), float(rng.uniform(.4, .75)), tuple(shapes))
+    return Scene(pick(rng, SCENERY), float(rng.uniform(0.4, 0.75)), tuple(shapes))
 
 
 def polygon(x: float, y: float, radii: Iterable[float], turn: float) -> list[tuple[float, float]]:
@@ -112,15 +116,19 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: Shape, scale: int) -> None:
     if shape.kind == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     elif shape.kind == "ring":
-        draw.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=round(r * .4))
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=round(r * 0.4))
     elif shape.kind == "bar":
-        draw.rectangle((x - 1.2 * r, y - .3 * r, x + 1.2 * r, y + .3 * r), fill=fill)
+        draw.rectangle((x - 1.2 * r, y - 0.3 * r, x + 1.2 * r, y + 0.3 * r), fill=fill)
     elif shape.kind == "cross":
-        draw.rectangle((x - r, y - .3 * r, x + r, y + .3 * r), fill=fill)
-        draw.rectangle((x - .3 * r, y - r, x + .3 * r, y + r), fill=fill)
+        draw.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), fill=fill)
+        draw.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), fill=fill)
     else:
-        radii, turn = {"square": ([1.2] * 4, np.pi / 4), "triangle": ([1.15] * 3, -np.pi / 2),
-                       "star": ([1.2, .5] * 5, -np.pi / 2), "diamond": ([1.2, .8] * 2, -np.pi / 2)}[shape.kind]
+        radii, turn = {
+            "square": ([1.2] * 4, np.pi / 4),
+            "triangle": ([1.15] * 3, -np.pi / 2),
+            "star": ([1.2, 0.5] * 5, -np.pi / 2),
+            "diamond": ([1.2, 0.8] * 2, -np.pi / 2),
+        }[shape.kind]
         draw.polygon(polygon(x, y, [r * radius for radius in radii], turn), fill=fill)
 
 
@@ -147,7 +155,7 @@ def noun(shape: Shape, rng: np.random.Generator, detail: float) -> str:
     words = []
     if rng.random() < detail:
         words.append(pick(rng, SIZES[shape.size][1]))
-    if rng.random() < detail + .2:
+    if rng.random() < detail + 0.2:
         words.append(pick(rng, COLOURS[shape.colour][1]))
     words.append(pick(rng, KINDS[shape.kind]))
     phrase = " ".join(word for word in words if word)
@@ -160,11 +168,11 @@ def describe(scene: Scene, rng: np.random.Generator) -> list[str]:
     first, last = order[0], order[-1]
     where, side = SCENERY[scene.scenery][2], f"{pick(rng, COLUMNS[first.column])} {pick(rng, ROWS[first.row])}"
     captions = [
-        f"{' and '.join(noun(shape, rng, .9) for shape in order)} {pick(rng, where)} .",
-        f"{noun(first, rng, .9)} {side} , {pick(rng, where)} .",
-        f"there is {noun(last, rng, .8)} {pick(rng, COLUMNS[last.column])} of a picture taken {pick(rng, where)} .",
-        f"{pick(rng, COUNTS[len(order)])} {pick(rng, where)} with {noun(first, rng, .8)} to see .",
-        relation(first, last, rng) if len(order) > 1 else f"{pick(rng, where)} , only {noun(first, rng, .8)} .",
+        f"{' and '.join(noun(shape, rng, 0.9) for shape in order)} {pick(rng, where)} .",
+        f"{noun(first, rng, 0.9)} {side} , {pick(rng, where)} .",
+        f"there is {noun(last, rng, 0.8)} {pick(rng, COLUMNS[last.column])} of a picture taken {pick(rng, where)} .",
+        f"{pick(rng, COUNTS[len(order)])} {pick(rng, where)} with {noun(first, rng, 0.8)} to see .",
+        relation(first, last, rng) if len(order) > 1 else f"{pick(rng, where)} , only {noun(first, rng, 0.8)} .",
     ]
     return [captions[i][0].upper() + captions[i][1:] for i in rng.permutation(CAPTIONS_PER_IMAGE)]
 
@@ -175,4 +183,4 @@ def relation(first: Shape, last: Shape, rng: np.random.Generator) -> str:
         word = "above" if first.y < last.y else "below"
     else:
         word = "left of" if first.x < last.x else "right of"
-    return f"{noun(first, rng, .9)} {word} {noun(last, rng, .9)} ."
+    return f"{noun(first, rng, 0.9)} {word} {noun(last, rng, 0.9)} ."
