@@ -427,8 +427,8 @@ def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, 
         (None, "interrupted or still runs"),
         (
             {"complete": False, "stopped": "SIGTERM", "predicted_by": [{"candidate": 1, "refitted": False}]},
-            "not finished (SIGTERM); trained: candidate 0 in closed form, candidate 1 for 2.5 epochs, candidate 2 up to "
-            "epoch 4; its submission is predicted by candidate 1 (not refitted)",
+            "not finished (SIGTERM); trained: candidate 0 in closed form, candidate 1 for 2.5 epochs, candidate 2 up "
+            "to epoch 4; its submission is predicted by candidate 1 (not refitted)",
         ),
         ({"complete": True, "stopped": "time budget"}, None),
     ],

@@ -260,9 +260,9 @@ class Kernels(Service):
                 f"{base}/v1/kernels/logs/stream/{version.ref}",
                 params={"versionLabel": f"v{version.number}"},
                 # None takes the session's own header away.
-                headers={"Accept": "text/event-stream, */*", "Content-Type": None},
+                headers={"Accept": "text/event-stream, */*", "Content-Type": None},  # type: ignore[dict-item]
                 stream=True,
-            )  # type: ignore[dict-item]
+            )
             with check_status(what, self._transport.follow(what, answer, {}), 200) as response:
                 yield from _events_of(what, response)
 
