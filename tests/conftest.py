@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ os.environ["KAGGLE_API_ENVIRONMENT"] = "LOCALHOST"
 os.environ["KAGGLE_CONFIG_DIR"] = tempfile.mkdtemp(prefix="kaggle-config-")
 # Tiny products gain nothing from threads, and tests that run beside each other would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the suite runs under nohup, what it starts would ignore it
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 

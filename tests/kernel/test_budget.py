@@ -155,11 +155,12 @@ def test_a_search_goes_on_with_what_it_had_drawn(kernel, server, data: Path, tmp
     arguments = ["--input", data, "--output", tmp_path / "out", "--recipe=search", *LEARNING, "--set=epochs=2"]
     ended = server.stop(signal.SIGTERM, *arguments, "--set=checkpoint_seconds=0", after="candidate 7 is drawn")
     assert ended.returncode == 143
-    assert len(read_json(tmp_path / "out" / "resume_run.json")["drawn"]) == 2
+    drawn_before = len(read_json(tmp_path / "out" / "resume_run.json")["drawn"])  # one more may come before the signal
+    assert drawn_before >= 2
     score = mrr(tmp_path / "out")
     again, _ = run_for(server, 10.0, tmp_path / "out", data, "--recipe=search", *LEARNING, "--set=epochs=2")
     assert again.returncode == 0 and not again.stderr
     drawn = re.findall(r"^candidate (\d+) is drawn", again.stdout, re.M)
-    assert all(int(number) > 7 for number in drawn)
+    assert all(int(number) > 5 + drawn_before for number in drawn)
     check_submitted(kernel, tmp_path / "out")
     assert len(read_json(tmp_path / "out" / METRICS)["members"]) >= 8 and mrr(tmp_path / "out") >= score
