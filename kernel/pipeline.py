@@ -2056,7 +2056,12 @@ def log_report(best: Outcome, records: Records, problem: Problem) -> None:
         trained = f"{one.validated.epochs:8.1f}{one.validated.seconds:9.1f}"
         log(f"{one.number:9}{weights.get(one.number, 0):8.2f}{figures}{trained}  {describe(one.knobs, records.knobs)}")
     kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
-    log(f"weights {kind}; repulsion {best.repulsion:g} of up to {records.knobs.repulsion:g}\n")
+    log(f"weights {kind}; repulsion {best.repulsion:g} of up to {records.knobs.repulsion:g}")
+    without = [one for one in records.candidates if not one.knobs.pairs]
+    if records.knobs.pairs_compare and without:
+        figures = figures_of(outcome_of(without, problem, records.knobs.repulsion).tables)
+        log(f"without extra pairs: raw {figures['pool100_raw']:.4f}, cosine {figures['pool100_cosine']:.4f}")
+    log("")
 
 
 def draw_curves(path: Path, table: pd.DataFrame, best: Outcome) -> None:

@@ -129,6 +129,7 @@ def test_a_run_with_pairs_says_what_joined(kernel, server, tmp_path: Path, compa
     members = read_json(tmp_path / "out" / "metrics.json")["members"]
     assert len(members) == (4 if compare else 2)
     assert sum("pairs=False" in one["knobs"] for one in members) == (2 if compare else 0)
+    assert ("without extra pairs: raw" in ended.stdout) == compare
 
 
 def test_pairs_are_not_joined_unasked_and_missing_ones_are_an_error(server, data: Path, tmp_path: Path):
