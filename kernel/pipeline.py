@@ -2059,8 +2059,8 @@ def log_report(best: Outcome, records: Records, problem: Problem) -> None:
     log(f"weights {kind}; repulsion {best.repulsion:g} of up to {records.knobs.repulsion:g}")
     without = [one for one in records.candidates if not one.knobs.pairs]
     if records.knobs.pairs_compare and without:
-        figures = figures_of(outcome_of(without, problem, records.knobs.repulsion).tables)
-        log(f"without extra pairs: raw {figures['pool100_raw']:.4f}, cosine {figures['pool100_cosine']:.4f}")
+        alone = figures_of(outcome_of(without, problem, records.knobs.repulsion).tables)
+        log(f"without extra pairs: raw {alone['pool100_raw']:.4f}, cosine {alone['pool100_cosine']:.4f}")
     log("")
 
 
@@ -2271,10 +2271,10 @@ def make_folder(output: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------- command line
-def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
-    """Read, train, submit; the exit code."""
-    knobs, candidates = resolve_knobs(given), resolve_candidates(given)
-    stop = Stop(knobs.max_minutes)
+def read_problem(
+    source: Path, knobs: Knobs, candidates: list[Knobs]
+) -> tuple[Problem, dict[str, dict[str, Any]], list[dict]]:
+    """The run's data, sha256 and size of the two files, and what became of extra pairs."""
     paths = [find_file(source, name) for name in ("train.npz", "test.clean.npz")]
     train, test = read_train(paths[0], knobs.consecutive_captions), read_test(paths[1])
     for key, ours, theirs in (
@@ -2289,34 +2289,43 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     if files:
         log(f"pairs: {len(files)} file(s) of external data join; whether the rules allow that is yours to look up")
     problem, pairs = make_problem(train, test, knobs, candidates, files)
-    train = problem.train  # with the pairs; the set without them is let go
+    captions, images = (f"{len(rows)} x {rows.shape[1]}" for rows in (problem.train.text, problem.train.images))
+    seconds = time.monotonic() - STARTED
+    log(f"data: captions {captions}, images {images}, {len(test.text)} test captions; read in {seconds:.1f} s")
+    return problem, {path.name: file_facts(path) for path in paths}, pairs
+
+
+def plan_jobs(candidates: list[Knobs], knobs: Knobs, index: dict[str, Any], folder: Folder) -> list[Job]:
+    """The candidates, with those that the run which this one goes on from had drawn; what it finished is marked."""
+    drawn = index.get("drawn", [])
+    jobs = [Job(number, one, drawn=number >= len(candidates)) for number, one in enumerate([*candidates, *drawn])]
+    for job in jobs:
+        job.done = bool(index) and folder.is_done("validate", job.number)
+        job.named = not knobs.refit and job.knobs.network != "linear" and not any(one.named for one in jobs)
+    return jobs
+
+
+def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
+    """Read, train, submit; the exit code."""
+    knobs, candidates = resolve_knobs(given), resolve_candidates(given)
+    stop = Stop(knobs.max_minutes)
+    problem, inputs, pairs = read_problem(source, knobs, candidates)
     if knobs.pairs_compare:
         candidates += [dataclasses.replace(one, pairs=False) for one in candidates if one.pairs]
     sizes = {choice: len(problem.images_of("refit", choice)) for choice in (False, True)}
     knobs, *candidates = (with_epochs(one, sizes[one.pairs]) for one in (knobs, *candidates))
+
     make_folder(output)
-    inputs = {path.name: file_facts(path) for path in paths}
-    log(
-        f"data: {len(train.text)} captions x {train.text.shape[1]}, {len(train.images)} images x "
-        f"{train.images.shape[1]}, {len(test.text)} test captions; read in {time.monotonic() - STARTED:.1f} s"
-    )
-    compared = [
-        {k: v for k, v in dataclasses.asdict(one).items() if not FIELDS[k].metadata["free"]} for one in candidates
-    ]
+    fixed = [key for key, one in FIELDS.items() if not one.metadata["free"]]
+    compared = [{key: getattr(one, key) for key in fixed} for one in candidates]
     folder = Folder(output, hashlib.sha256(json.dumps([inputs, pairs, compared]).encode()).hexdigest())
     index = folder.read_index(source)
-    machine = choose_machine(knobs, index)
-    jobs = [
-        Job(number, one, drawn=number >= len(candidates))
-        for number, one in enumerate([*candidates, *index.get("drawn", [])])
-    ]
-    for job in jobs:
-        job.done = bool(index) and folder.is_done("validate", job.number)
-        job.named = not knobs.refit and job.knobs.network != "linear" and not any(one.named for one in jobs)
+    machine, jobs = choose_machine(knobs, index), plan_jobs(candidates, knobs, index, folder)
     if not index:
         folder.clear()
         folder.forget()
     folder.write_index(machine, jobs)
+
     records = Records(knobs, inputs, pairs, {"train": 0.0, "refit": 0.0})
     schedule = Schedule(jobs, knobs, given, problem, machine, stop)
     log(f"recipe: {knobs.recipe}, {len(jobs)} candidate(s), {knobs.epochs} epochs, seed {knobs.seed}")
