@@ -2011,7 +2011,7 @@ def numbers_of(best: Outcome, problem: Problem, knobs: Knobs, records: Records) 
         for one in records.candidates
     ]
     return {
-        "validate_seconds": round(sum(one.validated.watched for one in records.candidates), 2),
+        "validate_seconds": round(sum(one.validated.watched for one in records.candidates), 4),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
         "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
