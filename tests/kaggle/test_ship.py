@@ -35,6 +35,7 @@ def done_once(kaggle, competition) -> None:
 
 
 # -------------------------------------------------------------------------------------------- end to end
+@pytest.mark.slow
 def test_from_the_repository_to_a_score(run_ship, kaggle, kernel, competition, client, tmp_path, capsys):
     kaggle.plans = [Plan(queued=1, run=True)]
     assert run_ship(*QUICK, "--json") == 0

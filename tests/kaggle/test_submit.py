@@ -372,6 +372,7 @@ def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(go, kaggle, competition, monkeypatch):
     kaggle.habits.history_lag = 10**7
     with monkeypatch.context() as patched:
@@ -383,6 +384,7 @@ def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(go, k
     assert go("--again").code == 0 and len(competition.submissions) == 2
 
 
+@pytest.mark.slow
 def test_without_a_count_there_is_no_proof(go, kaggle, competition):
     kaggle.fail("CreateSubmission", Fault(drop="before"))
     assert go().code == 1

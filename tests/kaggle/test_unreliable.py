@@ -71,6 +71,7 @@ def test_a_dataset_outlives_minutes_without_an_answer(package, kaggle):
     assert len(kaggle.datasets[DATASET].versions) == 1
 
 
+@pytest.mark.slow
 def test_an_outage_that_lasts_ends_the_wait_and_says_how_to_go_on(push, kaggle, finished):
     kaggle.fail("GetKernelSessionStatus", *[Fault(status=503)] * 10**4)
     with pytest.raises(ToolError, match=r"so for \d+ minutes; go on with .*push_kernel\.py output --version 1"):
@@ -80,6 +81,7 @@ def test_an_outage_that_lasts_ends_the_wait_and_says_how_to_go_on(push, kaggle, 
     assert versions(kaggle) == 1
 
 
+@pytest.mark.slow
 def test_time_in_the_queue_is_no_part_of_the_session(push, kaggle, finished):
     kaggle.plans[0].queued = 25  # about 20 minutes, of a session of five
     assert push("--timeout-minutes", 5) == 0

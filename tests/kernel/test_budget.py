@@ -137,6 +137,7 @@ def test_no_time_for_the_only_network_is_said(server, data: Path, tmp_path: Path
 
 
 # ------------------------------------------------------------------------------------------------- search
+@pytest.mark.slow
 def test_the_search_draws_until_its_time_is_out(kernel, server, data: Path, tmp_path: Path):
     seconds = 12.0
     ended, took = run_for(server, seconds, tmp_path / "out", data, "--recipe=search", *LEARNING, "--set=epochs=2")
@@ -151,6 +152,7 @@ def test_the_search_draws_until_its_time_is_out(kernel, server, data: Path, tmp_
     assert took < seconds + SLACK
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_with_what_it_had_drawn(kernel, server, data: Path, tmp_path: Path):
     arguments = ["--input", data, "--output", tmp_path / "out", "--recipe=search", *LEARNING, "--set=epochs=2"]
     ended = server.stop(signal.SIGTERM, *arguments, "--set=checkpoint_seconds=0", after="candidate 7 is drawn")

@@ -14,6 +14,7 @@ from typing import Any
 from drawn import JOINED, SMALL
 from lib.project import KERNEL, sha256_of
 from outputs import (
+import pytest
     CURVES,
     SUBMISSION,
     check_outputs,
@@ -41,6 +42,7 @@ def as_script(
     return done
 
 
+@pytest.mark.slow
 def test_a_packaged_copy_in_the_mounts_of_kaggle(kernel, data: Path, first, tmp_path: Path):
     """Command line beats OVERRIDES beats recipe beats default, in the script as it is staged, in the new mount."""
     shutil.copytree(data, tmp_path / "kaggle/input/competitions/aml-competition")

@@ -57,6 +57,7 @@ def test_run_with_json(tmp_path, capfd):
     assert entry["run"] == run.name and entry["validation"]["pool100_raw"] == result["validation"]["pool100_raw"]["mrr"]
 
 
+@pytest.mark.slow
 def test_interrupted_run_goes_on(tmp_path, capfd):
     """Ctrl-C reaches the kernel once, it checkpoints; the same output folder goes on and ends with the table."""
     data, output = draw_data(tmp_path / "data"), tmp_path / "mine"
