@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from drawn import JOINED, SMALL
 from lib.project import KERNEL, sha256_of
 from outputs import (
-import pytest
     CURVES,
     SUBMISSION,
     check_outputs,
