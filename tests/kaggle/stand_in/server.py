@@ -195,9 +195,10 @@ class Handler(BaseHTTPRequestHandler):
         return Answer(status, json.dumps(data).encode(), "application/json", headers)
 
     def _keep(self, session: str, count: int) -> None:
-        blob = self.kaggle.blob_session(session)
+        blob, length = self.kaggle.blob_session(session), int(self.headers.get("Content-Length", 0))
         if blob is not None:
-            blob["data"] += self.rfile.read(count)
+            blob["data"] += self.rfile.read(min(count, length))
+            self.rfile.read(max(0, length - count))  # what is left unread would be taken for the next request
         self.close_connection = True
 
     def _hang_up(self) -> None:
