@@ -33,7 +33,8 @@ def look(tool, kaggle, tmp_path, monkeypatch):
 
 def test_all_is_green(look):
     code, checks = look()
-    assert code == 0 and all(check["ok"] for check in checks.values())
+    assert code == 0
+    assert all(check["ok"] for check in checks.values())
     assert list(checks) == ["python", "packages", "disk", "gpu", "data", "credentials", "rules", "quota", "submissions"]
     assert checks["credentials"]["found"] == "tester, by KAGGLE_USERNAME and KAGGLE_KEY"
     assert "kaggle 2." in checks["packages"]["found"]
@@ -42,7 +43,8 @@ def test_all_is_green(look):
 def red(look, name: str, following: str) -> str:
     """Only this check is red, and says what to do."""
     code, checks = look()
-    assert code == 1 and [key for key, check in checks.items() if not check["ok"]] == [name]
+    assert code == 1
+    assert [key for key, check in checks.items() if not check["ok"]] == [name]
     assert following in checks[name]["next"]
     return checks[name]["found"]
 
@@ -51,7 +53,8 @@ def test_old_packages(look, tmp_path, monkeypatch):
     (tmp_path / "requirements.txt").write_text("numpy>=99\nno-such-package\n# a comment\n")
     monkeypatch.setattr("lib.jobs.doctor.REPO", tmp_path)
     found = red(look, "packages", "pip install -r requirements.txt")
-    assert "is not >=99" in found and "no-such-package is missing" in found
+    assert "is not >=99" in found
+    assert "no-such-package is missing" in found
 
 
 def test_data_that_is_missing_or_wrong(look, tmp_path):
@@ -84,7 +87,9 @@ def test_one_call_that_fails_hides_no_other(look, kaggle):
 
 def test_the_page_is_for_people(tool, kaggle, tmp_path):
     done = tool(doctor.main, "--data", tmp_path)
-    assert done.code == 1 and "ok   python" in done.out and "NOT  data" in done.out
+    assert done.code == 1
+    assert "ok   python" in done.out
+    assert "NOT  data" in done.out
     assert "-> python tools/download_data.py" in done.out
 
 
@@ -98,5 +103,7 @@ def test_it_comes_up_without_the_packages(tmp_path, run_tool_process):
         },
     )
     done = run_tool_process("doctor", "--data", tmp_path, env={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "ok   python" in done.stdout and done.stdout.count("pip install -r requirements.txt") >= 4
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "ok   python" in done.stdout
+    assert done.stdout.count("pip install -r requirements.txt") >= 4

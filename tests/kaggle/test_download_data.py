@@ -45,17 +45,20 @@ def tree(folder) -> dict[str, bytes]:
 def test_the_needed_files_come_verified_and_only_once(kaggle, fetch, tmp_path):
     first = fetch()
     assert (first.code, tree(tmp_path / "data")) == (0, FILES)
-    assert "train.npz: size and sha256 are right" in first.out and str(tmp_path / "data") in first.out
+    assert "train.npz: size and sha256 are right" in first.out
+    assert str(tmp_path / "data") in first.out
     assert "already there" in fetch().out
     assert kaggle.count("DownloadDataFile") == 3
-    assert fetch("--force").code == 0 and kaggle.count("DownloadDataFile") == 6
+    assert fetch("--force").code == 0
+    assert kaggle.count("DownloadDataFile") == 6
 
 
 def test_a_damaged_file_is_replaced(kaggle, fetch, tmp_path):
     fetch()
     (tmp_path / "data/test/test/captions.txt").write_bytes(b"1,a cat\n")
     done = fetch()
-    assert "captions.txt: has another sha256" in done.out and tree(tmp_path / "data") == FILES
+    assert "captions.txt: has another sha256" in done.out
+    assert tree(tmp_path / "data") == FILES
     assert kaggle.count("DownloadDataFile") == 4
 
 
@@ -95,7 +98,8 @@ def test_a_rerun_goes_on_where_a_broken_one_stopped(kaggle, fetch, tmp_path):
     kaggle.fail("GET data", Fault(truncate=150_000))
     kaggle.fail("DownloadDataFile", None, *[Fault(503)] * 5)
     broken = fetch()
-    assert broken.code == 1 and broken.error.startswith("error: download of train/train/train.npz")
+    assert broken.code == 1
+    assert broken.error.startswith("error: download of train/train/train.npz")
     assert not (tmp_path / "data/train/train/train.npz").exists()
     assert (fetch().code, tree(tmp_path / "data")) == (0, FILES)
     assert any(body["range"].startswith("bytes=131072") for name, body in kaggle.calls if name == "GET data")
@@ -110,19 +114,24 @@ def test_a_file_that_kaggle_zips_is_unpacked(kaggle, fetch, tmp_path):
 def test_a_file_that_is_not_the_known_one_is_not_kept(kaggle, fetch, tmp_path, changed):
     kaggle.competitions["aml-competition"].files = FILES | {"train/train/train.npz": changed}
     done = fetch()
-    assert done.code == 1 and "train/train/train.npz" in done.error and " instead of " in done.error
+    assert done.code == 1
+    assert "train/train/train.npz" in done.error
+    assert " instead of " in done.error
     assert tree(tmp_path / "data") == {}
 
 
 def test_unaccepted_rules_name_the_page(kaggle, fetch):
     kaggle.competitions["aml-competition"].rules_accepted = False
     done = fetch()
-    assert done.code == 1 and "https://www.kaggle.com/competitions/aml-competition/rules" in done.error
+    assert done.code == 1
+    assert "https://www.kaggle.com/competitions/aml-competition/rules" in done.error
 
 
 def test_an_unknown_competition_is_named(kaggle, fetch):
     done = fetch("--competition", "no-such")
-    assert done.code == 2 and "no-such" in done.error and "https://www.kaggle.com/competitions/no-such" in done.error
+    assert done.code == 2
+    assert "no-such" in done.error
+    assert "https://www.kaggle.com/competitions/no-such" in done.error
 
 
 def test_no_credentials_and_a_wrong_key(kaggle, fetch, monkeypatch):
@@ -130,7 +139,8 @@ def test_no_credentials_and_a_wrong_key(kaggle, fetch, monkeypatch):
     assert fetch().code == 2
     monkeypatch.delenv("KAGGLE_KEY")
     done = fetch()
-    assert done.code == 2 and "KAGGLE_API_TOKEN" in done.error
+    assert done.code == 2
+    assert "KAGGLE_API_TOKEN" in done.error
 
 
 def test_images_bring_everything(kaggle, fetch, tmp_path):
@@ -143,8 +153,10 @@ def test_images_bring_everything(kaggle, fetch, tmp_path):
 def test_an_archive_that_would_leave_its_folder_is_not_unpacked(kaggle, fetch, tmp_path, name):
     kaggle.competitions["aml-competition"].files = {name: b"x"} | FILES
     done = fetch("--images")
-    assert done.code == 1 and "nothing was written" in done.error
-    assert set(tree(tmp_path / "data")) == {"aml-competition.zip"} and not (tmp_path / "evil").exists()
+    assert done.code == 1
+    assert "nothing was written" in done.error
+    assert set(tree(tmp_path / "data")) == {"aml-competition.zip"}
+    assert not (tmp_path / "evil").exists()
 
 
 def test_a_link_in_an_archive_is_not_unpacked(tmp_path):
@@ -161,9 +173,12 @@ def test_a_link_in_an_archive_is_not_unpacked(tmp_path):
 def test_a_full_disk_is_told_before_the_download(kaggle, fetch, monkeypatch):
     monkeypatch.setattr("lib.jobs.download.KNOWN", {"train/train/train.npz": Known(10**18, "0")})
     done = fetch()
-    assert done.code == 1 and "GB free" in done.error and kaggle.count("DownloadDataFile") == 0
+    assert done.code == 1
+    assert "GB free" in done.error
+    assert kaggle.count("DownloadDataFile") == 0
 
 
 def test_help_has_an_example(run_tool_process):
     done = run_tool_process("download_data", "--help")
-    assert done.returncode == 0 and "example:" in done.stdout
+    assert done.returncode == 0
+    assert "example:" in done.stdout

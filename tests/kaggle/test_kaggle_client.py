@@ -96,7 +96,8 @@ def test_kernel_from_push_to_output(kaggle, client, tmp_path, capsys):
     states = [client.kernels.status(version(1))[0] for _ in range(3)]
     assert states == ["queued", "running", "complete"]
     files, log = client.kernels.output(version(1))
-    assert len(files) == 29 and log == "a\n±b\n"
+    assert len(files) == 29
+    assert log == "a\n±b\n"
     name, url = list(files.items())[-1]
     client.kernels.download(url, tmp_path / name, lambda: url)
     assert (tmp_path / name).read_bytes() == kaggle.kernels["tester/aml-align"][0].outputs[name]
@@ -467,7 +468,8 @@ def test_an_expired_url_is_renewed(kaggle, client, output, tmp_path):
 
     kaggle.expire_urls()
     client.kernels.download(output[0], tmp_path / "model.pt", renew, len(DATA))
-    assert (tmp_path / "model.pt").read_bytes() == DATA and len(renewals) == 1
+    assert (tmp_path / "model.pt").read_bytes() == DATA
+    assert len(renewals) == 1
 
 
 @pytest.mark.parametrize(
@@ -536,7 +538,8 @@ def test_a_token_is_checked_and_used(kaggle, monkeypatch):
     monkeypatch.delenv("KAGGLE_USERNAME")
     monkeypatch.delenv("KAGGLE_KEY")
     client = connect()
-    assert client.username == "tester" and client.competitions.history(SLUG) == []
+    assert client.username == "tester"
+    assert client.competitions.history(SLUG) == []
 
 
 @pytest.mark.parametrize("where", ["variable", "file"])
@@ -585,7 +588,8 @@ def test_kaggle_json_signs_in_and_nothing_is_printed(kaggle, tmp_path):
 def test_a_broken_kaggle_json_is_named(kaggle, tmp_path):
     write(tmp_path / "other-home" / ".kaggle" / "kaggle.json", b"{").chmod(0o600)
     done = in_process_of_its_own(tmp_path, kaggle, "", KAGGLE_USERNAME=None, KAGGLE_KEY=None)
-    assert "kaggle.json has no username and key" in done.stderr and done.stdout == ""
+    assert "kaggle.json has no username and key" in done.stderr
+    assert done.stdout == ""
 
 
 def test_the_import_makes_no_call(kaggle, tmp_path):

@@ -371,7 +371,8 @@ def test_the_folder_as_shipped_may_be_uploaded_by_the_official_client(kaggle, tm
     api.authenticate()
     assert api.dataset_create_new(str(tmp_path / "kaggle_dataset"), quiet=True).status == "Ok"
     (sent,) = versions_of(kaggle)[0].files.values()
-    assert b"$" not in sent and b"tools/package_dataset.py" in sent
+    assert b"$" not in sent
+    assert b"tools/package_dataset.py" in sent
 
 
 def test_help_has_an_example(capsys):

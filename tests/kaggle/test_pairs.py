@@ -73,11 +73,15 @@ def test_embed_is_pushed_with_its_settings_and_the_internet(call, kaggle, capsys
     assert call(f"push_kernel --script embed --dataset {COCO} --set limit=9 --set missing=skip --no-wait") == 0
     sent = kaggle.kernels[EMBED][0]
     line = 'OVERRIDES: dict = {"limit": 9, "missing": "skip"}'
-    assert line in sent.text and ast.parse(sent.text)
+    assert line in sent.text
+    assert ast.parse(sent.text)
     assert SCRIPT.read_text().replace("OVERRIDES: dict = {}", line) in sent.text
     request = sent.request
-    assert request["isPrivate"] and request["enableGpu"] and request["enableInternet"]
-    assert request["datasetDataSources"] == [COCO] and request["competitionDataSources"] == ["aml-competition"]
+    assert request["isPrivate"]
+    assert request["enableGpu"]
+    assert request["enableInternet"]
+    assert request["datasetDataSources"] == [COCO]
+    assert request["competitionDataSources"] == ["aml-competition"]
     assert PIPELINE not in kaggle.kernels
     assert call("push_kernel --script embed status") == 0
     assert f"{EMBED} version 1" in capsys.readouterr().out
@@ -94,7 +98,8 @@ def test_embed_is_pushed_with_its_settings_and_the_internet(call, kaggle, capsys
 def test_settings_that_embed_does_not_know_are_one_line(call, kaggle, options, words):
     with pytest.raises(Exception, match=re.escape(words)) as error:
         call(f"push_kernel --script embed {options}")
-    assert error.value.exit_code == 2 and "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
     assert kaggle.count("SaveKernel") == 0
 
 
@@ -108,12 +113,15 @@ def test_a_session_s_limit_becomes_the_script_s_budget(call, kaggle):
 def test_pairs_become_a_private_dataset_of_their_own_once(call, kaggle, made, tmp_path, capsys):
     assert call("package_dataset --run runs/made") == 0
     dataset = kaggle.datasets[PAIRS]
-    assert dataset.private and set(kaggle.datasets) == {PAIRS}
+    assert dataset.private
+    assert set(kaggle.datasets) == {PAIRS}
     assert dataset.versions[0].files.keys() == {"pairs.npz", "README.md", "manifest.json"}
     assert dataset.versions[0].files["pairs.npz"] == (made / "pairs.npz").read_bytes()
     card = dataset.versions[0].files["README.md"].decode()
-    assert "2,500 captions of 500 photos" in card and "photos cosine 0.99991, captions cosine 0.99998" in card
-    assert "--dataset aml-alignment-pairs --set pairs=true" in card and "$" not in card
+    assert "2,500 captions of 500 photos" in card
+    assert "photos cosine 0.99991, captions cosine 0.99998" in card
+    assert "--dataset aml-alignment-pairs --set pairs=true" in card
+    assert "$" not in card
     assert call("package_dataset --run runs/made") == 0
     assert len(dataset.versions) == 1
     assert f"{PAIRS} version 1: private, ready" in capsys.readouterr().out
@@ -231,10 +239,14 @@ def test_the_walk_from_coco_to_a_submission(call, kaggle, kernel, world, tmp_pat
     assert len(kaggle.kernels[EMBED]) == 1
     assert "check: 50 photos, mean cosine 1.00000" in kaggle.kernels[EMBED][0].log
     direct, attached = kaggle.kernels[PIPELINE]
-    assert direct.request["kernelDataSources"] == [EMBED] and attached.request["datasetDataSources"] == [PAIRS]
+    assert direct.request["kernelDataSources"] == [EMBED]
+    assert attached.request["datasetDataSources"] == [PAIRS]
     fetched = facts_of(tmp_path / "runs" / "aml-embed-pairs-v1", ["pairs.npz"])["pairs.npz"]
     for run in (direct, attached):
         (pairs,) = json.loads(run.outputs[kernel.MANIFEST])["pairs"]
-        assert pairs["images"] == 40 and pairs["joined_images"] > 0 and pairs["sha256"] == fetched["sha256"]
-    assert len(world.submissions) == 1 and world.submissions[0].public is not None
+        assert pairs["images"] == 40
+        assert pairs["joined_images"] > 0
+        assert pairs["sha256"] == fetched["sha256"]
+    assert len(world.submissions) == 1
+    assert world.submissions[0].public is not None
     assert "public score" in capsys.readouterr().out

@@ -65,7 +65,9 @@ def test_the_table_joins_both_and_says_what_follows(history, show, tmp_path):
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0].split() == ["run", "ref", "date", "commit", "validation", "+-", "public", "private", "status"]
-    assert lines[2].split()[:2] == ["run-2", "*"] and "0.7900" in lines[2] and "0.78000" in lines[2]
+    assert lines[2].split()[:2] == ["run-2", "*"]
+    assert "0.7900" in lines[2]
+    assert "0.78000" in lines[2]
     assert lines[3].split()[-3:] == ["-", "-", "pending"]
     assert "best public score 0.80000: submission 1002 of run-2" in done.out
     assert "place 2 of 3 on the leaderboard, 0.10000 behind the first (0.90000)" in done.out
@@ -74,7 +76,8 @@ def test_the_table_joins_both_and_says_what_follows(history, show, tmp_path):
 
 def test_json_has_the_same(history, show):
     shown = json.loads(show("--json").out)
-    assert shown["source"] == "kaggle" and [row["public"] for row in shown["submissions"]] == [0.7, 0.8, None]
+    assert shown["source"] == "kaggle"
+    assert [row["public"] for row in shown["submissions"]] == [0.7, 0.8, None]
     assert shown["best"]["run"] == "run-2"
     assert shown["place"] == {"rank": 2, "teams": 3, "first": 0.9, "gap": pytest.approx(0.1)}
 
@@ -99,13 +102,16 @@ def test_without_an_answer_the_record_is_shown_with_a_line(history, show, fault)
     show()
     history.fail("ListSubmissions", *[fault] * 9)
     done = show()
-    assert done.code == 0 and "showing the local record instead" in done.err and "run-2 *" in done.out
+    assert done.code == 0
+    assert "showing the local record instead" in done.err
+    assert "run-2 *" in done.out
 
 
 def test_without_an_answer_and_without_a_record_there_is_nothing_to_show(kaggle, show):
     kaggle.fail("ListSubmissions", *[Fault(503)] * 9)
     done = show()
-    assert (done.code, done.out) == (1, "") and "Kaggle answered 503" in done.error
+    assert (done.code, done.out) == (1, "")
+    assert "Kaggle answered 503" in done.error
 
 
 @pytest.mark.parametrize(
@@ -144,12 +150,14 @@ def test_submissions_made_in_the_browser_are_shown_too(history, show):
 def test_one_that_failed_is_shown_as_such(kaggle, show, tmp_path):
     submitted(kaggle, tmp_path, 1, None, 0.7, error="wrong ids")
     done = show()
-    assert done.out.splitlines()[1].split()[-1] == "error" and "best" not in done.out
+    assert done.out.splitlines()[1].split()[-1] == "error"
+    assert "best" not in done.out
 
 
 def test_nothing_submitted_yet(kaggle, show):
     done = show()
-    assert done.code == 0 and "no submissions yet" in done.out
+    assert done.code == 0
+    assert "no submissions yet" in done.out
 
 
 @pytest.mark.parametrize(
@@ -181,14 +189,18 @@ def test_the_place_is_the_one_on_the_public_board(history, show):
 def test_a_leaderboard_that_fails_hides_no_history(history, show, status):
     history.fail("GetLeaderboard", *[Fault(status)] * 9)
     done = show()
-    assert done.code == 0 and "run-2 *" in done.out and "place" not in done.out and "the leaderboard: not" in done.err
+    assert done.code == 0
+    assert "run-2 *" in done.out
+    assert "place" not in done.out
+    assert "the leaderboard: not" in done.err
 
 
 def test_one_unreadable_submission_hides_no_other(history, show):
     odd = SubmissionState(1010, "odd.csv", "", b"", 0, public=float("nan"))
     history.competitions[SLUG].submissions.insert(0, odd)
     shown = json.loads(show("--json").out)
-    assert shown["submissions"][-1]["public"] is None and shown["best"]["run"] == "run-2"
+    assert shown["submissions"][-1]["public"] is None
+    assert shown["best"]["run"] == "run-2"
     history.fail(
         "ListSubmissions",
         Fault(
@@ -202,18 +214,22 @@ def test_one_unreadable_submission_hides_no_other(history, show):
 
 def test_wrong_input_and_credentials(history, show, monkeypatch):
     done = show("--competition", "no-such")
-    assert done.code == 2 and "no-such" in done.error
+    assert done.code == 2
+    assert "no-such" in done.error
     assert "is a .png" in show("--plot", "x.pdf").error
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
     done = show()
-    assert done.code == 2 and "credentials were refused" in done.error
+    assert done.code == 2
+    assert "credentials were refused" in done.error
 
 
 def test_as_a_process_stdout_is_only_the_json(history, run_tool_process, tmp_path):
     done = run_tool_process("scores", "--json", "--runs", tmp_path / "runs")
-    assert done.returncode == 0 and json.loads(done.stdout)["best"]["run"] == "run-2"
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["best"]["run"] == "run-2"
 
 
 def test_help_has_an_example(run_tool_process):
     done = run_tool_process("scores", "--help")
-    assert done.returncode == 0 and "example:" in done.stdout
+    assert done.returncode == 0
+    assert "example:" in done.stdout

@@ -73,8 +73,11 @@ def events(tmp_path) -> list[str]:
 
 def test_a_submission_is_scored_by_the_real_metric_and_recorded(go, competition, tmp_path, run_folder, kernel):
     done = go()
-    assert done.code == 0 and "public score 1.0" in done.out and "validation 0.7500 +- 0.0070" in done.out
-    assert "5 submissions left today" in done.err and "4 submissions left today" in done.out
+    assert done.code == 0
+    assert "public score 1.0" in done.out
+    assert "validation 0.7500 +- 0.0070" in done.out
+    assert "5 submissions left today" in done.err
+    assert "4 submissions left today" in done.out
     made, scored = (record.find(tmp_path / "runs", event=event)[0] for event in ("submitted", "scored"))
     digest = sha256_of(run_folder / kernel.SUBMISSION)
     assert (made["run"], made["sha256"], made["validation"], made["competition"]) == ("align-1", digest, 0.75, SLUG)
@@ -93,7 +96,8 @@ def test_a_submission_is_scored_by_the_real_metric_and_recorded(go, competition,
 
 def test_json_is_all_there_is_on_stdout(go):
     done = go("--json")
-    assert json.loads(done.out)["public"] == 1.0 and done.code == 0
+    assert json.loads(done.out)["public"] == 1.0
+    assert done.code == 0
 
 
 def test_a_csv_by_its_path_without_a_run_around_it(go, tmp_path, kernel, competition):
@@ -110,7 +114,8 @@ def test_a_new_reference_that_cannot_be_read_yet_is_pending(go, competition):
 def test_without_the_test_set_the_csv_is_checked_for_itself(go, tmp_path, kernel, monkeypatch, competition):
     monkeypatch.setattr("lib.jobs.submission.IMAGE_DIM", RIGHT.shape[1])
     done = go("--data", tmp_path / "nowhere")
-    assert done.code == 0 and f"checked for itself ({len(IDS)} ids of its own, 16 numbers each)" in done.err
+    assert done.code == 0
+    assert f"checked for itself ({len(IDS)} ids of its own, 16 numbers each)" in done.err
 
 
 # ---- a csv that must not leave ----
@@ -139,8 +144,11 @@ def test_a_wrong_csv_is_refused_before_anything_is_sent(go, kaggle, tmp_path, mo
     csv = tmp_path / "wrong.csv"
     csv.write_text(broken(name))
     done = go(*([] if with_data else ["--data", tmp_path / "nowhere"]), csv=csv)
-    assert done.code == 2 and done.error.startswith(f"error: {csv}") and said in done.error
-    assert kaggle.calls == [] and events(tmp_path) == []
+    assert done.code == 2
+    assert done.error.startswith(f"error: {csv}")
+    assert said in done.error
+    assert kaggle.calls == []
+    assert events(tmp_path) == []
 
 
 def test_lines_without_an_id_and_a_missing_file_are_named(go, tmp_path):
@@ -155,7 +163,9 @@ def test_lines_without_an_id_and_a_missing_file_are_named(go, tmp_path):
 def test_a_csv_that_was_changed_after_its_run_is_refused(go, run_folder, kernel, kaggle):
     kernel.write_submission(run_folder / kernel.SUBMISSION, IDS, RIGHT * 2)
     done = go()
-    assert done.code == 2 and "was changed after the run" in done.error and kaggle.calls == []
+    assert done.code == 2
+    assert "was changed after the run" in done.error
+    assert kaggle.calls == []
 
 
 @pytest.mark.parametrize(
@@ -184,16 +194,20 @@ def test_the_same_bytes_are_refused_also_without_the_record(go, competition, tmp
     if lost:
         (tmp_path / "runs" / record.RECORD).unlink()
     done = go()
-    assert done.code == 2 and "submitted before as" in done.error and "--again" in done.error
+    assert done.code == 2
+    assert "submitted before as" in done.error
+    assert "--again" in done.error
     assert len(competition.submissions) == 1
-    assert go("--again").code == 0 and len(competition.submissions) == 2
+    assert go("--again").code == 0
+    assert len(competition.submissions) == 2
 
 
 def test_other_bytes_are_not_refused(go, competition, run_folder, kernel):
     go()
     kernel.write_submission(run_folder / kernel.SUBMISSION, IDS, RIGHT + 1)
     write_manifest(run_folder, kernel)
-    assert go().code == 0 and len(competition.submissions) == 2
+    assert go().code == 0
+    assert len(competition.submissions) == 2
 
 
 @pytest.mark.parametrize("again", [[], ["--again"]])
@@ -207,7 +221,8 @@ def test_an_interrupted_run_is_taken_up_not_repeated(go, competition, tmp_path, 
         assert go(*again).code == 130
     done = go(*again)
     assert (done.code, len(competition.submissions)) == (0, 1)
-    assert "going on with it" in done.err and events(tmp_path) == ["submitting", "submitted", "scored"]
+    assert "going on with it" in done.err
+    assert events(tmp_path) == ["submitting", "submitted", "scored"]
     assert go().code == 2
 
 
@@ -222,17 +237,22 @@ def test_a_lost_answer_is_no_second_submission(go, kaggle, competition, fault):
 def test_a_submission_that_did_not_happen_is_made_by_the_next_run(go, kaggle, competition, fault):
     kaggle.fail("CreateSubmission", fault)
     done = go()
-    assert done.code == 1 and "running this again is safe" in done.error and competition.submissions == []
-    assert go().code == 0 and len(competition.submissions) == 1
+    assert done.code == 1
+    assert "running this again is safe" in done.error
+    assert competition.submissions == []
+    assert go().code == 0
+    assert len(competition.submissions) == 1
 
 
 def test_one_that_happened_after_all_is_found_by_the_next_run(go, kaggle, competition):
     kaggle.fail("CreateSubmission", Fault(drop="after"))
     kaggle.fail("ListSubmissions", None, None, *[Fault(503)] * 200)
     done = go()
-    assert done.code == 1 and "look again before you repeat it" in done.error
+    assert done.code == 1
+    assert "look again before you repeat it" in done.error
     kaggle.faults.clear()
-    assert go().code == 0 and len(competition.submissions) == 1
+    assert go().code == 0
+    assert len(competition.submissions) == 1
 
 
 # ---- the way there ----
@@ -263,21 +283,27 @@ def test_passing_faults_are_retried(go, kaggle, competition, call, fault, run_fo
 def test_an_expired_upload_is_begun_again(go, kaggle, competition):
     kaggle.fail("PUT blob", Fault(503, keep=5000))
     kaggle.fail("PUT probe", Fault(404))
-    assert go().code == 0 and kaggle.count("StartSubmissionUpload") == 2 and len(competition.submissions) == 1
+    assert go().code == 0
+    assert kaggle.count("StartSubmissionUpload") == 2
+    assert len(competition.submissions) == 1
 
 
 def test_a_failed_upload_submits_nothing(go, kaggle, competition, tmp_path):
     kaggle.fail("PUT blob", Fault(403, xml=True))
     done = go()
-    assert done.code == 1 and "upload of pipeline_submission.csv" in done.error and competition.submissions == []
-    assert events(tmp_path) == ["submitting", "not_submitted"] and go().code == 0
+    assert done.code == 1
+    assert "upload of pipeline_submission.csv" in done.error
+    assert competition.submissions == []
+    assert events(tmp_path) == ["submitting", "not_submitted"]
+    assert go().code == 0
 
 
 def test_no_submissions_left_today(go, kaggle, competition):
     competition.daily_limit = 1
     go()
     done = go("--again")
-    assert done.code == 1 and "no submissions left today (1 made)" in done.error
+    assert done.code == 1
+    assert "no submissions left today (1 made)" in done.error
     assert kaggle.count("CreateSubmission") == 1
 
 
@@ -287,16 +313,19 @@ def test_a_csv_that_kaggle_cannot_score(go, competition, tmp_path):
 
     competition.score = fail
     done = go()
-    assert done.code == 1 and "scoring failed: Submission must contain 1500 rows" in done.error
+    assert done.code == 1
+    assert "scoring failed: Submission must contain 1500 rows" in done.error
     assert events(tmp_path)[-1] == "score_failed"
 
 
 def test_a_score_that_does_not_come_is_waited_for_by_the_next_run(go, competition):
     competition.score_after = 50
     done = go("--timeout-minutes", "0.003")
-    assert done.code == 1 and "not done after" in done.error
+    assert done.code == 1
+    assert "not done after" in done.error
     competition.submissions[0].polls_left = 0
-    assert go().code == 0 and len(competition.submissions) == 1
+    assert go().code == 0
+    assert len(competition.submissions) == 1
 
 
 def test_unaccepted_rules_unknown_competition_and_wrong_key(go, competition, monkeypatch):
@@ -304,10 +333,12 @@ def test_unaccepted_rules_unknown_competition_and_wrong_key(go, competition, mon
     assert "competitions/aml-competition/rules" in go().error
     competition.rules_accepted = True
     done = go("--competition", "no-such")
-    assert done.code == 2 and "no-such" in done.error
+    assert done.code == 2
+    assert "no-such" in done.error
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
     done = go()
-    assert done.code == 2 and "credentials were refused" in done.error
+    assert done.code == 2
+    assert "credentials were refused" in done.error
     monkeypatch.delenv("KAGGLE_KEY")
     assert "KAGGLE_API_TOKEN" in go().error
 
@@ -332,7 +363,8 @@ def push(kaggle, run_folder: Path, kernel) -> None:
 def test_the_output_of_a_kernel_version_is_submitted_on_kaggle(go, kaggle, competition, run_folder, kernel, tmp_path):
     push(kaggle, run_folder, kernel)
     assert go("--kernel", "tester/aml-align", "--version", "1", csv=None).code == 0
-    assert kaggle.count("CreateCodeSubmission") == 1 and kaggle.count("StartSubmissionUpload") == 0
+    assert kaggle.count("CreateCodeSubmission") == 1
+    assert kaggle.count("StartSubmissionUpload") == 0
     told = read_message(competition.submissions[0].description)
     assert (told["kernel"], told["version"], told["validation"]) == ("tester/aml-align", "1", 0.75)
     assert go("--kernel", "tester/aml-align", "--version", "1", csv=None).code == 2
@@ -342,19 +374,23 @@ def test_a_refused_kernel_submission_names_the_other_way(go, kaggle, run_folder,
     push(kaggle, run_folder, kernel)
     kaggle.fail("CreateCodeSubmission", Fault(400, "This is not a code competition"))
     done = go("--kernel", "tester/aml-align", "--version", "1", csv=None)
-    assert done.code == 1 and "not a code competition" in done.error and "python tools/submit.py " in done.error
+    assert done.code == 1
+    assert "not a code competition" in done.error
+    assert "python tools/submit.py " in done.error
 
 
 def test_a_kernel_version_that_is_not_there(go, kaggle, run_folder, kernel):
     push(kaggle, run_folder, kernel)
     done = go("--kernel", "tester/aml-align", "--version", "9", csv=None)
-    assert done.code == 2 and "version 9" in done.error
+    assert done.code == 2
+    assert "version 9" in done.error
     assert go("--kernel", "tester/none", "--version", "1", csv=None).code == 2
 
 
 def test_help_has_an_example(run_tool_process):
     done = run_tool_process("submit", "--help")
-    assert done.returncode == 0 and "example:" in done.stdout
+    assert done.returncode == 0
+    assert "example:" in done.stdout
 
 
 # ---- an unreliable server ----
@@ -365,7 +401,8 @@ def test_a_killed_submission_whose_history_lags_is_found(go, kaggle, competition
     with monkeypatch.context() as patched:
         patched.setattr("lib.jobs.submission.record_submitted", interrupt)
         assert go().code == 130
-    assert go().code == 0 and len(competition.submissions) == 1
+    assert go().code == 0
+    assert len(competition.submissions) == 1
 
 
 def interrupt(*_: object, **__: object) -> None:
@@ -379,9 +416,12 @@ def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(go, k
         patched.setattr("lib.jobs.submission.record_submitted", interrupt)
         assert go().code == 130
     done = go()
-    assert done.code == 1 and "look at https" in done.error and "--again submits it anew" in done.error
+    assert done.code == 1
+    assert "look at https" in done.error
+    assert "--again submits it anew" in done.error
     assert len(competition.submissions) == 1
-    assert go("--again").code == 0 and len(competition.submissions) == 2
+    assert go("--again").code == 0
+    assert len(competition.submissions) == 2
 
 
 @pytest.mark.slow
@@ -390,7 +430,9 @@ def test_without_a_count_there_is_no_proof(go, kaggle, competition):
     assert go().code == 1
     kaggle.fail("GetSubmissionLimits", *[Fault(500)] * 100)
     done = go()
-    assert done.code == 1 and "--again submits it anew" in done.error and competition.submissions == []
+    assert done.code == 1
+    assert "--again submits it anew" in done.error
+    assert competition.submissions == []
 
 
 def test_a_message_that_comes_back_cut_is_known_again(go, kaggle, competition, tmp_path):
@@ -399,38 +441,47 @@ def test_a_message_that_comes_back_cut_is_known_again(go, kaggle, competition, t
     assert go().code == 0
     (tmp_path / "runs" / record.RECORD).unlink()
     done = go()
-    assert done.code == 2 and "submitted before as" in done.error and len(competition.submissions) == 1
+    assert done.code == 2
+    assert "submitted before as" in done.error
+    assert len(competition.submissions) == 1
 
 
 def test_limits_that_fail_neither_stop_the_submission_nor_lose_its_score(go, kaggle, competition):
     kaggle.fail("GetSubmissionLimits", *[Fault(500)] * 100)
     done = go()
-    assert done.code == 0 and "public score 1.0" in done.out and "the submissions left are not known" in done.out
+    assert done.code == 0
+    assert "public score 1.0" in done.out
+    assert "the submissions left are not known" in done.out
 
 
 def test_a_score_is_waited_for_through_minutes_of_failures(go, kaggle, competition):
     kaggle.fail("GetSubmission", *[Fault(503)] * 40, *[Fault(404)] * 5, Fault(json={"ref": 1, "status": "JUDGED"}))
-    assert go().code == 0 and len(competition.submissions) == 1
+    assert go().code == 0
+    assert len(competition.submissions) == 1
 
 
 @pytest.mark.parametrize("score", [float("nan"), None])
 def test_complete_without_a_score_is_no_success(go, competition, score):
     competition.score = lambda data: score
     done = go("--timeout-minutes", "2")
-    assert done.code == 1 and "score of submission" in done.error
+    assert done.code == 1
+    assert "score of submission" in done.error
 
 
 def test_the_total_limit_is_told_as_such(go, competition):
     competition.total_limit = 1
     go()
     done = go("--again")
-    assert done.code == 1 and "total number of submissions is used up (1 made)" in done.error
+    assert done.code == 1
+    assert "total number of submissions is used up (1 made)" in done.error
 
 
 def test_a_bare_400_names_the_likely_causes(go, kaggle):
     kaggle.fail("CreateSubmission", Fault(400, "Bad Request"))
     done = go()
-    assert done.code == 1 and "rules are not accepted" in done.error and "has closed" in done.error
+    assert done.code == 1
+    assert "rules are not accepted" in done.error
+    assert "has closed" in done.error
 
 
 def test_two_submits_of_the_same_make_one(run_folder, competition, data, tmp_path):

@@ -98,17 +98,21 @@ def test_eight_members_two_of_them_failing(run_sweep, plans, kaggle, kernel, dat
     assert run_sweep("--members", 8, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     check_blend(result, kernel, data)
-    assert len(result["members"]) == 8 and all(member["run"] for member in result["members"])
+    assert len(result["members"]) == 8
+    assert all(member["run"] for member in result["members"])
     assert sum(member["weight"] for member in result["members"]) == pytest.approx(1, abs=0.01)
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1] * 6 + [2] * 2
-    assert max(at_once) == 3 and at_once.count(3) == 1  # asked for a fourth one once, and knew the number from then on
+    assert max(at_once) == 3
+    assert at_once.count(3) == 1
     assert set(kaggle.kernels) == {f"{SLUG}-s{k:02}" for k in range(1, 9)}
     assert '"seed": 3' in kaggle.kernels[f"{SLUG}-s04"][0].text
     (entry,) = record.find(tmp_path / "runs", event="sweep")
-    assert entry["validation"] == result["expected_mrr"] and len(entry["members"]) == 8
+    assert entry["validation"] == result["expected_mrr"]
+    assert len(entry["members"]) == 8
 
     assert run_sweep("--members", 8, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == result and kaggle.count("SaveKernel") == 11
+    assert json.loads(capsys.readouterr().out) == result
+    assert kaggle.count("SaveKernel") == 11
     assert len(record.find(tmp_path / "runs", event="sweep")) == 1
 
 
@@ -116,23 +120,27 @@ def test_members_that_keep_failing_are_left_out(run_sweep, plans, kaggle, capsys
     plans("E.E.")
     assert run_sweep("--members", 4, "--retries", 0) == 0
     out, err = capsys.readouterr()
-    assert "2 of 4 runs in one checked submission" in out and out.count("failed") == 6
+    assert "2 of 4 runs in one checked submission" in out
+    assert out.count("failed") == 6
     assert len(re.findall("out of luck .*; giving it up", err)) == 2
-    assert run_sweep("--members", 4, "--retries", 0) == 0 and kaggle.count("SaveKernel") == 4
+    assert run_sweep("--members", 4, "--retries", 0) == 0
+    assert kaggle.count("SaveKernel") == 4
 
 
 def test_all_fail(run_sweep, kaggle, outputs, tmp_path):
     kaggle.plans = [Plan(outcome="ERROR", failure="out of luck")]
     with pytest.raises(ToolError, match="every run failed, the first one: out of luck"):
         run_sweep("--members", 2, "--retries", 1)
-    assert kaggle.count("SaveKernel") == 4 and not list((tmp_path / "runs").glob("sweep-*"))
+    assert kaggle.count("SaveKernel") == 4
+    assert not list((tmp_path / "runs").glob("sweep-*"))
 
 
 def test_full_sessions_are_waited_for(run_sweep, kaggle, capsys):
     kaggle.fail("SaveKernel", FULL, None, FULL)
     assert run_sweep("--members", 3) == 0
     out, err = capsys.readouterr()
-    assert "3 of 3 runs" in out and err.count("waiting for a free session") == 2
+    assert "3 of 3 runs" in out
+    assert err.count("waiting for a free session") == 2
     assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1, 1]
 
 
@@ -153,7 +161,8 @@ def test_used_up_quota_keeps_what_is_done(run_sweep, kaggle, monkeypatch):
     with pytest.raises(ToolError, match=r"GPU quota used up.*2 done, 0 running, 1 waiting.*goes on later"):
         run_sweep("--members", 3)
     kaggle.gpu_used_hours = 0.0
-    assert run_sweep("--members", 3) == 0 and kaggle.count("SaveKernel") == 3
+    assert run_sweep("--members", 3) == 0
+    assert kaggle.count("SaveKernel") == 3
 
 
 def test_runs_of_other_data_are_refused(run_sweep, plans, tmp_path):
@@ -165,7 +174,8 @@ def test_runs_of_other_data_are_refused(run_sweep, plans, tmp_path):
 def test_missing_data_is_told_before_anything_is_pushed(plans, kaggle, tmp_path):
     with pytest.raises(Exception, match="no such input folder") as caught:
         sweep.main(["--members", "2", "--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "none")])
-    assert caught.value.exit_code == 2 and not kaggle.count("SaveKernel")
+    assert caught.value.exit_code == 2
+    assert not kaggle.count("SaveKernel")
 
 
 # ------------------------------------------------------------------------------------ an unreliable server
@@ -201,14 +211,16 @@ def test_a_session_that_runs_for_ever_is_given_up_and_not_pushed_again(run_sweep
     kaggle.plans = [Plan(running=10**9), *kaggle.plans]
     assert run_sweep("--members", 2, "--timeout-minutes", 1) == 0
     out, err = capsys.readouterr()
-    assert "for longer than a session can be" in err and "1 of 2 runs" in out
+    assert "for longer than a session can be" in err
+    assert "1 of 2 runs" in out
     assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
 
 
 def test_members_are_told_their_session_s_time(run_sweep, kaggle):
     assert run_sweep("--members", 2, "--timeout-minutes", 60) == 0
     for (sent,) in kaggle.kernels.values():
-        assert sent.request["sessionTimeoutSeconds"] == 3600 and '"max_minutes": 55.0' in sent.text
+        assert sent.request["sessionTimeoutSeconds"] == 3600
+        assert '"max_minutes": 55.0' in sent.text
 
 
 def test_what_a_failed_member_left_is_kept(run_sweep, plans, kaggle, tmp_path):
@@ -340,7 +352,8 @@ def test_local_sweep_goes_on_after_a_failure(data, outputs, tmp_path, kernel, ca
         patch.setattr("lib.runs.run_kernel", run)
         assert sweep.main(command) == 0
     out, err = capfd.readouterr()
-    assert "run s02: no luck" in err and [bool(one["run"]) for one in json.loads(out)["members"]] == [True, False]
+    assert "run s02: no luck" in err
+    assert [bool(one["run"]) for one in json.loads(out)["members"]] == [True, False]
 
     def copy(data: Path, output: Path, *rest: object) -> Ended:
         for name, content in outputs[0].items():
@@ -351,7 +364,8 @@ def test_local_sweep_goes_on_after_a_failure(data, outputs, tmp_path, kernel, ca
     assert sweep.main(command) == 0
     out, err = capfd.readouterr()
     check_blend(json.loads(out), kernel, data)
-    assert "s01" not in err and all(one["run"] for one in json.loads(out)["members"])
+    assert "s01" not in err
+    assert all(one["run"] for one in json.loads(out)["members"])
 
 
 # ------------------------------------------------------------------------------------------- the table

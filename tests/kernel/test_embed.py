@@ -97,8 +97,10 @@ def fails(start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixtu
         capsys.readouterr()
         assert start(*options) == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        assert not (tmp_path / "out" / "pairs.npz").exists() and not (tmp_path / "out" / "manifest.json").exists()
+        assert error.startswith("error: "), error
+        assert error.count("\n") == 1, error
+        assert not (tmp_path / "out" / "pairs.npz").exists()
+        assert not (tmp_path / "out" / "manifest.json").exists()
         return error
 
     return run
@@ -136,7 +138,8 @@ def test_a_photo_is_the_mean_of_all_its_tokens(encoders, models: Path, tmp_path:
         tokens = model(photo[None]).last_hidden_state[0]
     assert tokens.shape == (1 + 2 * 2, 16)  # the class token and four patches
     vector = encoders[0].encode([photo])
-    assert vector.dtype == np.float32 and vector.shape == (1, 16)
+    assert vector.dtype == np.float32
+    assert vector.shape == (1, 16)
     np.testing.assert_allclose(vector[0], sum(token.numpy() for token in tokens) / 5, atol=1e-6)
     assert abs(np.linalg.norm(vector) - 1) > 0.1  # not normalised
 
@@ -228,11 +231,14 @@ def test_the_kernel_reads_what_was_made(kernel, encoders, start, source: Path, t
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "pairs.npz"]
     pairs = kernel.read_train(tmp_path / "out" / "pairs.npz")
     words = [text for texts in CAPTIONS.values() for text in texts]
-    assert pairs.image_names == list(CAPTIONS) and pairs.captions == words
+    assert pairs.image_names == list(CAPTIONS)
+    assert pairs.captions == words
     assert pairs.image_of.tolist() == [i for i, texts in enumerate(CAPTIONS.values()) for _ in texts]
     assert pairs.caption_ids.tolist() == list(range(1, len(words) + 1))
     asked = kernel.read_test(tmp_path / "out" / "pairs.npz")  # its captions alone are a test set
-    assert asked.captions == words and (asked.text == pairs.text).all() and asked.image_dim == 16
+    assert asked.captions == words
+    assert (asked.text == pairs.text).all()
+    assert asked.image_dim == 16
     photos = [encoders[0].read(source / "photos" / "ab"[i % 2] / name) for i, name in enumerate(CAPTIONS)]
     np.testing.assert_allclose(pairs.images, encoders[0].encode(photos), atol=1e-5)
     np.testing.assert_allclose(pairs.text, encoders[1].encode(words), atol=1e-5)
@@ -243,7 +249,8 @@ def test_the_kernel_reads_what_was_made(kernel, encoders, start, source: Path, t
             key: arrays[f"metadata/{key}"].tolist()
             for key in ("num_captions", "num_images", "embedding_dim_text", "embedding_dim_image")
         }
-    assert sizes == {key: [record[key]] for key in sizes} and sizes["embedding_dim_image"] == [16]
+    assert sizes == {key: [record[key]] for key in sizes}
+    assert sizes["embedding_dim_image"] == [16]
 
 
 def test_coco_json_and_csv_give_the_same_file(start, source: Path, tmp_path: Path):
@@ -289,7 +296,8 @@ def test_a_killed_run_goes_on_to_the_same_file(
 ):
     out = tmp_path / "out"
     kill_at(embed, start, where, count)
-    assert (out / "pairs.npz").exists() == (where == "finish") and not (out / "manifest.json").exists()
+    assert (out / "pairs.npz").exists() == (where == "finish")
+    assert not (out / "manifest.json").exists()
     assert start() == 0
     said = capsys.readouterr().out
     assert f"photos   {photos:>9} of 11 from an earlier run\n" in said
@@ -301,9 +309,11 @@ def test_a_killed_run_goes_on_to_the_same_file(
 
 def test_shards_of_other_settings_are_refused(embed, start, fails, source: Path, tmp_path: Path):
     kill_at(embed, start, "write_array", 1)
-    assert "the shards are of photos" in (error := fails("--dtype", "bfloat16")) and "float32" in error
+    assert "the shards are of photos" in (error := fails("--dtype", "bfloat16"))
+    assert "float32" in error
     fewer = write_csv(tmp_path / "fewer.csv", {name: texts[:1] for name, texts in CAPTIONS.items()})
-    assert "the shards are of input" in (error := fails("--captions", fewer)) and "give another --output" in error
+    assert "the shards are of input" in (error := fails("--captions", fewer))
+    assert "give another --output" in error
     assert start() == 0
 
 
@@ -311,7 +321,8 @@ def test_a_time_budget_keeps_what_is_embedded(kernel, embed, start, tmp_path: Pa
     assert start("--max-minutes", 1e-9) == 0
     assert "time budget: 4 of 11 photos are embedded; the others are left out" in capsys.readouterr().out
     pairs, names = kernel.read_train(tmp_path / "out" / "pairs.npz"), list(CAPTIONS)[:4]
-    assert pairs.image_names == names and pairs.captions == [text for name in names for text in CAPTIONS[name]]
+    assert pairs.image_names == names
+    assert pairs.captions == [text for name in names for text in CAPTIONS[name]]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["not_in_time"] == 7
     assert start("--limit", 4, "--output", tmp_path / "four") == 0
     with np.load(tmp_path / "four" / "pairs.npz") as four:
@@ -320,7 +331,8 @@ def test_a_time_budget_keeps_what_is_embedded(kernel, embed, start, tmp_path: Pa
 
 def test_a_budgeted_run_that_was_killed_goes_on_to_more_photos(embed, start, tmp_path: Path):
     kill_at(embed, start, "write_array", 1, "--max-minutes", 1e-9)  # its last shard of captions is a short one
-    assert start() == 0 and start("--output", tmp_path / "whole") == 0
+    assert start() == 0
+    assert start("--output", tmp_path / "whole") == 0
     assert (tmp_path / "out" / "pairs.npz").read_bytes() == (tmp_path / "whole" / "pairs.npz").read_bytes()
 
 
@@ -329,14 +341,16 @@ def test_half_precision_stays_close(start, tmp_path: Path, source: Path):
     assert start("--dtype", "bfloat16", "--output", tmp_path / "half") == 0
     for key in ("images/embeddings", "captions/embeddings"):
         full, half = (np.load(tmp_path / name / "pairs.npz")[key] for name in ("out", "half"))
-        assert half.dtype == np.float32 and not (half == full).all()
+        assert half.dtype == np.float32
+        assert not (half == full).all()
         np.testing.assert_allclose(half, full, atol=0.1)
 
 
 def test_pairs_that_are_there_are_not_made_again(start, tmp_path: Path, capsys):
     assert start() == 0
     before = (tmp_path / "out" / "pairs.npz").stat()
-    assert start() == 2 and "pairs were made here already" in capsys.readouterr().err
+    assert start() == 2
+    assert "pairs were made here already" in capsys.readouterr().err
     assert (tmp_path / "out" / "pairs.npz").stat() == before
 
 
@@ -365,7 +379,9 @@ def test_a_wrong_pooling_fails_the_check(embed, fails, stored: Path, tmp_path: P
 
     monkeypatch.setattr(getattr(embed, wrong), "average", first_token)
     error = fails("--check", stored)
-    assert "11 photos, mean cosine" in error and "21 captions, mean cosine" in error and "lowest" in error
+    assert "11 photos, mean cosine" in error
+    assert "21 captions, mean cosine" in error
+    assert "lowest" in error
     assert f"below 0.999, so these are not the encoders of {stored}" in error
     assert not (tmp_path / "out").exists()
 
@@ -393,7 +409,8 @@ def test_damaged_photos_are_counted_named_and_left_out(kernel, encoders, start, 
     assert "3 damaged photo(s) left out with their captions: 2.jpg, 5.jpg, 8.jpg" in capsys.readouterr().out
     pairs = kernel.read_train(tmp_path / "out" / "pairs.npz")
     left = [name for name in CAPTIONS if name not in ("2.jpg", "5.jpg", "8.jpg")]
-    assert pairs.image_names == left and pairs.captions == [text for name in left for text in CAPTIONS[name]]
+    assert pairs.image_names == left
+    assert pairs.captions == [text for name in left for text in CAPTIONS[name]]
     np.testing.assert_allclose(pairs.text, encoders[1].encode(pairs.captions), atol=1e-5)
     np.testing.assert_allclose(
         pairs.images, encoders[0].encode([encoders[0].read(photos / name) for name in left]), atol=1e-5
@@ -423,7 +440,8 @@ def test_a_folder_in_a_name_tells_photos_apart(embed, tmp_path: Path):
     (tmp_path / "birds" / "up").symlink_to(tmp_path)  # a loop
     names = ["cats/1.jpg", "dogs/1.jpg", "2.jpg", "3.jpg", "4.jpg", "../1.jpg"]
     found = embed.find_files([tmp_path, tmp_path / "birds"], names)
-    assert sorted(found, key=names.index) == names[:4] and found["2.jpg"] == tmp_path / "more/cats/2.jpg"
+    assert sorted(found, key=names.index) == names[:4]
+    assert found["2.jpg"] == tmp_path / "more/cats/2.jpg"
     with pytest.raises(embed.UserError, match=r"1\.jpg: more than one such file: .*1\.jpg and .*1\.jpg"):
         embed.find_files([tmp_path], ["1.jpg"])
 
@@ -454,7 +472,8 @@ def test_wrong_captions_are_one_line(embed, tmp_path: Path, content: str, proble
     path.write_text(content, errors="surrogateescape")
     with pytest.raises(embed.UserError) as error:
         embed.read_captions(path)
-    assert str(error.value).startswith(f"{path}: ") and problem in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert problem in str(error.value)
 
 
 def test_captions_are_stripped_and_empty_ones_counted(embed, tmp_path: Path, capsys):
@@ -511,7 +530,8 @@ def test_the_script_runs_on_its_own(script, models: Path, source: Path, tmp_path
         models / "captions",
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "captions        21 of 21 " in ended.stdout and "done: made/pairs.npz" in ended.stdout
+    assert "captions        21 of 21 " in ended.stdout
+    assert "done: made/pairs.npz" in ended.stdout
     assert {path.name for path in (tmp_path / "empty").rglob("*")} == {"made", "pairs.npz", "manifest.json"}
 
 
@@ -526,6 +546,8 @@ def test_the_script_runs_on_its_own(script, models: Path, source: Path, tmp_path
 )
 def test_what_is_wrong_is_one_line(script, source: Path, tmp_path: Path, options: list[str], problem: str):
     ended = script("--captions", source / "captions.csv", *(text.replace("SOURCE", str(source)) for text in options))
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith("error: ") and problem in ended.stderr
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("error: ")
+    assert problem in ended.stderr
     assert not list((tmp_path / "empty").iterdir())

@@ -85,9 +85,11 @@ def test_recipes_side_by_side(tmp_path, capfd, kernel, monkeypatch):
     weights = 32 * 32 + 32 * 48
     assert baseline["flops_per_second"] * stepping == pytest.approx(3 * captions * (6 * weights - 2 * 32 * 32))
     assert json.loads((output / "closed_form-seed0" / "metrics.json").read_text())["members"][0]["epochs"] == 0
-    assert closed["pool100_raw"] > baseline["pool100_raw"] > 0 and closed["captions_per_second"] > 0
+    assert closed["pool100_raw"] > baseline["pool100_raw"] > 0
+    assert closed["captions_per_second"] > 0
     (passed,) = result["against_baseline"]
-    assert passed["recipe"] == "closed_form" and passed["pool100_raw_ratio"] > 0
+    assert passed["recipe"] == "closed_form"
+    assert passed["pool100_raw_ratio"] > 0
     assert (output / "benchmark.md").read_text().count("| closed_form |") == 2
     assert (output / "benchmark.png").read_bytes().startswith(PNG)
     assert "done in" in (output / "baseline-seed0" / "run.log").read_text()
@@ -96,10 +98,13 @@ def test_recipes_side_by_side(tmp_path, capfd, kernel, monkeypatch):
 def test_mean_and_error_over_seeds():
     runs = [made("align", seed, [(2, value)]) for seed, value in enumerate((0.7, 0.8, 0.9))]
     (row,) = summarise(runs, {("cpu", "float32"): 4e9})
-    assert row["pool100_raw"] == pytest.approx(0.8) and row["pool100_raw_se"] == pytest.approx(0.1 / 3**0.5)
-    assert row["of_peak"] == pytest.approx(0.25) and row["captions_per_second"] == pytest.approx(500)
+    assert row["pool100_raw"] == pytest.approx(0.8)
+    assert row["pool100_raw_se"] == pytest.approx(0.1 / 3**0.5)
+    assert row["of_peak"] == pytest.approx(0.25)
+    assert row["captions_per_second"] == pytest.approx(500)
     (alone,) = summarise(runs[:1], {("cpu", "float32"): 4e9})
-    assert alone["pool100_raw_se"] is None and table_rows([alone])[0][3] is None
+    assert alone["pool100_raw_se"] is None
+    assert table_rows([alone])[0][3] is None
 
 
 def test_passing_the_baseline_counts_the_slowest_seed():
@@ -112,7 +117,8 @@ def test_passing_the_baseline_counts_the_slowest_seed():
         made("weak", 1, [(1, 0.55)]),
     ]
     align, weak = against_baseline(runs)
-    assert align["pool100_raw_seconds"] == 4 and align["pool100_raw_ratio"] == pytest.approx(25)
+    assert align["pool100_raw_seconds"] == 4
+    assert align["pool100_raw_ratio"] == pytest.approx(25)
     assert weak["pool100_raw_ratio"] is None
     assert not against_baseline(runs[2:])
     rows = summarise(runs, {("cpu", "float32"): 4e9})
@@ -210,7 +216,8 @@ def test_full_size_data_is_made_once(tmp_path, monkeypatch):
 def test_bad_options_are_told_before_any_run(tmp_path, options, message):
     with pytest.raises(Exception, match=message) as caught:
         benchmark.main([*options, "--output", str(tmp_path / "out")])
-    assert caught.value.exit_code == 2 and not (tmp_path / "out").exists()
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("code", "kind"), [(1, ToolError), (2, InputError)])
@@ -232,7 +239,8 @@ def test_interrupted_run_ends_the_benchmark(tmp_path, monkeypatch):
 def test_scaling_axes_cover_two_decades():
     for axis, problems in scaling.AXES.items():
         sizes = [getattr(problem, axis) for problem in problems]
-        assert sizes == sorted(sizes) and sizes[-1] >= 100 * sizes[0]
+        assert sizes == sorted(sizes)
+        assert sizes[-1] >= 100 * sizes[0]
         assert all(problem.captions % problem.gallery == 0 for problem in problems)
 
 
@@ -245,8 +253,10 @@ def test_scaling_fits_the_exponents(tmp_path, monkeypatch, capsys):
     assert benchmark.main(["--scaling", "--output", str(tmp_path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     fitted = result["exponents"]
-    assert fitted["captions"]["time"] == pytest.approx(1) and 1.5 < fitted["dimension"]["time"] <= 2
-    assert fitted["captions"]["memory"] is None and fitted["dimension"]["memory"] == pytest.approx(2, abs=0.1)
+    assert fitted["captions"]["time"] == pytest.approx(1)
+    assert 1.5 < fitted["dimension"]["time"] <= 2
+    assert fitted["captions"]["memory"] is None
+    assert fitted["dimension"]["memory"] == pytest.approx(2, abs=0.1)
     assert (tmp_path / "scaling.png").read_bytes().startswith(PNG)
     assert (tmp_path / "scaling.md").read_text().startswith("| what grows |")
 
@@ -255,7 +265,8 @@ def test_scaling_fits_the_exponents(tmp_path, monkeypatch, capsys):
 def test_scaling_point_is_a_real_training(tmp_path, kernel):
     problem = scaling.Problem(captions=300, gallery=60, dimension=8)
     seconds, mebibytes = scaling.train(problem, ["device=cpu", "dtype=float32"], tmp_path)
-    assert 0 < seconds < 60 and 50 < mebibytes < 4000
+    assert 0 < seconds < 60
+    assert 50 < mebibytes < 4000
     knobs = json.loads((tmp_path / kernel.MANIFEST).read_text())["knobs"]
     assert (knobs["hidden"], knobs["epochs"]) == (8, scaling.EPOCHS)
     (member,) = json.loads((tmp_path / kernel.METRICS).read_text())["members"]  # the network alone
@@ -311,4 +322,5 @@ def test_the_time_budget_reaches_the_kernel(tmp_path, kernel):
     (point,) = anytime.measure(["closed_form"], [0.5, 9.0], data, tmp_path / "out", ["device=cpu"])
     manifest = json.loads((tmp_path / "out/closed_form-0.5min" / kernel.MANIFEST).read_text())
     assert manifest["knobs"]["max_minutes"] == 0.5
-    assert (point.candidates, point.recipe) == (1, "closed_form") and 0 < point.scores["pool100_raw"] < 1
+    assert (point.candidates, point.recipe) == (1, "closed_form")
+    assert 0 < point.scores["pool100_raw"] < 1

@@ -32,7 +32,8 @@ def test_the_sample_is_drawn_once_and_said(home, capsys):
     assert choose_data(None) == choose_data(None) == home / "build" / "sample"
     lines = capsys.readouterr().err.splitlines()
     assert len((home / "drawn").read_text().splitlines()) == 1
-    assert len(lines) == 2 and all("download_data.py" in line for line in lines)
+    assert len(lines) == 2
+    assert all("download_data.py" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", FILES)

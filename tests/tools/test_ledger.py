@@ -67,7 +67,9 @@ def test_every_run_has_its_line(folder, capsys):
     assert (first["date"], first["changed"], first["seconds"]) == ("2001-09-09 01:46", {}, 3.2)
     assert (first["submission"], first["public"]) == (7, 0.71234)
     assert (member["changed"], member["submission"]) == ({"seed": 3}, None)  # a knob that is gone says nothing
-    assert blend["note"] == "2 members" and predicted["note"] == "weights of a" and predicted["raw"] is None
+    assert blend["note"] == "2 members"
+    assert predicted["note"] == "weights of a"
+    assert predicted["raw"] is None
     assert stopped["note"] == "ended by SIGTERM, unfinished"
 
 
@@ -75,7 +77,8 @@ def test_the_table_has_a_line_a_run_in_fixed_columns(folder, capsys):
     assert runs.main(["--runs", str(folder)]) == 0
     captured = capsys.readouterr()
     header, *lines = captured.out.splitlines()
-    assert len(lines) == 5 and lines[2].split() == [
+    assert len(lines) == 5
+    assert lines[2].split() == [
         "sweep-1/s01",
         "2008-01-10",
         "21:20",
@@ -91,7 +94,8 @@ def test_the_table_has_a_line_a_run_in_fixed_columns(folder, capsys):
         "seed=3",
     ]
     assert lines[0].index("0.71234") + len("0.71234") == header.index("public") + len("public")
-    assert (folder / "runs.png").read_bytes().startswith(PNG) and "runs.png" in captured.err
+    assert (folder / "runs.png").read_bytes().startswith(PNG)
+    assert "runs.png" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -156,4 +160,5 @@ def test_two_runs_of_one_split_are_compared_pair_by_pair(tmp_path, capsys):
     recorded = [open_run(folder).scores["pool100_raw"]["mrr"] for folder in folders]
     raw = found["mrr"]["raw"]
     assert raw["difference"] == pytest.approx(recorded[0] - recorded[1], abs=0.03)  # these chose repulsion in halves
-    assert 0 < raw["low"] <= raw["difference"] <= raw["high"] and raw["images"] == 24
+    assert 0 < raw["low"] <= raw["difference"] <= raw["high"]
+    assert raw["images"] == 24

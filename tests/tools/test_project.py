@@ -81,13 +81,15 @@ def test_a_tool_outlives_its_reader(tmp_path):
     tool.stdout.readline()
     tool.stdout.close()
     assert "nobody reads the output any more; the work goes on" in tool.stderr.read()
-    assert tool.wait(30) == 0 and (tmp_path / "done").exists()
+    assert tool.wait(30) == 0
+    assert (tmp_path / "done").exists()
 
 
 def test_a_full_disk_under_the_output_is_no_success(tmp_path):
     with Path("/dev/full").open("w") as full:
         tool = start(tmp_path, "print('line')", stdout=full)
-    assert tool.stderr.read() == "error: [Errno 28] No space left on device\n" and tool.wait(30) == 1
+    assert tool.stderr.read() == "error: [Errno 28] No space left on device\n"
+    assert tool.wait(30) == 1
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])

@@ -152,7 +152,8 @@ def test_hub_bins_hold_equally_many_whole_numbers(worst: int) -> None:
         {"counts": counts.tolist(), "worst": [{"lists": worst}], "expected": 2.0, "k": 10, "never": 0.0}
     ).axes
     heights = [bar.get_height() for bar in axes.patches]
-    assert len(set(heights[:-1])) == 1 and sum(heights) == worst + 1
+    assert len(set(heights[:-1])) == 1
+    assert sum(heights) == worst + 1
 
 
 def test_legends_lie_outside_the_panels() -> None:

@@ -51,10 +51,15 @@ def test_run_with_json(tmp_path, capfd):
     out, err = capfd.readouterr()
     result = json.loads(out)
     run = Path(result["run"])
-    assert run.parent == runs and run.name.endswith("-closed_form") and Path(result["submission"]).is_file()
-    assert "validation on" in err and result["complete"] and 0 < result["validation"]["pool100_raw"]["mrr"] < 1
+    assert run.parent == runs
+    assert run.name.endswith("-closed_form")
+    assert Path(result["submission"]).is_file()
+    assert "validation on" in err
+    assert result["complete"]
+    assert 0 < result["validation"]["pool100_raw"]["mrr"] < 1
     (entry,) = record.find(runs, event="local_run")
-    assert entry["run"] == run.name and entry["validation"]["pool100_raw"] == result["validation"]["pool100_raw"]["mrr"]
+    assert entry["run"] == run.name
+    assert entry["validation"]["pool100_raw"] == result["validation"]["pool100_raw"]["mrr"]
 
 
 @pytest.mark.slow
@@ -77,10 +82,12 @@ def test_interrupted_run_goes_on(tmp_path, capfd):
     sender = send_when(lambda: any(output.glob("resume_validate_1.pth")), signal.SIGINT)
     assert run_local.main(command) == 130
     sender.join()
-    assert f"--output {output}" in capfd.readouterr().err.splitlines()[-1] and not record.read(tmp_path)
+    assert f"--output {output}" in capfd.readouterr().err.splitlines()[-1]
+    assert not record.read(tmp_path)
     assert run_local.main(command) == 0
     out = capfd.readouterr().out
-    assert "going on from" in out and str(output / "pipeline_submission.csv") in out.splitlines()[-2]
+    assert "going on from" in out
+    assert str(output / "pipeline_submission.csv") in out.splitlines()[-2]
     assert out.splitlines()[-7].split()[:2] == ["validation", "MRR"]
 
 
@@ -109,7 +116,8 @@ def test_signal_stops_the_child(tmp_path, monkeypatch, number):
     before = signal.getsignal(number)
     send_when((tmp_path / "started").exists, number)
     assert run_kernel(tmp_path, tmp_path, [], print).code == 128 + number
-    assert (tmp_path / "ended").exists() and signal.getsignal(number) is before
+    assert (tmp_path / "ended").exists()
+    assert signal.getsignal(number) is before
 
 
 def test_a_log_that_cannot_be_written_lets_the_child_save_its_state(tmp_path, monkeypatch):
@@ -166,9 +174,11 @@ def trained(left) -> Path:
 def test_the_run_outlives_the_reader_of_its_log(left):
     """`run_local.py ... | head -3`: it goes on to its end, and the code says so."""
     folder, tool, error = left
-    assert "the work goes on" in error and tool.returncode == 0
+    assert "the work goes on" in error
+    assert tool.returncode == 0
     (entry,) = record.find(folder.parent, event="local_run")
-    assert entry["run"] == "mine" and check_run(folder).complete
+    assert entry["run"] == "mine"
+    assert check_run(folder).complete
 
 
 @pytest.mark.parametrize(
@@ -183,7 +193,8 @@ def test_failure_is_one_line_and_the_kernels_code(tmp_path, monkeypatch, capfd, 
     script(tmp_path / "broken.py", body, monkeypatch)
     assert run_local.main(["--data", str(tmp_path), "--runs", str(tmp_path / "runs")]) == code
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(message) and not record.read(tmp_path / "runs")
+    assert line.startswith(message)
+    assert not record.read(tmp_path / "runs")
 
 
 def test_output_that_differs_from_the_manifest_is_no_success(tmp_path, monkeypatch):
@@ -227,7 +238,8 @@ def test_predicting_with_the_weights_of_a_run(data, trained, tmp_path, capfd):
     assert run_local.main(command) == 0
     result = json.loads(capfd.readouterr().out)
     run = check_run(Path(result["run"]))
-    assert run.name.endswith("-closed_form-predict") and run.weights == check_run(trained).weights
+    assert run.name.endswith("-closed_form-predict")
+    assert run.weights == check_run(trained).weights
     name = "pipeline_submission.csv"
     assert (run.folder / name).read_bytes() == (trained / name).read_bytes()
     (entry,) = record.find(tmp_path, event="local_run")

@@ -19,7 +19,8 @@ from made_runs import make_run
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: new_folder(tmp_path / "runs", "align"), range(40)))
-    assert len({*folders}) == 40 and all(folder.is_dir() for folder in folders)
+    assert len({*folders}) == 40
+    assert all(folder.is_dir() for folder in folders)
 
 
 def test_a_place_that_cannot_be_written_names_the_option_that_helps(tmp_path):
@@ -35,7 +36,8 @@ def test_a_finished_folder_is_refused_or_kept_aside(tmp_path, capsys):
     assert check_run(folder).complete
     for kept in ("mine.1", "mine.2"):
         make_run(folder)
-        assert named_folder(folder, again=True) == folder and not folder.exists()
+        assert named_folder(folder, again=True) == folder
+        assert not folder.exists()
         check_run(tmp_path / kept)
         assert f"kept as {tmp_path / kept}" in capsys.readouterr().err
 
@@ -82,7 +84,8 @@ def test_a_prediction_knows_the_weights_that_made_it(tmp_path):
     predicted = open_run(
         make_run(folder, outputs=outputs, inputs={kernel.FINAL_MODEL: trained.outputs[kernel.FINAL_MODEL]})
     )
-    assert predicted.weights == trained.weights and predicted.scores == {}
+    assert predicted.weights == trained.weights
+    assert predicted.scores == {}
 
 
 @pytest.mark.parametrize(

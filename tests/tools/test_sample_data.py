@@ -105,7 +105,8 @@ def test_image_vectors_are_anisotropic_and_not_normalised(sample: Path) -> None:
     vectors = np.load(sample / "train/train/train.npz")["images/embeddings"]
     norms = np.linalg.norm(vectors, axis=1)
     assert 24 < norms.mean() < 28
-    assert norms.min() < 24 and norms.max() > 29
+    assert norms.min() < 24
+    assert norms.max() > 29
     unit = vectors / norms[:, None]
     assert 0.5 < (unit[:150] @ unit[150:].T).mean() < 0.75
 

@@ -97,5 +97,6 @@ def test_what_cannot_be_read_is_named(answers: Path, tmp_path: Path, tool, kerne
 def refused(tool, message: str, *arguments: object) -> None:
     outcome = tool(verify.main, *arguments)
     assert outcome.code == 2
-    assert outcome.error.startswith("error: ") and message in outcome.error
+    assert outcome.error.startswith("error: ")
+    assert message in outcome.error
     assert not outcome.out

@@ -236,7 +236,8 @@ def test_every_figure_is_written_and_inlined(verified: tuple[Path, dict]) -> Non
     for attribute, folder in (("src", output), ("srcset", output / "dark")):
         inlined = [base64.b64decode(code) for code in re.findall(rf'{attribute}="data:image/png;base64,([^"]+)"', text)]
         assert sorted(inlined) == sorted(path.read_bytes() for path in folder.glob("*.png"))
-    assert "http://" not in text and "https://" not in text
+    assert "http://" not in text
+    assert "https://" not in text
     assert "<b>" not in text
     assert not list(output.rglob(".*"))
 
@@ -247,7 +248,8 @@ def test_a_dark_page_has_dark_pictures(verified: tuple[Path, dict]) -> None:
             sum(Image.open(path / f"{name}.png").convert("RGB").getpixel((1, 1)))
             for path in (verified[0], verified[0] / "dark")
         ]
-        assert corners[0] > 700 and corners[1] < 100
+        assert corners[0] > 700
+        assert corners[1] < 100
 
 
 def test_titles_state_numbers(verified: tuple[Path, dict]) -> None:
@@ -412,11 +414,13 @@ def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, 
     found = json.loads(outcome.out)
     assert (found["pool"], found["pools"]) == (60, "one pool of 60")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "in one pool of 60</h1>" in text and "Among 60 photos" in text
+    assert "in one pool of 60</h1>" in text
+    assert "Among 60 photos" in text
     assert "pools of 100" not in text
     ranks = np.tile(np.arange(1, 61), (5, 1))
     figure = figures.rank_figure(ranks, numbers.Pools(60))
-    assert "of 60" in figure.get_suptitle() and "60" in figure.axes[0].get_xlabel()
+    assert "of 60" in figure.get_suptitle()
+    assert "60" in figure.axes[0].get_xlabel()
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()][-1] == "51-60"
 
 
