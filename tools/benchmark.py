@@ -27,16 +27,8 @@ ENDLESS = "search"  # goes on for as long as it may
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Measure the recipes side by side: quality, time, share of the machine's peak, memory.",
-        "python tools/benchmark.py --recipes baseline align --seeds 0 1 2 --data data",
-        "0 measured and written, 1 a run failed, 2 wrong input, 128 + n ended by signal n",
-        "--data",
-        "--set",
-        "--runs",
-        "--json",
-    )
+    codes = "0 measured and written, 1 a run failed, 2 wrong input, 128 + n ended by signal n"
+    parser = make_parser(__doc__, codes, "--data", "--set", "--runs", "--json")
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help=f"default: all but {ENDLESS}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of training and split")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: <runs>/<UTC time>-benchmark")
@@ -74,7 +66,6 @@ def measure(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check, run, measure, write."""
     arguments = parse(argv)
     check(arguments)
     what = "scaling" if arguments.scaling else "quality-time" if arguments.minutes else "benchmark"

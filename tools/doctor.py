@@ -1,20 +1,20 @@
 """Look at everything that the tools need, on one page: what is there, what is not, and the command that mends it.
 
-python tools/doctor.py
-python tools/doctor.py --json
+    python tools/doctor.py
+    python tools/doctor.py --json
+
+Python and packages, disk, GPU, data, credentials, rules, quota and the submissions that are left.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lib.data import COMPETITION
 from lib.jobs.doctor import Check, check_up
-from lib.project import DATA, run_tool
+from lib.project import DATA, make_parser, run_tool
 
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
 
@@ -29,22 +29,11 @@ def show(check: Check) -> None:
         print(f"     {'':12} -> {check.next}")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Check Python, packages, disk, GPU, data, credentials, rules, quota and submissions left.",
-        epilog="example: python tools/doctor.py --json\n\nexit codes: 0 all is green, 1 something is red",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the data is (default: data/)")
-    parser.add_argument("--competition", default=COMPETITION, help="its slug (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="the checks as a JSON list on stdout")
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Show every check as it comes."""
-    arguments = parse(argv)
+    parser = make_parser(__doc__, "0 all is green, 1 something is red", "--competition", "--json")
+    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the data is (default: data/)")
+    arguments = parser.parse_args(argv)
     checks = []
     for check in check_up(arguments.data, arguments.competition):
         checks.append(check)

@@ -9,33 +9,21 @@ the rules accepted once, in the browser: https://www.kaggle.com/competitions/aml
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from lib.data import COMPETITION
 from lib.jobs.download import fetch_all, fetch_needed
 from lib.kaggle_api.client import connect
 from lib.kaggle_api.competitions import competition_errors
 from lib.project import DATA, ToolError, make_parser, run_tool
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Download and verify the competition's data.",
-        "python tools/download_data.py --data data",
-        "0 all files are there and right, 1 a download or a check failed, 2 wrong input or credentials",
-    )
+def main(argv: list[str] | None = None) -> None:
+    codes = "0 all files are there and right, 1 a download or a check failed, 2 wrong input or credentials"
+    parser = make_parser(__doc__, codes, "--competition")
     parser.add_argument("--data", type=Path, default=DATA, help="where to put it (default: data/ of the repository)")
     parser.add_argument("--images", action="store_true", help="everything, with the photos, not only what is needed")
     parser.add_argument("--force", action="store_true", help="fetch also what is there and right")
-    parser.add_argument("--competition", default=COMPETITION, help="its slug (default: %(default)s)")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
-    arguments = parse(argv)
+    arguments = parser.parse_args(argv)
     try:
         arguments.data.mkdir(parents=True, exist_ok=True)
     except OSError as error:

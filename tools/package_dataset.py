@@ -37,15 +37,11 @@ def show(staged: Package, as_json: bool, version: int | None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Package a run's weights as a private Kaggle dataset and wait until it can be attached.",
-        "python tools/package_dataset.py --run runs/mine --dry-run",
+    codes = (
         "0 the version is ready with every file (--dry-run: nothing is wrong with the folder),\n"
-        "1 Kaggle did not take it or is not done in time, 2 wrong input: a secret, a foreign file, a damaged run",
-        "--runs",
-        "--json",
+        "1 Kaggle did not take it or is not done in time, 2 wrong input: a secret, a foreign file, a damaged run"
     )
+    parser = make_parser(__doc__, codes, "--runs", "--json")
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run (default: the one with the newest weights)")
     parser.add_argument("--folder", type=Path, default=BUILD, metavar="DIR", help="build folder")
     parser.add_argument("--dry-run", action="store_true", help="stage, check and show what would go; no network")
@@ -54,8 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int | None:
-    """Stage, check, upload, wait."""
+def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     run = arguments.run or newest_run(arguments.runs, kernel.FINAL_MODEL, complete=True)
     if arguments.dry_run:

@@ -26,7 +26,6 @@ from lib.project import format_table, make_parser, print_table, run_tool
 
 
 def print_quota(client: KaggleClient, as_json: bool) -> None:
-    """This week's accelerator hours."""
     quota = {kind: {**vars(hours), "left_hours": hours.left_hours} for kind, hours in client.kernels.quota().items()}
     if as_json:
         print(json.dumps(quota))
@@ -37,11 +36,11 @@ def print_quota(client: KaggleClient, as_json: bool) -> None:
 
 def report(as_json: bool, version: Version, status: str, folder: Path | None = None) -> None:
     """What became of a kernel version, on stdout."""
+    run = None if folder is None else str(folder)
     if as_json:
-        run = None if folder is None else str(folder)
         print(json.dumps({"kernel": version.ref, "version": version.number, "status": status, "run": run}))
     else:
-        print(f"{version}: {status}" + ("" if folder is None else f"; verified output in {folder}"))
+        print(f"{version}: {status}" + (f"; verified output in {run}" if run else ""))
 
 
 def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None:
@@ -60,38 +59,21 @@ def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None
         print_table(["file", "state"], rows, arguments.json)
 
 
-def show_staged(staged: order.Staged, time: order.SessionTime, as_json: bool) -> None:
-    """What a push would send."""
-    shown = {
-        "metadata": staged.metadata,
-        "overrides": staged.overrides,
-        "session_seconds": time.kaggle_seconds,
-        "bytes": len(staged.text.encode()),
-        "folder": str(staged.folder),
-    }
+def show_staged(staged: order.Order, as_json: bool) -> None:
+    shown = {key: getattr(staged, key) for key in ("metadata", "overrides", "session_seconds")}
+    shown |= {"bytes": len(staged.text.encode()), "folder": str(staged.folder)}
     print(json.dumps(shown, indent=None if as_json else 1))
     print(f"dry run: nothing was sent; {staged.ref} would be private and is clean by kaggle_lint", file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Push the kernel to Kaggle, wait for its end, fetch its output and verify every file.",
-        "python tools/push_kernel.py --recipe align --set epochs=8 --timeout-minutes 60",
+    codes = (
         "0 the kernel ended well and every output is verified (--no-wait: Kaggle has taken the push),\n"
-        "1 it was refused, failed, was cancelled, has no quota or is not done in time, 2 wrong input",
-        "--recipe",
-        "--set",
-        "--runs",
-        "--json",
+        "1 it was refused, failed, was cancelled, has no quota or is not done in time, 2 wrong input"
     )
-    parser.add_argument(
-        "action",
-        nargs="?",
-        default="push",
-        choices=("push", "status", "output", "list"),
-        help="status or output of an earlier version, or the list of sessions, instead of a push",
-    )
+    parser = make_parser(__doc__, codes, "--recipe", "--set", "--runs", "--json")
+    about = "status or output of an earlier version, or the list of sessions, instead of a push"
+    parser.add_argument("action", nargs="?", default="push", choices=("push", "status", "output", "list"), help=about)
     parser.add_argument("--version", type=int, metavar="N", help="for status and output; the current one by default")
     parser.add_argument("--only", metavar="PATTERN", help="for output: only these files, also of an unfinished run")
     parser.add_argument("--no-wait", action="store_true", help="return once Kaggle has taken the push")
@@ -116,24 +98,17 @@ def run(arguments: argparse.Namespace) -> None:
         return print_table(["kernel", "version", "status", "age h", "holds"], sessions(client), arguments.json)
     if arguments.action != "push":
         return look_at_version(client, arguments)
-    metadata = order.staged_metadata(
-        client.username, arguments.accelerator, arguments.dataset, arguments.kernel_source, arguments.script
-    )
-    staged = order.stage(metadata, overrides, order.BUILD, arguments.script)
+    staged = order.stage_push(client.username, arguments, overrides, arguments.dataset, arguments.script)
     if arguments.dry_run:
-        return show_staged(staged, time, arguments.json)
-    sources = order.source_versions(client, metadata, arguments.runs)
-    made = order.Order(staged, sources, time.kaggle_seconds)
-    version = push.push(client, made, arguments.runs, arguments.again)
+        return show_staged(staged, arguments.json)
+    version = push.send(client, staged, arguments.runs, arguments.again)
     if arguments.no_wait:
         return report(arguments.json, version, "pushed")
-    return report(
-        arguments.json, version, "complete", fetch.collect(client, version, arguments.runs, time.wait_seconds)
-    )
+    folder = fetch.collect(client, version, arguments.runs, time.wait_seconds)
+    return report(arguments.json, version, "complete", folder)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
     run(parse(argv))
     return 0
 

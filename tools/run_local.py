@@ -23,7 +23,7 @@ from lib.data import choose_data
 from lib.jobs import local
 from lib.kernel import recipe_names
 from lib.process import STOPPED, as_arguments, run_kernel
-from lib.project import format_table, make_parser, run_tool
+from lib.project import figure, format_table, make_parser, run_tool
 from lib.runs import Run, check_run, left_if_used, named_folder, new_folder
 
 COLUMNS = {"mrr": "MRR", "mrr_se": "+-", "recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "ndcg": "NDCG"}
@@ -33,25 +33,13 @@ def report(run: Run, as_json: bool) -> None:
     """The honest figures, raw and cosine side by side; submission, seconds."""
     submission = run.folder / kernel.SUBMISSION
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "run": str(run.folder),
-                    "submission": str(submission),
-                    "recipe": run.recipe,
-                    "complete": run.complete,
-                    "seconds": run.manifest["seconds"],
-                    "validation": run.scores or None,
-                }
-            )
-        )
+        shown = {"run": str(run.folder), "submission": str(submission), "recipe": run.recipe, "complete": run.complete}
+        print(json.dumps({**shown, "seconds": run.manifest["seconds"], "validation": run.scores or None}))
         return
     if run.scores:
         pool = str(run.metrics.get("pool", kernel.POOL))  # smaller where fewer images are held out
-        rows = [
-            [name.replace(str(kernel.POOL), pool), *(f"{row[key]:.4f}" for key in COLUMNS)]
-            for name, row in run.scores.items()
-        ]
+        named = {name.replace(str(kernel.POOL), pool): row for name, row in run.scores.items()}
+        rows = [[name, *(figure(row[key]) for key in COLUMNS)] for name, row in named.items()]
         print("\n" + format_table(["validation", *COLUMNS.values()], rows))
     early = run.manifest.get("stopped")
     print(f"\nsubmission: {submission} (checked)\n{run.total_seconds:.1f} s" + (f", ended by {early}" if early else ""))
@@ -61,26 +49,19 @@ def failed(code: int, error: str, output: Path) -> int:
     """One line on stderr; the kernel's code."""
     if code in STOPPED:
         so_far = "it has a submission; " if (output / kernel.MANIFEST).exists() else ""
-        print(
-            f"interrupted; {so_far}the same command with --output {shlex.quote(str(output))} goes on", file=sys.stderr
-        )
+        again = f"the same command with --output {shlex.quote(str(output))} goes on"
+        print(f"interrupted; {so_far}{again}", file=sys.stderr)
     else:
         print(f"error: {error or f'the kernel ended with code {code}; its last lines are above'}", file=sys.stderr)
     return code
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Run the kernel on this machine, check what it wrote, record it.",
-        "python tools/run_local.py --recipe baseline --set epochs=5 --output runs/baseline-5",
+    codes = (
         "the kernel's (0 only when every output is what its manifest says, 1 failed, 2 wrong input,\n"
-        "129, 130 or 143 interrupted: the same command with the same --output goes on)",
-        "--data",
-        "--runs",
-        "--set",
-        "--json",
+        "129, 130 or 143 interrupted: the same command with the same --output goes on)"
     )
+    parser = make_parser(__doc__, codes, "--data", "--runs", "--set", "--json")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: <runs>/<UTC time>-<recipe>")
     parser.add_argument("--again", action="store_true", help="keep a finished run in --output aside and run anew")
     parser.add_argument("--recipe", metavar="NAME", help=f"a named set of knobs: {', '.join(recipe_names())}")
@@ -91,7 +72,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run, check, record, report."""
     knobs = local.asked_for(arguments.recipe, arguments.mode, arguments.set, arguments.weights)
     weights = local.weights_of(arguments.weights) if arguments.weights else None
     data = choose_data(arguments.data)
@@ -112,7 +92,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """List, or run."""
     arguments = parse(argv)
     if arguments.list:
         print(local.catalogue())

@@ -21,12 +21,13 @@ from lib import kernel
 from lib.data import choose_data
 from lib.jobs import ledger
 from lib.project import InputError, format_table, make_parser, run_tool
+from lib.report.numbers import difference_in_words
 from lib.runs import Run, open_run
 
 
 def differences(one: Run, other: Run, data: Path | None) -> tuple[str, dict[str, dict[str, float]]]:
     """(how, differences of the MRR): paired where both runs can predict the same held-out images here, else not."""
-    from lib.report.paired import paired  # torch and matplotlib: not for the table
+    from lib.report.measure import paired  # torch and matplotlib: not for the table
 
     print("predicting the held-out images with both runs' validated weights", file=sys.stderr, flush=True)
     try:
@@ -46,23 +47,16 @@ def compare(folders: list[Path], data: Path | None, as_json: bool) -> None:
         return
     rows = [[key, *values] for key, values in knobs.items()]
     print(format_table(["knob", one.name, other.name], rows, texts=(0, 1, 2)) if rows else "no knob differs")
-    print(
-        "\n" + "\n".join(ledger.in_words(name, difference, how) for name, difference in found.items())
-        if found
-        else "no validation to compare"
-    )
+    print()
+    for name, difference in found.items():
+        print(difference_in_words(difference, other.name, name))
+    if not found:
+        print("no validation to compare")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "All runs side by side: settings, validation, time, public score.",
-        "python tools/runs.py --recipe ensemble --sort raw --last 20",
-        "0 shown, 1 the plot could not be written, 2 wrong input",
-        "--runs",
-        "--recipe",
-        "--json",
-    )
+    codes = "0 shown, 1 the plot could not be written, 2 wrong input"
+    parser = make_parser(__doc__, codes, "--runs", "--recipe", "--json")
     parser.add_argument("--last", type=int, metavar="N", help="only the N newest")
     parser.add_argument("--sort", choices=ledger.SORTS, default="date", help="the best first (date: the newest last)")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two runs' folders")
@@ -74,7 +68,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Table, or comparison."""
     arguments = parse(argv)
     if arguments.compare:
         compare(arguments.compare, arguments.data, arguments.json)

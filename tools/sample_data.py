@@ -20,17 +20,11 @@ from lib.sample.scenes import CAPTIONS_PER_IMAGE
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser(
-        "Draw a small data set in the competition's layout (pictures, captions, embeddings).",
-        "python tools/sample_data.py data && python tools/run_local.py",
-        "0 drawn, 1 it could not be written, 2 wrong input",
-    )
+    parser = make_parser(__doc__, "0 drawn, 1 it could not be written, 2 wrong input")
     parser.add_argument("dest", type=Path, metavar="DEST", help="folder to make; it appears complete or not at all")
     parser.add_argument("--images", type=int, help=f"training images (default {N_IMAGES}; full size {FULL_IMAGES})")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (default 0)")
-    parser.add_argument(
-        "--full-size", action="store_true", help="synthetic arrays of the competition's size instead, without pictures"
-    )
+    parser.add_argument("--full-size", action="store_true", help="synthetic arrays of the competition's size instead")
     given = parser.parse_args(argv)
     make, default = (make_full_size, FULL_IMAGES) if given.full_size else (make_sample, N_IMAGES)
     images = default if given.images is None else given.images

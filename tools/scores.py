@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lib import record
-from lib.data import COMPETITION
 from lib.jobs.history import Attempt, Place, best_of, from_kaggle, join, place_of, plot, table
 from lib.kaggle_api.client import connect
 from lib.kaggle_api.competitions import competition_errors
@@ -34,10 +33,8 @@ def show(rows: list[Attempt], best: Attempt | None, place: Place | None) -> None
     if best is not None:
         print(f"\nbest public score {best.public:.5f}: submission {best.ref} of {best.run} (*)")
     if place is not None:
-        print(
-            f"place {place.rank} of {place.teams} on the leaderboard, {place.gap:.5f} behind the first "
-            f"({place.first:.5f})"
-        )
+        behind = f"{place.gap:.5f} behind the first ({place.first:.5f})"
+        print(f"place {place.rank} of {place.teams} on the leaderboard, {behind}")
 
 
 def gather(arguments: argparse.Namespace) -> tuple[str, list[Attempt], list]:
@@ -54,22 +51,14 @@ def gather(arguments: argparse.Namespace) -> tuple[str, list[Attempt], list]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Submissions with their local and official scores.",
-        "python tools/scores.py --json",
-        "0 shown (also from the local record), 1 Kaggle refused, 2 wrong competition or credentials",
-        "--runs",
-        "--json",
-    )
+    codes = "0 shown (also from the local record), 1 Kaggle refused, 2 wrong competition or credentials"
+    parser = make_parser(__doc__, codes, "--runs", "--json", "--competition")
     parser.add_argument("--plot", type=Path, help="where the plot goes (default: scores.png below --runs)")
-    parser.add_argument("--competition", default=COMPETITION, help="its slug (default: %(default)s)")
     parser.add_argument("--offline", action="store_true", help="show the local record, without asking Kaggle")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
     arguments = parse(argv)
     if arguments.plot is not None and arguments.plot.suffix != ".png":
         raise InputError(f"--plot {arguments.plot}: the plot is a .png")
@@ -77,17 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     best = best_of(rows)
     place = place_of(best, board)
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "source": source,
-                    "submissions": [asdict(row) for row in rows],
-                    "best": asdict(best) if best else None,
-                    "place": asdict(place) if place else None,
-                },
-                indent=1,
-            )
-        )
+        ends = {"best": best and asdict(best), "place": place and asdict(place)}
+        print(json.dumps({"source": source, "submissions": [asdict(row) for row in rows], **ends}, indent=1))
     else:
         show(rows, best, place)
     if rows:

@@ -15,41 +15,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lib.jobs import ship
 from lib.jobs.order import read_overrides
 from lib.jobs.push import add_push_options
-from lib.jobs.ship import (
-    candidate_of,
-    check_weights_used,
-    chosen_weights,
-    package_weights,
-    run_on_kaggle,
-    submit_and_score,
-    taken_up,
-)
 from lib.kaggle_api.client import connect
 from lib.project import DATA, make_parser, run_tool
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "From the repository's state to a score on the leaderboard, in one command that can be repeated.",
-        "python tools/ship.py --recipe align --set epochs=8",
+    codes = (
         "0 scored and recorded (--no-submit: fetched and verified), 1 a step failed, 2 wrong input;\n"
-        "after any of them, and after an interruption (130), the same command goes on where it stopped",
-        "--recipe",
-        "--set",
-        "--runs",
-        "--json",
+        "after any of them, and after an interruption (130), the same command goes on where it stopped"
     )
+    parser = make_parser(__doc__, codes, "--recipe", "--set", "--runs", "--json")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", type=Path, metavar="RUN", help="package this run; the kernel predicts with it")
-    source.add_argument(
-        "--resume",
-        type=int,
-        metavar="VERSION",
-        help="package the state that a cancelled or failed version left; the kernel goes on from it",
-    )
+    about = "package the state that a cancelled or failed version left; the kernel goes on from it"
+    source.add_argument("--resume", type=int, metavar="VERSION", help=about)
     parser.add_argument("--no-submit", action="store_true", help="stop when the output is fetched and verified")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the test set is, for its ids")
     add_push_options(parser)
@@ -57,7 +39,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:
-    """The end of it, on stdout."""
     if as_json:
         print(json.dumps(result))
         return
@@ -72,25 +53,21 @@ def main(argv: list[str] | None = None) -> int | None:
     arguments = parse(argv)
     given = read_overrides(arguments.recipe, arguments.set)
     overrides = {"mode": "predict", **given} if arguments.weights is not None else given
-    run = chosen_weights(arguments, overrides)
+    run = ship.chosen_weights(arguments, overrides)
     client = connect()
     if arguments.resume is not None:
-        run, overrides = taken_up(client, arguments, given)
-    packaged = None if run is None else package_weights(client, run, arguments.runs)
+        run, overrides = ship.taken_up(client, arguments, given)
+    packaged = None if run is None else ship.package_weights(client, run, arguments.runs)
     datasets = [*arguments.dataset, *([] if packaged is None else [packaged.metadata["id"]])]
-    version, folder = run_on_kaggle(client, arguments, overrides, datasets)
+    version, folder = ship.run_on_kaggle(client, arguments, overrides, datasets)
     if packaged is not None:
-        check_weights_used(folder, packaged)
+        ship.check_weights_used(folder, packaged)
     result: dict[str, Any] = {"kernel": version.ref, "version": version.number, "run": str(folder)}
     if not arguments.no_submit:
-        candidate = candidate_of(folder, packaged)
-        score = submit_and_score(client, arguments, candidate)
-        result |= {
-            "ref": score.ref,
-            "public": score.public_score,
-            "private": score.private_score,
-            "validation": candidate.validation,
-        }
+        candidate = ship.candidate_of(folder, packaged)
+        score = ship.submit_and_score(client, arguments, candidate)
+        result |= {"ref": score.ref, "public": score.public_score, "private": score.private_score}
+        result["validation"] = candidate.validation
     report(result, arguments.json)
     return 0
 

@@ -15,7 +15,6 @@ import json
 import sys
 from pathlib import Path
 
-from lib.data import COMPETITION
 from lib.jobs import submission
 from lib.jobs.fetch import collect
 from lib.jobs.order import SessionTime
@@ -32,52 +31,33 @@ def find_candidate(client: KaggleClient | None, arguments: argparse.Namespace) -
         return submission.candidate_of(arguments.csv)
     version = chosen_version(client, arguments.kernel, arguments.version, arguments.runs)
     folder = collect(client, version, arguments.runs, SessionTime().wait_seconds)
-    return submission.candidate_of(folder, arguments.kernel, arguments.version)
+    return submission.candidate_of(folder, version)
 
 
 def report(found: Submission, candidate: submission.Candidate, left: int | None, as_json: bool) -> None:
-    """Print the outcome."""
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "ref": found.ref,
-                    "public": found.public_score,
-                    "private": found.private_score,
-                    "validation": candidate.validation,
-                    "validation_se": candidate.validation_se,
-                    "run": candidate.run,
-                    "sha256": candidate.sha256,
-                    "left_today": left,
-                }
-            )
-        )
+        scores = {"public": found.public_score, "private": found.private_score}
+        about = {key: getattr(candidate, key) for key in ("validation", "validation_se", "run", "sha256")}
+        print(json.dumps({"ref": found.ref, **scores, **about, "left_today": left}))
         return
     validation = "" if candidate.validation is None else f", validation {candidate.validation:.4f}"
     if candidate.validation is not None and candidate.validation_se is not None:
         validation += f" +- {candidate.validation_se:.4f}"
-    print(
-        f"submission {found.ref} of {candidate.run}: public score {found.public_score}{validation}; "
-        + (f"{left} submissions left today" if left is not None else "the submissions left are not known")
-    )
+    more = "the submissions left are not known" if left is None else f"{left} submissions left today"
+    print(f"submission {found.ref} of {candidate.run}: public score {found.public_score}{validation}; {more}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Submit a csv once, wait for its score, record it.",
-        "python tools/submit.py runs/aml-align-v3",
+    codes = (
         "0 submitted, scored and recorded, 1 it failed or none is left today,\n"
-        "2 wrong csv, credentials or a file that was submitted before",
-        "--runs",
-        "--json",
+        "2 wrong csv, credentials or a file that was submitted before"
     )
+    parser = make_parser(__doc__, codes, "--runs", "--json", "--competition")
     parser.add_argument("csv", type=Path, nargs="?", help="the csv, or the folder of a run with it")
     parser.add_argument("--kernel", metavar="OWNER/SLUG", help="submit the output of a kernel on Kaggle instead")
     parser.add_argument("--version", type=int, help="the version of --kernel")
     parser.add_argument("--again", action="store_true", help="submit although the same bytes were submitted before")
     parser.add_argument("--data", type=Path, default=DATA, help="where the test set is (default: data/)")
-    parser.add_argument("--competition", default=COMPETITION, help="its slug (default: %(default)s)")
     parser.add_argument("--timeout-minutes", type=float, default=60.0, help="how long to wait for the score")
     arguments = parser.parse_args(argv)
     if (arguments.csv is None) == (arguments.kernel is None):
@@ -88,7 +68,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
     arguments = parse(argv)
     slug = arguments.competition
     client = connect() if arguments.kernel else None

@@ -20,41 +20,26 @@ from lib import kernel
 from lib.data import choose_data
 from lib.jobs.blend import blend_runs, blended_before
 from lib.jobs.fleet import COLUMNS, default_output, keep, make_rows, sweep_kaggle, sweep_local
-from lib.project import DATA, InputError, format_table, make_parser, run_tool
+from lib.process import as_text
+from lib.project import DATA, InputError, figure, format_table, make_parser, run_tool
 from lib.runs import COSINE, RAW, Run, check_run
 
 
 def report(run: Run, as_json: bool) -> None:
     """Members, blend, expected score."""
-    metrics, submission = run.metrics, run.folder / kernel.SUBMISSION
-    score = metrics["validation"][RAW]
-    members = metrics["members"]
+    metrics, submission = run.metrics, str(run.folder / kernel.SUBMISSION)
+    members, score = metrics["members"], metrics["validation"][RAW]
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "run": str(run.folder),
-                    "submission": str(submission),
-                    "expected_mrr": score["mrr"],
-                    "expected_mrr_se": score["mrr_se"],
-                    **{
-                        key: metrics[key]
-                        for key in ("validation", "members", "equal_weights_mrr", "fitted_weights_mrr")
-                    },
-                }
-            )
-        )
+        expected = {"expected_mrr": score["mrr"], "expected_mrr_se": score["mrr_se"]}
+        keys = ("validation", "members", "equal_weights_mrr", "fitted_weights_mrr")
+        facts = expected | {key: metrics[key] for key in keys}
+        print(json.dumps({"run": str(run.folder), "submission": submission, **facts}))
         return
-    keys = (RAW, COSINE, "weight")
-    rows = [
-        [
-            one["name"],
-            " ".join(f"{k}={v}" for k, v in one["overrides"].items()) or "-",
-            *(f"{one[key]:.4f}" if one["run"] else "failed" for key in keys),
-        ]
-        for one in members
-    ]
-    rows.append(["blend", "", *(f"{metrics['validation'][key]['mrr']:.4f}" for key in keys[:2]), None])
+    rows = []
+    for one in members:
+        scores = [figure(one[key]) if one["run"] else "failed" for key in (RAW, COSINE, "weight")]
+        rows.append([one["name"], as_text(one["overrides"]) or "-", *scores])
+    rows.append(["blend", "", figure(run.mrr[RAW]), figure(run.mrr[COSINE]), None])
     used = sum(one["run"] is not None for one in members)
     print(format_table(["run", "settings", "raw MRR", "cosine MRR", "weight"], rows))
     print(
@@ -64,18 +49,11 @@ def report(run: Run, as_json: bool) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Train many members on Kaggle's sessions, or here, and blend them into one submission.",
-        "python tools/sweep.py --members 8 --recipe align --set epochs=16",
+    codes = (
         "0 blended and checked, 1 no run succeeded, no quota or Kaggle refused, 2 wrong input; after any\n"
-        "of them, and after an interruption (130 or 143), the same command goes on",
-        "--recipe",
-        "--set",
-        "--data",
-        "--runs",
-        "--json",
+        "of them, and after an interruption (130 or 143), the same command goes on"
     )
+    parser = make_parser(__doc__, codes, "--recipe", "--set", "--data", "--runs", "--json")
     parser.add_argument("--members", type=int, metavar="N", help="so many runs with the seeds 0 to N-1")
     parser.add_argument("--table", type=Path, metavar="CSV", help=f"a row a run; columns {', '.join(COLUMNS)}")
     parser.add_argument("--local", action="store_true", help="run here, one after another, instead of on Kaggle")
@@ -91,7 +69,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the table, blend what succeeded, record, report."""
     arguments = parse(argv)
     rows = make_rows(arguments)
     output = arguments.output or default_output(arguments, rows)

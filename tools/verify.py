@@ -7,6 +7,10 @@
 
 The weights are those that have never seen the validation images. The output folder (RUN/verify) gets report.html,
 one self-contained page, every figure as PNG, and verify.json.
+
+--solution FILE is an npz with two arrays, row for row: captions/ids (n,) whole numbers, the submission's ids in its
+order, and images/embeddings (n, d), the vector of each one's photo. --run and --against are then runs or csv files,
+and nothing is written.
 """
 
 from __future__ import annotations
@@ -25,12 +29,6 @@ from lib.report.figures import find_photos
 from lib.report.measure import disagreement, measure, other_run, recorded
 from lib.runs import newest_run
 from lib.weights import held_out, load_run
-
-EXAMPLE = """python tools/verify.py --run runs/20260102-120000-align --against runs/20260101-120000-base
-
---solution FILE is an npz with two arrays, row for row: captions/ids (n,) whole numbers, the submission's ids in its
-order, and images/embeddings (n, d), the vector of each one's photo. --run and --against are then runs or csv files,
-and nothing is written."""
 
 
 def say(text: str) -> None:
@@ -59,15 +57,8 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(
-        "Verify a run on its own validation images: the official metric, baselines, pictures, a page.",
-        EXAMPLE,
-        "0 measured (and written), 1 the report could not be written, 2 wrong input",
-        "--runs",
-        "--data",
-        "--json",
-    )
+    codes = "0 measured (and written), 1 the report could not be written, 2 wrong input"
+    parser = make_parser(__doc__, codes, "--runs", "--data", "--json")
     parser.add_argument("--run", type=Path, metavar="RUN", help="a run's folder (default: the newest in --runs)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (default: RUN/verify)")
     parser.add_argument("--against", type=Path, metavar="RUN", help="another run on the same split, for a paired test")

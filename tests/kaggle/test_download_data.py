@@ -181,4 +181,4 @@ def test_a_full_disk_is_told_before_the_download(kaggle, fetch, monkeypatch):
 def test_help_has_an_example(run_tool_process):
     done = run_tool_process("download_data", "--help")
     assert done.returncode == 0
-    assert "example:" in done.stdout
+    assert "python tools/download_data.py --images" in done.stdout

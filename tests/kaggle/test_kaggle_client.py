@@ -147,12 +147,10 @@ def test_lists_are_read_to_their_last_page(kaggle, client):
 def test_kernel_output_is_a_submission(kaggle, client):
     kaggle.plans = [Plan(outputs={"pipeline_submission.csv": b"id,embedding\n"})]
     client.kernels.push(META, "text", MARK)
-    ref = client.competitions.submit_kernel(
-        SLUG, "tester", "aml-align", 1, "pipeline_submission.csv", "from the kernel", "from"
-    )
+    ref = client.competitions.submit_kernel(SLUG, version(1), "pipeline_submission.csv", "from the kernel", "from")
     assert client.competitions.wait_for_score(ref, 3600).public_score == 0.5
     with pytest.raises(Refused, match="no such output file"):
-        client.competitions.submit_kernel(SLUG, "tester", "aml-align", 1, "other.csv", "from the kernel", "from")
+        client.competitions.submit_kernel(SLUG, version(1), "other.csv", "from the kernel", "from")
 
 
 # ---- calls that may be repeated ----

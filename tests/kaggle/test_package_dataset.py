@@ -1,7 +1,6 @@
 """Packaging: what goes is what was shown, it arrives whole or not at all, once; and a kernel can use it."""
 
 import json
-import re
 import signal
 from pathlib import Path
 
@@ -110,7 +109,7 @@ def test_a_secret_beside_the_dataset_metadata_is_refused(package, tmp_path, monk
     source = DATASET_METADATA.parent
     copy = write_tree(tmp_path / "kaggle_dataset", {path.name: path.read_bytes() for path in source.iterdir()})
     write_tree(copy, {"kaggle.json": b"{}"})
-    monkeypatch.setattr("lib.jobs.dataset.DATASET_METADATA", copy / "dataset-metadata.json")
+    monkeypatch.setattr("lib.jobs.lint.DATASET_METADATA", copy / "dataset-metadata.json")
     with pytest.raises(InputError, match=r"kaggle\.json.*credentials"):
         package("--dry-run")
 
@@ -378,5 +377,5 @@ def test_the_folder_as_shipped_may_be_uploaded_by_the_official_client(kaggle, tm
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         package_dataset.main(["--help"])
-    assert re.search(r"example: python tools/package_dataset\.py --run", capsys.readouterr().out)
+    assert "python tools/package_dataset.py --run" in capsys.readouterr().out
     assert Path(package_dataset.__file__).name == "package_dataset.py"

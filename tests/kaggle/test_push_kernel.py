@@ -84,7 +84,7 @@ def test_bad_input_is_one_line_and_nothing_is_pushed(push, kaggle, options, word
 def test_a_title_that_is_not_the_slug_is_not_pushed(push, kaggle, tmp_path, monkeypatch):
     metadata = json.loads(KERNEL_METADATA.read_text()) | {"title": "Another Title"}
     write_tree(tmp_path, {"kernel-metadata.json": json.dumps(metadata).encode(), "kernel/pipeline.py": b""})
-    monkeypatch.setattr("lib.jobs.order.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
+    monkeypatch.setattr("lib.jobs.lint.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
     with pytest.raises(InputError, match=r"title: 'Another Title' becomes the slug 'another-title'"):
         push()
     assert kaggle.count("SaveKernel") == 0
@@ -94,7 +94,7 @@ def test_a_script_that_kaggle_cannot_run_is_not_pushed(push, kaggle, tmp_path, m
     metadata = KERNEL_METADATA.read_bytes()
     script = b"import sklearn\nOVERRIDES: dict = {}\n"
     write_tree(tmp_path, {"kernel-metadata.json": metadata, "kernel/pipeline.py": script})
-    monkeypatch.setattr("lib.jobs.order.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
+    monkeypatch.setattr("lib.jobs.lint.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
     with pytest.raises(InputError, match=r"pipeline\.py: line 1: imports sklearn"):
         push()
     assert kaggle.count("SaveKernel") == 0
@@ -114,7 +114,7 @@ def test_a_wrong_key(push, kaggle):
 def test_init_writes_the_owner_once_and_the_official_client_can_push_it(tmp_path, monkeypatch, kaggle, capsys):
     for name in ("KERNEL", "EMBED", "DATASET", "PAIRS"):
         content = getattr(lint, f"{name}_METADATA").read_bytes()
-        monkeypatch.setattr(f"lib.jobs.order.{name}_METADATA", tmp_path / f"{name.lower()}-metadata.json")
+        monkeypatch.setattr(f"lib.jobs.lint.{name}_METADATA", tmp_path / f"{name.lower()}-metadata.json")
         write_tree(tmp_path, {f"{name.lower()}-metadata.json": content})
     assert push_kernel.main(["--init", "tester"]) == 0
     for name, ref in (
@@ -422,4 +422,4 @@ def test_a_silent_server_is_left_after_the_timeout(push, kaggle, finished, monke
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         push_kernel.main(["--help"])
-    assert "example: python tools/push_kernel.py" in capsys.readouterr().out
+    assert "python tools/push_kernel.py --recipe" in capsys.readouterr().out

@@ -232,4 +232,4 @@ def test_as_a_process_stdout_is_only_the_json(history, run_tool_process, tmp_pat
 def test_help_has_an_example(run_tool_process):
     done = run_tool_process("scores", "--help")
     assert done.returncode == 0
-    assert "example:" in done.stdout
+    assert "python tools/scores.py --json" in done.stdout

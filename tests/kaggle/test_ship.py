@@ -229,4 +229,4 @@ def test_as_a_process_a_failure_is_one_line_and_its_exit_code(run_tool_process):
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         ship.main(["--help"])
-    assert "example: python tools/ship.py" in capsys.readouterr().out
+    assert "python tools/ship.py --recipe" in capsys.readouterr().out

@@ -8,9 +8,9 @@ import threading
 import pytest
 
 import package_dataset
-import push_kernel
 from kaggle_runs import outputs_of_run, write_tree
 from lib import record
+from lib.jobs.lint import KERNEL_METADATA
 from lib.project import InputError, ToolError
 from stand_in import DatasetVersion, Fault, Plan
 
@@ -423,10 +423,10 @@ def test_titles_in_use_name_the_line_to_change(package, push, kaggle, finished):
 
 
 def test_another_owner_is_warned_of_before_the_403(push, kaggle, finished, tmp_path, monkeypatch, capsys):
-    text = push_kernel.order.KERNEL_METADATA.read_text().replace("INSERT_KAGGLE_USERNAME", "somebody")
-    script = push_kernel.order.KERNEL_METADATA.parent / "kernel" / "pipeline.py"
+    text = KERNEL_METADATA.read_text().replace("INSERT_KAGGLE_USERNAME", "somebody")
+    script = KERNEL_METADATA.parent / "kernel" / "pipeline.py"
     write_tree(tmp_path, {"kernel-metadata.json": text.encode(), "kernel/pipeline.py": script.read_bytes()})
-    monkeypatch.setattr("lib.jobs.order.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
+    monkeypatch.setattr("lib.jobs.lint.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
     kaggle.fail("SaveKernel", Fault(status=403, message="Permission denied"))
     with pytest.raises(ToolError, match="somebody is not the signed-in user tester"):
         push()

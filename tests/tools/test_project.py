@@ -135,8 +135,10 @@ def test_damage_names_what_is_wrong(tmp_path):
 
 
 def test_a_parser_has_the_shared_options_that_it_asks_for(capsys):
-    parser = make_parser("About.", "python tools/x.py", "0 done", "--runs", "--set")
+    parser = make_parser("About.\n\n    python tools/x.py", "0 done", "--runs", "--set")
     assert vars(parser.parse_args(["--set", "a=1", "--set", "b=2"])) == {"runs": REPO / "runs", "set": ["a=1", "b=2"]}
     assert parser.parse_args([]).set == []
     parser.print_help()
-    assert "example: python tools/x.py\n\nexit codes: 0 done" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "\n    python tools/x.py\n" in shown
+    assert "exit codes: 0 done" in shown

@@ -170,6 +170,6 @@ def test_a_photo_is_found_in_any_folder_called_images(tmp_path: Path) -> None:
     (tmp_path / "deep/er/images").mkdir(parents=True)
     Image.new("L", (500, 900), 7).save(tmp_path / "deep/er/images/1.jpg")
     photos = find_photos(tmp_path, ["1.jpg", "2.jpg"])
-    assert photos.thumbnail(0).shape == (230, 128, 3)
-    assert photos.thumbnail(1) is None
+    assert figures.read_tile(photos.paths[0]).shape == (230, 128, 3)
+    assert 1 not in photos.paths
     assert photos.missing == ["2.jpg"]

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import kernel
-from lib.project import DATA, REPO, InputError
-
-COMPETITION = "aml-competition"
+from lib.project import DATA, REPO, InputError, damage
 
 
 @dataclass(frozen=True)
@@ -19,6 +17,10 @@ class Known:
 
     size: int
     sha256: str
+
+    def problem(self, path: Path) -> str:
+        """What is wrong with the file, "" when it is this one."""
+        return damage(path, self.sha256, self.size)
 
 
 KNOWN = {

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from lib.project import atomic_path
+from lib.project import write_file
 
 WIDTH = 4.6  # inches: 358 points of a phone's screen then show 9-point letters at 10 pixels
 DPI = 160
@@ -38,9 +38,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = CYCLE = tuple(f"C{place}" for plac
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of pictures and page."""
-
-    name: str
     page: str
     ink: str
     line: str
@@ -50,7 +47,6 @@ class Theme:
 
 
 LIGHT = Theme(
-    "light",
     "#ffffff",
     "#1b1b1b",
     "#d5d5d5",
@@ -59,7 +55,6 @@ LIGHT = Theme(
     ("#0072B2", "#D98A00", "#009E73", "#D55E00", "#B0568F", "#56B4E9", "#777777"),
 )
 DARK = Theme(
-    "dark",
     "#16181b",
     "#e8e8e8",
     "#3b3f45",
@@ -72,20 +67,10 @@ DARK = Theme(
 @contextmanager
 def themed(theme: Theme) -> Iterator[None]:
     """What is drawn inside has the theme's colours."""
-    ink = dict.fromkeys(
-        (
-            "text.color",
-            "axes.edgecolor",
-            "axes.labelcolor",
-            "axes.titlecolor",
-            "xtick.color",
-            "ytick.color",
-            "patch.edgecolor",
-            "lines.color",
-        ),
-        theme.ink,
-    )
-    page = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), theme.page)
+    letters = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    lines = ("axes.edgecolor", "patch.edgecolor", "lines.color")
+    grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
+    colours = dict.fromkeys(letters + lines, theme.ink) | dict.fromkeys(grounds, theme.page)
     style: dict[Any, Any] = {
         "font.size": 11,
         "axes.titlesize": 11,
@@ -104,7 +89,7 @@ def themed(theme: Theme) -> Iterator[None]:
         "text.parse_math": False,
         "axes.prop_cycle": cycler(color=theme.colours),
     }
-    with matplotlib.rc_context(style | ink | page):
+    with matplotlib.rc_context(style | colours):
         yield
 
 
@@ -136,11 +121,30 @@ def seconds_axis(axes: Axes, label: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def quality_plot(title: str, groups: dict[str, list[tuple[float, float, float]]], mark: str, path: Path) -> None:
+    """(seconds, MRR, its standard error) of runs, a colour a group, as a file."""
+    with themed(LIGHT):
+        figure, axes = new_figure(title, 3.9, 6.8)
+        for place, (name, points) in enumerate(groups.items()):
+            seconds, scores, errors = zip(*points, strict=True)
+            colour = CYCLE[place % len(CYCLE)]
+            axes.errorbar(seconds, scores, errors, fmt=mark, markersize=4, capsize=3, color=colour, label=name)
+        seconds_axis(axes, "seconds from start to submission")
+        axes.set(ylabel="validation MRR, pools of 100, raw (+- s.e.)")
+        legend_below(figure, axes)
+        save_png(figure, path)
+
+
 def legend_below(figure: Figure, axes: Axes) -> None:
     """The legend under the panel, where it hides no line, in as many columns as its words leave room for."""
     handles, labels = axes.get_legend_handles_labels()
     widest = max(map(len, labels), default=0) + 8  # letters; the line before them counts
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, int(11 * figure.get_figwidth()) // widest))
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], **style: Any) -> None:
+    """A small text beside a point of the picture, `shift` in points away from it."""
+    axes.annotate(text, at, xytext=shift, textcoords="offset points", fontsize=SMALL, **style)
 
 
 def png_of(figure: Figure) -> bytes:
@@ -156,6 +160,4 @@ def png_of(figure: Figure) -> bytes:
 
 def save_png(figure: Figure, path: Path) -> None:
     """The picture as a file that is never half there."""
-    data = png_of(figure)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    write_file(path, png_of(figure))

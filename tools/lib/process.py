@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -42,13 +42,11 @@ class Forwarder:
         self.imports = True  # so far the process only loads its libraries: Ctrl-C would be a traceback out of one
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """A signal came."""
         self.received.append(number)
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM if self.imports else number)
 
     def to(self, process: subprocess.Popen) -> None:
-        """The process is there."""
         self.process = process
         if self.received:
             process.terminate()
@@ -131,6 +129,12 @@ def stopped_on_failure(process: subprocess.Popen) -> Iterator[None]:
         raise
 
 
-def as_arguments(knobs: dict[str, Any]) -> list[str]:
-    """Knobs as the kernel's command line."""
-    return [f"--set={key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in knobs.items()]
+def as_text(knobs: dict[str, Any]) -> str:
+    """Knobs as a reader sees them."""
+    return " ".join(f"{key}={value}" for key, value in knobs.items())
+
+
+def as_arguments(knobs: dict[str, Any], settings: Sequence[str] = ()) -> list[str]:
+    """Knobs, and after them settings as a user types them, as the kernel's command line."""
+    typed = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in knobs.items()]
+    return [f"--set={setting}" for setting in (*typed, *settings)]

@@ -27,6 +27,7 @@ REPO = Path(__file__).resolve().parent.parent.parent
 KERNEL = REPO / "kernel" / "pipeline.py"
 DATA = REPO / "data"
 RUNS = REPO / "runs"
+COMPETITION = "aml-competition"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -113,14 +114,9 @@ def outlive_readers() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):  # not a test's
-            outlet = io.BufferedWriter(Outlet(number, "w", closefd=False))
-            setattr(
-                sys,
-                name,
-                io.TextIOWrapper(
-                    outlet, stream.encoding, "backslashreplace", line_buffering=number == 2 or stream.isatty()
-                ),
-            )
+            outlet, by_line = io.BufferedWriter(Outlet(number, "w", closefd=False)), number == 2 or stream.isatty()
+            text = io.TextIOWrapper(outlet, stream.encoding, "backslashreplace", line_buffering=by_line)
+            setattr(sys, name, text)
 
 
 # ---------------------------------------------------------------------------------------------- the command line
@@ -130,15 +126,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--recipe": {"metavar": "NAME", "help": "a recipe of the kernel (run_local.py --list)"},
     "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "a knob; may be repeated"},
     "--json": {"action": "store_true", "help": "the result as JSON on stdout"},
+    "--competition": {"metavar": "SLUG", "default": COMPETITION, "help": "its slug (default: %(default)s)"},
 }
 
 
-def make_parser(about: str, example: str, codes: str, *options: str) -> argparse.ArgumentParser:
-    """A command's parser: what it does, an example, what its exit codes say, and those of OPTIONS that it takes."""
+def make_parser(page: str, codes: str, *options: str) -> argparse.ArgumentParser:
+    """A command's parser: its docstring with examples, what its exit codes say, and those of OPTIONS that it takes."""
     parser = argparse.ArgumentParser(
-        description=about,
-        epilog=f"example: {example}\n\nexit codes: {codes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=page, epilog=f"exit codes: {codes}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for option in options:
         parser.add_argument(option, **OPTIONS[option])
@@ -157,6 +152,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """The whole file or, after a failure, what was there before."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_json(path: Path, advice: str, optional: bool = False) -> dict[str, Any]:
@@ -191,16 +192,17 @@ def damage(path: Path, sha256: str, size: int) -> str:
 # ------------------------------------------------------------------------------------------------------ tables
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]], texts: Sequence[int] = (0,)) -> str:
     """Fixed columns: those of the numbers `texts` left-aligned, the others right-aligned; None prints as '-'."""
-    cells = [list(header), *([("-" if cell is None else str(cell)) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = []
-    for row in cells:
-        padded = [
-            cell.ljust(width) if place in texts else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    lines = [["-" if cell is None else str(cell) for cell in row] for row in [header, *rows]]
+    columns = []
+    for place, cells in enumerate(zip(*lines, strict=True)):
+        width = max(map(len, cells))
+        columns.append([cell.ljust(width) if place in texts else cell.rjust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def figure(value: float | None, pattern: str = ".4f") -> str | None:
+    """A number of a table as text; None where there is none."""
+    return None if value is None else format(value, pattern)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], as_json: bool) -> None:

@@ -35,7 +35,6 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder."""
         return self.folder.name
 
     @property
@@ -63,6 +62,11 @@ class Run:
     def scores(self) -> dict[str, dict[str, float]]:
         """The tables of the validation by their names, RAW and so on; {} where nothing was validated."""
         return self.metrics.get("validation") or {}
+
+    @property
+    def mrr(self) -> dict[str, float]:
+        """The MRR of each of these tables."""
+        return {name: table["mrr"] for name, table in self.scores.items()}
 
     @property
     def total_seconds(self) -> float:
@@ -127,7 +131,6 @@ def visible(paths: Iterable[Path], runs: Path) -> list[Path]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run in the folder came to its end."""
     return bool(read_json(folder / kernel.MANIFEST, ADVICE, optional=True).get("complete"))
 
 

@@ -84,7 +84,6 @@ def unfinished(run: Path) -> list[str]:
 
 
 def duration(member: dict[str, Any]) -> str:
-    """How long a candidate was trained."""
     return f"for {member['epochs']:g} epochs" if member["epochs"] else "in closed form"
 
 
@@ -121,20 +120,11 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
     seen = np.setdiff1d(np.arange(len(train.images)), chosen)
     test = kernel.read_test(kernel.find_file(data, FILES[1]))
     words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
-    return Validation(
-        list(bundle["val_images"]),
-        train.images[chosen],
-        kernel.caption_views(train.image_of, chosen),
-        seen,
-        train,
-        test,
-        words,
-    )
+    names, views = list(bundle["val_images"]), kernel.caption_views(train.image_of, chosen)
+    return Validation(names, train.images[chosen], views, seen, train, test, words)
 
 
 # ----------------------------------------------------------------------------------------------------- predicting
-
-
 def predict(bundle: Bundle, held: Validation, views: np.ndarray) -> np.ndarray:
     """Predictions (views, m, d_image) without repulsion, of caption indices (views, m)."""
     rows = views.ravel()

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.bench.measure import SCORES
-from lib.plots import CYCLE, LIGHT, legend_below, new_figure, save_png, seconds_axis, themed
+from lib.plots import quality_plot
 from lib.process import as_arguments
-from lib.project import atomic_path, format_table, markdown_table
+from lib.project import format_table, markdown_table, write_file
 from lib.runs import COSINE, RAW, Run, run_logged
 
 USED = 0.8  # a run that needs less of its budget than this, and leaves nothing out, would be the same with a larger one
@@ -35,30 +34,15 @@ class Point:
 
     @classmethod
     def of(cls, run: Run, minutes: float) -> Point:
-        """What a finished run tells."""
-        scores = {name: run.scores[name]["mrr"] for name in SCORES}
-        return cls(
-            run.recipe,
-            minutes,
-            run.total_seconds,
-            scores,
-            run.scores[RAW]["mrr_se"],
-            len(run.metrics["members"]),
-            len(run.metrics["left_out"]),
-        )
+        candidates, left_out = len(run.metrics["members"]), len(run.metrics["left_out"])
+        error = run.scores[RAW]["mrr_se"]
+        return cls(run.recipe, minutes, run.total_seconds, run.mrr, error, candidates, left_out)
 
     def cells(self) -> list[object]:
         """The point in the columns of HEADER."""
-        return [
-            self.recipe,
-            f"{self.minutes:g}",
-            f"{self.seconds:.0f}",
-            f"{self.scores[RAW]:.4f}",
-            f"{self.error:.4f}",
-            f"{self.scores[COSINE]:.4f}",
-            self.candidates,
-            self.left_out,
-        ]
+        time = [f"{self.minutes:g}", f"{self.seconds:.0f}"]
+        quality = [f"{value:.4f}" for value in (self.scores[RAW], self.error, self.scores[COSINE])]
+        return [self.recipe, *time, *quality, self.candidates, self.left_out]
 
 
 def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, settings: list[str]) -> list[Point]:
@@ -66,12 +50,7 @@ def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, 
     points = []
     for recipe in recipes:
         for budget in sorted(minutes):
-            arguments = [
-                "--recipe",
-                recipe,
-                *as_arguments({"max_minutes": budget}),
-                *(f"--set={setting}" for setting in settings),
-            ]
+            arguments = as_arguments({"recipe": recipe, "max_minutes": budget}, settings)
             point = Point.of(run_logged(data, output / f"{recipe}-{budget:g}min", arguments), budget)
             points.append(point)
             print(f"{recipe}, {budget:g} min: {point.seconds:.0f} s, raw {point.scores[RAW]:.4f}", file=sys.stderr)
@@ -92,24 +71,10 @@ def finding(points: list[Point]) -> str:
 
 def plot(points: list[Point], path: Path) -> None:
     """Raw MRR over the whole run's time, a curve a recipe."""
-    with themed(LIGHT):
-        figure, axes = new_figure(finding(points), 3.9, 6.6)
-        for colour, recipe in zip(CYCLE, dict.fromkeys(point.recipe for point in points), strict=False):
-            own = [point for point in points if point.recipe == recipe]
-            axes.errorbar(
-                [point.seconds for point in own],
-                [point.scores[RAW] for point in own],
-                yerr=[point.error for point in own],
-                fmt="o-",
-                markersize=5,
-                capsize=3,
-                color=colour,
-                label=recipe,
-            )
-        seconds_axis(axes, "seconds from start to submission")
-        axes.set(ylabel="validation MRR, raw (+- s.e.)")
-        legend_below(figure, axes)
-        save_png(figure, path)
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for point in points:
+        curves.setdefault(point.recipe, []).append((point.seconds, point.scores[RAW], point.error))
+    quality_plot(finding(points), curves, "o-", path)
 
 
 def study(recipes: list[str], minutes: list[float], data: Path, output: Path, settings: list[str]) -> dict[str, Any]:
@@ -117,7 +82,6 @@ def study(recipes: list[str], minutes: list[float], data: Path, output: Path, se
     points = measure(recipes, minutes, data, output, settings)
     table = HEADER, [point.cells() for point in points]
     print(format_table(*table), file=sys.stderr)
-    with atomic_path(output / "anytime.md") as temporary:
-        temporary.write_text(markdown_table(*table), encoding="utf-8")
+    write_file(output / "anytime.md", markdown_table(*table))
     plot(points, output / "quality_time.png")
     return {"output": str(output), "points": [vars(point) for point in points]}

@@ -44,11 +44,6 @@ class Measured:
     peak_bytes: int  # resident; on a GPU the device's own peak
 
 
-def final_scores(run: Run) -> dict[str, float]:
-    """MRR of the run's own validation."""
-    return {name: run.scores[name]["mrr"] for name in SCORES}
-
-
 def read_curve(run: Run) -> list[tuple[float, dict[str, float]]]:
     """The best candidate's scores so far over training time, and last the blend's; a closed form has no epochs."""
     with (run.folder / kernel.TRAINING_LOG).open(newline="") as file:
@@ -59,7 +54,7 @@ def read_curve(run: Run) -> list[tuple[float, dict[str, float]]]:
     for seconds, row in sorted(points, key=lambda point: point[0]):
         best = {name: max(best[name], float(row[name])) for name in SCORES}
         curve.append((seconds, best))
-    return [*curve, (max([run.metrics["seconds"]["train"], *(seconds for seconds, _ in curve)]), final_scores(run))]
+    return [*curve, (max([run.metrics["seconds"]["train"], *(seconds for seconds, _ in curve)]), run.mrr)]
 
 
 def step_seconds(run: Run) -> float:
@@ -113,15 +108,14 @@ def count_work(run: Run, data: Path) -> tuple[int, float]:
 
 def measure(recipe: str, seed: int, data: Path, output: Path, settings: list[str]) -> Measured:
     """Run one recipe with one seed (of training and of the split) and read off what it did."""
-    knobs = {"seed": seed, "split_seed": seed, "refit": False}
-    arguments = ["--recipe", recipe, *as_arguments(knobs), *(f"--set={setting}" for setting in settings)]
+    arguments = as_arguments({"recipe": recipe, "seed": seed, "split_seed": seed, "refit": False}, settings)
     run = run_logged(data, output / f"{recipe}-seed{seed}", arguments)
     captions, flops = count_work(run, data)
     metrics = run.metrics
     return Measured(
         recipe,
         seed,
-        final_scores(run),
+        run.mrr,
         read_curve(run),
         metrics["seconds"]["load"],
         metrics["seconds"]["train"],

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from lib.bench.measure import step_seconds
 from lib.plots import CYCLE, LIGHT, WIDTH, headline, legend_below, save_png, themed
 from lib.process import as_arguments
-from lib.project import atomic_path, format_table, markdown_table
+from lib.project import figure, format_table, markdown_table, write_file
 from lib.runs import run_logged
 
 EPOCHS = 2
@@ -28,11 +28,9 @@ SMALLEST_MIB = 16  # less than this above an idle process is not told apart from
 
 @dataclass(frozen=True)
 class Problem:
-    """The size of one training."""
-
-    captions: int = 4000
-    gallery: int = 800
-    dimension: int = 128  # of text, images and the hidden layer
+    captions: int
+    gallery: int
+    dimension: int  # of text, images and the hidden layer
 
 
 IDLE = Problem(captions=1000, gallery=200, dimension=24)  # all that a training of any size needs
@@ -45,8 +43,6 @@ AXES: dict[str, list[Problem]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One measured training."""
-
     size: int
     epoch_seconds: float
     mebibytes: float  # above the idle process
@@ -72,8 +68,7 @@ def draw_problem(folder: Path, problem: Problem) -> None:
 
 def train(problem: Problem, settings: list[str], folder: Path) -> tuple[float, float]:
     """(seconds an epoch, peak MiB) of the kernel's network on such a problem."""
-    # The recipe of a single candidate, which is made a network.
-    knobs = {
+    knobs = {  # the recipe of a single candidate, which is made a network
         "recipe": "closed_form",
         "network": "align",
         "hidden": problem.dimension,
@@ -86,8 +81,7 @@ def train(problem: Problem, settings: list[str], folder: Path) -> tuple[float, f
     }
     with tempfile.TemporaryDirectory() as data:
         draw_problem(Path(data), problem)
-        arguments = as_arguments(knobs) + [f"--set={setting}" for setting in settings]
-        run = run_logged(Path(data), folder, arguments)
+        run = run_logged(Path(data), folder, as_arguments(knobs, settings))
     return step_seconds(run) / EPOCHS, run.metrics["peak_rss_bytes"] / 2**20
 
 
@@ -125,18 +119,17 @@ def study(output: Path, settings: list[str]) -> dict[str, Any]:
     """Measure, fit, write scaling.md and scaling.png; everything as a dictionary."""
     found = measure(output, settings)
     fitted = {axis: exponents(points) for axis, points in found.items()}
-    rows = [
-        [axis, f"{points[0].size:,} to {points[-1].size:,}", *map(figure, fitted[axis].values())]
-        for axis, points in found.items()
-    ]
+    rows = []
+    for axis, points in found.items():
+        growth = [figure(value, "z.2f") for value in fitted[axis].values()]
+        rows.append([axis, f"{points[0].size:,} to {points[-1].size:,}", *growth])
     header = ["what grows", "from, to", "time ~ size^", "memory ~ size^"]
     print(format_table(header, rows), file=sys.stderr)
     tables = [markdown_table(header, rows)]
     for axis, points in found.items():
         details = [[f"{p.size:,}", f"{p.epoch_seconds:.2f}", f"{p.mebibytes:.0f}"] for p in points]
         tables.append(markdown_table([axis, "s an epoch", "MiB above idle"], details))
-    with atomic_path(output / "scaling.md") as temporary:
-        temporary.write_text("\n".join(tables), encoding="utf-8")
+    write_file(output / "scaling.md", "\n".join(tables))
     plot(found, fitted, output / "scaling.png")
     return {
         "output": str(output),
@@ -145,23 +138,18 @@ def study(output: Path, settings: list[str]) -> dict[str, Any]:
     }
 
 
-def figure(value: float | None) -> str | None:
-    """An exponent as text."""
-    return None if value is None else f"{round(value, 2) + 0:.2f}"  # no -0.00
-
-
 def plot(found: dict[str, list[Point]], fitted: dict[str, dict[str, float | None]], path: Path) -> None:
     """Time and memory against size, both relative to the smallest size of the axis."""
     worst = max(fitted, key=lambda axis: fitted[axis]["time"] or 0)
     with themed(LIGHT):
         drawing = Figure(figsize=(2 * WIDTH, 4.4), layout="constrained")
-        headline(
-            drawing, f"Time grows fastest with {worst}: exponent {figure(fitted[worst]['time'])} over the upper decade"
-        )
+        rate = figure(fitted[worst]["time"], "z.2f")
+        headline(drawing, f"Time grows fastest with {worst}: exponent {rate} over the upper decade")
         time, memory = drawing.subplots(1, 2)
         for colour, (axis, points) in zip(CYCLE, found.items(), strict=False):
             sizes = [point.size / points[0].size for point in points]
-            label = "{}: time ^{}, memory ^{}".format(axis, *(figure(value) or "-" for value in fitted[axis].values()))
+            grows = {what: figure(value, "z.2f") or "-" for what, value in fitted[axis].items()}
+            label = f"{axis}: time ^{grows['time']}, memory ^{grows['memory']}"
             time.plot(sizes, [point.epoch_seconds for point in points], "-o", color=colour, label=label)
             memory.plot(sizes, [max(point.mebibytes, 1) for point in points], "-o", color=colour)
         time.set(ylabel="seconds an epoch")

@@ -12,26 +12,19 @@ from matplotlib.figure import Figure
 
 from lib.bench.measure import POOLS, SCORES, Measured
 from lib.plots import CYCLE, LIGHT, WIDTH, headline, legend_below, save_png, seconds_axis, themed
-from lib.project import atomic_path, format_table, markdown_table
+from lib.project import figure, format_table, markdown_table, write_file
 from lib.runs import RAW
 
 BASELINE = "baseline"
-HEADER = [
-    "recipe",
-    "seeds",
-    "raw",
-    "+-",
-    "cosine",
-    "+-",
-    "full",
-    "+-",
-    "load s",
-    "train s",
-    "captions/s",
-    "GFLOP/s",
-    "of peak",
-    "peak MiB",
-]
+COSTS = {  # header: key of the summary, its unit, how it is written
+    "load s": ("load_seconds", 1, ".1f"),
+    "train s": ("train_seconds", 1, ".1f"),
+    "captions/s": ("captions_per_second", 1, ",.0f"),
+    "GFLOP/s": ("flops_per_second", 1e9, ",.0f"),
+    "of peak": ("of_peak", 1, ".0%"),
+    "peak MiB": ("peak_bytes", 2**20, ",.0f"),
+}
+HEADER = ["recipe", "seeds", "raw", "+-", "cosine", "+-", "full", "+-", *COSTS]
 
 
 # ------------------------------------------------------------------------------------------- all runs together
@@ -81,37 +74,24 @@ def against_baseline(runs: list[Measured]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"recipe": recipe}
         for score in POOLS:
             times = [passing_time(run, score, finals[run.seed].scores[score]) for run in group]
-            reached = [
-                (t, finals[run.seed].train_seconds / max(t, 0.01))
-                for run, t in zip(group, times, strict=True)
-                if t is not None
-            ]
+            reached = [t for t in times if t is not None]
+            ratios = [finals[run.seed].train_seconds / max(t, 0.01) for run, t in zip(group, reached, strict=False)]
             passed = len(reached) == len(group)
-            row[f"{score}_seconds"] = max(t for t, _ in reached) if passed else None
-            row[f"{score}_ratio"] = min(ratio for _, ratio in reached) if passed else None
+            row[f"{score}_seconds"] = max(reached) if passed else None
+            row[f"{score}_ratio"] = min(ratios) if passed else None
         rows.append(row)
     return rows
 
 
 # ------------------------------------------------------------------------------------------- what is written
-def cell(value: float | None, pattern: str = ".4f") -> str | None:
-    """A figure of a table."""
-    return None if value is None else format(value, pattern)
-
-
 def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
     """The summary in the columns of HEADER."""
     return [
         [
             row["recipe"],
             row["seeds"],
-            *(cell(row[name + end]) for name in SCORES for end in ("", "_se")),
-            cell(row["load_seconds"], ".1f"),
-            cell(row["train_seconds"], ".1f"),
-            cell(row["captions_per_second"], ",.0f"),
-            cell(row["flops_per_second"] / 1e9, ",.0f"),
-            cell(row["of_peak"], ".0%"),
-            cell(row["peak_bytes"] / 2**20, ",.0f"),
+            *(figure(row[name + end]) for name in SCORES for end in ("", "_se")),
+            *(figure(row[key] / unit, pattern) for key, unit, pattern in COSTS.values()),
         ]
         for row in rows
     ]
@@ -120,15 +100,9 @@ def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
 def passing_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the comparison with the baseline."""
     header = ["baseline's final score passed by", "raw after s", "times sooner", "cosine after s", "times sooner"]
+    patterns = {"seconds": ".1f", "ratio": ".0f"}
     return header, [
-        [
-            row["recipe"],
-            *(
-                cell(row[f"{score}_{what}"], pattern)
-                for score in POOLS
-                for what, pattern in (("seconds", ".1f"), ("ratio", ".0f"))
-            ),
-        ]
+        [row["recipe"], *(figure(row[f"{score}_{what}"], patterns[what]) for score in POOLS for what in patterns)]
         for row in rows
     ]
 
@@ -137,39 +111,30 @@ def finding(rows: list[dict[str, Any]], passed: list[dict[str, Any]]) -> str:
     """What the picture shows, in one line."""
     best = max(rows, key=lambda row: row[RAW])
     text = f"{best['recipe']} is best: raw MRR {best[RAW]:.3f} after {best['train_seconds']:.0f} s"
-    sooner = [row for row in passed if row["pool100_raw_ratio"]]
+    sooner = {row[f"{RAW}_ratio"]: row["recipe"] for row in passed if row[f"{RAW}_ratio"]}
     if sooner:
-        fast = max(sooner, key=lambda row: row["pool100_raw_ratio"])
-        text += (
-            f". {fast['recipe']} passes the baseline's final score {fast['pool100_raw_ratio']:.0f} times sooner "
-            "than the baseline"
-        )
+        ratio = max(sooner)
+        text += f". {sooner[ratio]} passes the baseline's final score {ratio:.0f} times sooner than the baseline"
     return text
 
 
 def plot(runs: list[Measured], title: str, path: Path) -> None:
     """Validation MRR over training time, a line a run, a colour a recipe; the large dot is the blend's final score."""
     with themed(LIGHT):
-        figure = Figure(figsize=(2 * WIDTH, 4.2), layout="constrained")
-        headline(figure, title)
-        panels = figure.subplots(1, 2, sharex=True)
+        drawing = Figure(figsize=(2 * WIDTH, 4.2), layout="constrained")
+        headline(drawing, title)
+        panels = drawing.subplots(1, 2, sharex=True)
         for axes, score in zip(panels, POOLS, strict=True):
             for colour, (recipe, group) in zip(CYCLE, groups(runs).items(), strict=False):
                 for run in group:
                     points = [(max(seconds, 0.01), scores[score]) for seconds, scores in run.curve]
-                    axes.plot(
-                        *zip(*points, strict=True),
-                        "-o",
-                        color=colour,
-                        markersize=3,
-                        linewidth=1,
-                        label=recipe if run is group[0] else None,
-                    )
+                    label = recipe if run is group[0] else None
+                    axes.plot(*zip(*points, strict=True), "-o", color=colour, markersize=3, linewidth=1, label=label)
                     axes.plot(*points[-1], "o", color=colour, markersize=8)
             seconds_axis(axes, "seconds of training (large dot: final score)")
             axes.set(ylabel=f"validation MRR, pools of 100, {SCORES[score]}")
-        legend_below(figure, panels[0])
-        save_png(figure, path)
+        legend_below(drawing, panels[0])
+        save_png(drawing, path)
 
 
 def write_report(runs: list[Measured], peaks: dict[tuple[str, str], float], output: Path) -> dict[str, Any]:
@@ -180,14 +145,11 @@ def write_report(runs: list[Measured], peaks: dict[tuple[str, str], float], outp
     ]
     tables = [(HEADER, table_rows(rows)), *([passing_table(passed)] if passed else [])]
     print("\n\n".join([format_table(*table) for table in tables] + machine), file=sys.stderr)
-    with atomic_path(output / "benchmark.md") as temporary:
-        temporary.write_text("\n".join([markdown_table(*table) for table in tables] + machine) + "\n", encoding="utf-8")
+    write_file(output / "benchmark.md", "\n".join([markdown_table(*table) for table in tables] + machine) + "\n")
     plot(runs, finding(rows, passed), output / "benchmark.png")
     return {
         "output": str(output),
         "recipes": rows,
         "against_baseline": passed,
-        "peaks": [
-            {"device": device, "dtype": dtype, "flops_per_second": peak} for (device, dtype), peak in peaks.items()
-        ],
+        "peaks": [{"device": device, "dtype": dtype, "flops_per_second": p} for (device, dtype), p in peaks.items()],
     }

@@ -19,20 +19,11 @@ from string import Template
 from typing import Any
 
 from lib import kernel, record
-from lib.jobs.lint import (
-    DATASET_METADATA,
-    OWNER_PLACEHOLDER,
-    PAIRS_METADATA,
-    Finding,
-    lint_dataset_metadata,
-    lint_script,
-    lint_secrets,
-    read_metadata,
-    refuse,
-)
+from lib.jobs import lint
+from lib.jobs.lint import OWNER_PLACEHOLDER, Finding, refuse
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Conflict, KaggleError
-from lib.project import KERNEL, REPO, InputError, ToolError, sha256_of
+from lib.project import KERNEL, REPO, InputError, ToolError, figure, markdown_table, sha256_of, write_file
 from lib.runs import RESUME_STATES, damaged_files, payload_of, read_run_json
 
 BUILD = REPO / "build" / "dataset"
@@ -62,7 +53,6 @@ class Package:
 
     @property
     def owner_slug(self) -> tuple[str, str]:
-        """Owner and slug of the dataset."""
         owner, slug = self.metadata["id"].split("/")
         return owner, slug
 
@@ -80,7 +70,7 @@ def lint_folder(folder: Path, allowed: Collection[str]) -> list[Finding]:
         name, out = f"{folder.name}/{path.name}", "move it out of the folder"
         if path.is_dir():
             findings.append(Finding(name, "folder", "is a sub-folder, which Kaggle leaves out", out))
-        elif secrets := lint_secrets(path):
+        elif secrets := lint.lint_secrets(path):
             findings += secrets
         elif path.is_symlink() or path.name.startswith("."):
             findings.append(Finding(name, "folder", "is a hidden file or a link", out))
@@ -95,55 +85,21 @@ def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in paths.items()}
 
 
-def content_hash(files: dict[str, dict[str, Any]]) -> str:
-    """One hash for a set of files."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
 def validation_table(metrics: dict[str, Any]) -> str:
-    """The validation of a run as a markdown table."""
-    columns = ("mrr", "mrr_se", "recall@1", "recall@5", "recall@10")
+    columns = ["mrr", "mrr_se", "recall@1", "recall@5", "recall@10"]
     rows = [
-        f"| {name} | " + " | ".join(f"{values[key]:.4f}" if key in values else "-" for key in columns) + " |"
-        for name, values in metrics.get("validation", {}).items()
+        [name, *(figure(values.get(key)) for key in columns)] for name, values in metrics.get("validation", {}).items()
     ]
-    if not rows:
-        return "This run made no validation."
-    return "\n".join([f"| gallery | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows])
+    return markdown_table(["gallery", *columns], rows) if rows else "This run made no validation."
 
 
-def render_card(metadata: dict[str, Any], run: Path, metrics: dict[str, Any], files: dict[str, dict[str, Any]]) -> str:
-    """The dataset card: what it holds, how good it is, how it is used."""
-    template = Template(CARD.read_text(encoding="utf-8"))
-    return template.substitute(
-        title=metadata["title"],
-        slug=metadata["id"].partition("/")[2],
-        run=run.name,
-        recipe=metrics.get("recipe", "unknown"),
-        device=metrics.get("device", "unknown"),
-        dtype=metrics.get("dtype", "unknown"),
-        seconds=round(metrics.get("seconds", {}).get("total", 0), 1),
-        validation=validation_table(metrics),
-        files=files_table(files),
-    )
-
-
-def files_table(files: dict[str, dict[str, Any]]) -> str:
-    """Files with size and digest as a markdown table."""
-    rows = [f"| {name} | {facts['bytes']:,} | `{facts['sha256'][:16]}` |" for name, facts in files.items()]
-    return "\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows])
-
-
-def fill_folder(folder: Path, run: Path, owner: str) -> None:
-    """Write everything that a dataset of `run` consists of into an empty folder."""
+def weights_to_send(run: Path) -> tuple[list[str], dict[str, Any]]:
+    """The files of a run that a kernel can use, and what their card says of them."""
     names = payload_of(run)
-    for name in names:
-        shutil.copyfile(run / name, folder / name)
-    shutil.copyfile(KERNEL, folder / CODE)
-    files = facts_of(folder, [*names, CODE])
     metrics = read_run_json(run, kernel.METRICS) if kernel.METRICS in names else {}
-    metadata = owned_metadata(DATASET_METADATA, owner)
-    describe(folder, run, metadata, render_card(metadata, run, metrics, files), files)
+    about = {key: metrics.get(key, "unknown") for key in ("recipe", "device", "dtype")}
+    seconds = round(metrics.get("seconds", {}).get("total", 0), 1)
+    return names, about | {"run": run.name, "seconds": seconds, "validation": validation_table(metrics)}
 
 
 def holds_pairs(run: Path) -> bool:
@@ -151,58 +107,60 @@ def holds_pairs(run: Path) -> bool:
     return (run / kernel.MANIFEST).is_file() and PAIRS in (read_run_json(run, kernel.MANIFEST).get("outputs") or {})
 
 
-def fill_with_pairs(folder: Path, run: Path, owner: str) -> None:
-    """The same for a run of `kernel/embed.py`: its pairs, with a card of their own."""
+def pairs_to_send(run: Path) -> tuple[list[str], dict[str, Any]]:
+    """The same for a run of `kernel/embed.py`."""
     made = read_run_json(run, kernel.MANIFEST)
     if problems := damaged_files(run, made["outputs"]):
         raise InputError(f"{run}: {problems[0]}; the pairs are damaged: make or fetch them again")
-    shutil.copyfile(run / PAIRS, folder / PAIRS)
-    files, metadata = facts_of(folder, [PAIRS]), owned_metadata(PAIRS_METADATA, owner)
     check = made.get("check") or {}
-    card = Template(PAIRS_CARD.read_text(encoding="utf-8")).substitute(
-        title=metadata["title"],
-        slug=metadata["id"].partition("/")[2],
-        files=files_table(files),
-        captions=f"{made['num_captions']:,}",
-        images=f"{made['num_images']:,}",
-        text_dim=made["embedding_dim_text"],
-        image_dim=made["embedding_dim_image"],
-        image_model=made["photos"]["model"],
-        text_model=made["captions"]["model"],
-        check=", ".join(f"{what} cosine {part['mean']:.5f}" for what, part in check.items()) or "no, not compared",
+    return [PAIRS], {
+        "captions": f"{made['num_captions']:,}",
+        "images": f"{made['num_images']:,}",
+        "text_dim": made["embedding_dim_text"],
+        "image_dim": made["embedding_dim_image"],
+        "image_model": made["photos"]["model"],
+        "text_model": made["captions"]["model"],
+        "check": ", ".join(f"{what} cosine {part['mean']:.5f}" for what, part in check.items()) or "no, not compared",
+    }
+
+
+def fill_folder(folder: Path, run: Path, owner: str) -> None:
+    """Write everything that a dataset of `run` consists of into an empty folder: files, card, metadata, manifest."""
+    pairs = holds_pairs(run)
+    names, about = pairs_to_send(run) if pairs else weights_to_send(run)
+    for name in names:
+        shutil.copyfile(run / name, folder / name)
+    if not pairs:  # which need no code of ours
+        shutil.copyfile(KERNEL, folder / CODE)
+    files = facts_of(folder, (path.name for path in folder.iterdir()))
+    metadata = lint.read_metadata(lint.PAIRS_METADATA if pairs else lint.DATASET_METADATA)
+    metadata["id"] = metadata["id"].replace(OWNER_PLACEHOLDER, owner)
+    rows = [[name, f"{facts['bytes']:,}", f"`{facts['sha256'][:16]}`"] for name, facts in files.items()]
+    about |= {"title": metadata["title"], "slug": metadata["id"].partition("/")[2]}
+    about |= {"files": markdown_table(["file", "bytes", "sha256"], rows)}
+    card = Template((PAIRS_CARD if pairs else CARD).read_text(encoding="utf-8")).substitute(about)
+    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    write_file(folder / README, card)
+    write_file(folder / METADATA, json.dumps(metadata | {"description": card}, indent=1) + "\n")
+    write_file(
+        folder / kernel.MANIFEST, json.dumps({"run": run.name, "content": content, "files": files}, indent=1) + "\n"
     )
-    describe(folder, run, metadata, card, files)
-
-
-def owned_metadata(path: Path, owner: str) -> dict[str, Any]:
-    """A dataset's metadata with the owner filled in."""
-    metadata = read_metadata(path)
-    return metadata | {"id": metadata["id"].replace(OWNER_PLACEHOLDER, owner)}
-
-
-def describe(folder: Path, run: Path, metadata: dict[str, Any], card: str, files: dict[str, dict]) -> None:
-    """Write the card, the metadata and the manifest of a dataset's `files`."""
-    (folder / README).write_text(card, encoding="utf-8")
-    (folder / METADATA).write_text(json.dumps(metadata | {"description": card}, indent=1) + "\n", encoding="utf-8")
-    manifest = {"run": run.name, "content": content_hash(files), "files": files}
-    (folder / kernel.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def check_folder(folder: Path, staged: bool) -> Package:
     """Lint a folder that is about to go; what it holds, if nothing was found."""
-    findings = lint_folder(folder, allowed_files()) + lint_dataset_metadata(folder / METADATA, staged)
+    findings = lint_folder(folder, allowed_files()) + lint.lint_dataset_metadata(folder / METADATA, staged)
     if not (folder / PAIRS).exists():  # pairs go without code
-        findings += lint_script(folder / CODE)
+        findings += lint.lint_script(folder / CODE)
     refuse(findings)
     manifest = read_run_json(folder, kernel.MANIFEST)
     files = facts_of(folder, (path.name for path in folder.iterdir() if path.name != METADATA))
-    return Package(folder, read_metadata(folder / METADATA), files, manifest["content"])
+    return Package(folder, lint.read_metadata(folder / METADATA), files, manifest["content"])
 
 
 def stage(run: Path, folder: Path, owner: str) -> Package:
     """A fresh build folder for the weights, or pairs, of `run`; foreign files in an old one are refused."""
-    fill, metadata = (fill_with_pairs, PAIRS_METADATA) if holds_pairs(run) else (fill_folder, DATASET_METADATA)
-    refuse(lint_folder(metadata.parent, {METADATA, README}))
+    refuse(lint_folder((lint.PAIRS_METADATA if holds_pairs(run) else lint.DATASET_METADATA).parent, {METADATA, README}))
     if folder.exists():
         refuse(lint_folder(folder, allowed_files()))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +169,7 @@ def stage(run: Path, folder: Path, owner: str) -> Package:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
-        fill(fresh, run, owner)
+        fill_folder(fresh, run, owner)
         staged = check_folder(fresh, staged=owner != OWNER_PLACEHOLDER)
         if folder.exists():
             folder.replace(Path(temporary) / "old")
@@ -311,9 +269,7 @@ def upload(client: KaggleClient, staged: Package, exists: bool) -> int:
         ) from None
 
 
-def package(
-    client: KaggleClient, staged: Package, runs: Path, seconds: float = 60 * READY_MINUTES, again: bool = False
-) -> int:
+def package(client: KaggleClient, staged: Package, runs: Path, seconds: float, again: bool) -> int:
     """The version of the private dataset that holds `staged`, current, ready and with every file listed."""
     owner, slug = staged.owner_slug
     ref = staged.metadata["id"]

@@ -43,11 +43,8 @@ def check_up(data: Path, competition: str) -> Iterator[Check]:
     yield attempt("gpu", check_gpu, INSTALL)
     yield attempt("data", partial(check_data, data), INSTALL)
     clients: list[KaggleClient] = []
-    yield attempt(
-        "credentials",
-        partial(check_credentials, clients),
-        f"make a token at {KAGGLE}/settings/api and set KAGGLE_API_TOKEN to it",
-    )
+    token = f"make a token at {KAGGLE}/settings/api and set KAGGLE_API_TOKEN to it"
+    yield attempt("credentials", partial(check_credentials, clients), token)
     for client in clients:
         page = f"look at {KAGGLE}/competitions/{competition}"
         yield attempt("rules", partial(check_rules, client, competition), page)
@@ -59,20 +56,16 @@ def attempt(name: str, check: Callable[[], Check], following: str) -> Check:
     """A check; what keeps it from being made is red as well."""
     try:
         return check()
-    except ToolError as error:
-        return Check(name, False, str(error), following)
-    except ImportError as error:
-        return Check(name, False, str(error), INSTALL)
+    except (ToolError, ImportError) as error:
+        return Check(name, False, str(error), INSTALL if isinstance(error, ImportError) else following)
 
 
 def check_python() -> Check:
-    """The interpreter's version."""
     wanted = ".".join(map(str, PYTHON))
     return Check("python", sys.version_info >= PYTHON, platform.python_version(), f"use Python {wanted} or newer")
 
 
 def check_packages() -> Check:
-    """What requirements.txt asks for."""
     from packaging.requirements import Requirement
 
     lines = (REPO / "requirements.txt").read_text(encoding="utf-8").splitlines()
@@ -90,7 +83,6 @@ def check_packages() -> Check:
 
 
 def check_disk() -> Check:
-    """Room for data and runs."""
     free = shutil.disk_usage(REPO).free
     return Check("disk", free >= DISK_BYTES, f"{free / 1e9:.1f} GB free", f"make {DISK_BYTES / 1e9:.0f} GB free")
 
@@ -110,16 +102,9 @@ def check_gpu() -> Check:
 
 
 def check_data(data: Path) -> Check:
-    """The competition's files, by size and sha256."""
-    from lib.jobs.download import problem
-
-    wrong = [f"{name}: {reason}" for name, known in KNOWN.items() if (reason := problem(data / name, known))]
-    return Check(
-        "data",
-        not wrong,
-        "; ".join(wrong) or f"{len(KNOWN)} files in {data}, all right",
-        "python tools/download_data.py",
-    )
+    wrong = [f"{name}: {reason}" for name, known in KNOWN.items() if (reason := known.problem(data / name))]
+    found = "; ".join(wrong) or f"{len(KNOWN)} files in {data}, all right"
+    return Check("data", not wrong, found, "python tools/download_data.py")
 
 
 def check_credentials(clients: list[KaggleClient]) -> Check:
@@ -145,7 +130,6 @@ def check_rules(client: KaggleClient, competition: str) -> Check:
 
 
 def check_quota(client: KaggleClient) -> Check:
-    """GPU hours of this week."""
     quota = client.kernels.quota().get("GPU")
     if quota is None:
         return Check("quota", False, "Kaggle tells no GPU quota", f"verify the account by phone at {KAGGLE}/settings")
@@ -154,7 +138,6 @@ def check_quota(client: KaggleClient) -> Check:
 
 
 def check_submissions(client: KaggleClient, competition: str) -> Check:
-    """Submissions of today."""
     limits = client.competitions.limits(competition)
     left = limits.allowed_now > 0 or limits.total == 0  # all zero: a team that has not submitted yet
     following = "no more can be made" if limits.by_total else "run this again after 00:00 UTC"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import stat
 import zipfile
@@ -10,14 +11,9 @@ from pathlib import Path
 from lib.data import KNOWN, Known
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.http import safe_name
-from lib.project import ToolError, atomic_path, damage
+from lib.project import ToolError, atomic_path
 
 ARCHIVE_BYTES = 3_790_000_000  # about; twice that is needed while it is unpacked
-
-
-def problem(path: Path, known: Known) -> str:
-    """What is wrong with the file, "" when it is the one that is known."""
-    return damage(path, known.sha256, known.size)
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -33,18 +29,33 @@ def fetch(client: KaggleClient, competition: str, name: str, known: Known, data:
     check_space(data, known.size)
     print(f"{name}: fetching {known.size / 1e6:,.1f} MB to {path}")
     fetched = path.with_name(f".{path.name}.fetched")
-    client.competitions.download_file(competition, name, fetched, known.size)
-    if wrong := problem(fetched, known):
+    client.competitions.download_file(competition, name, fetched)
+    if fetched.stat().st_size != known.size:
+        unzip(fetched)
+    if wrong := known.problem(fetched):
         fetched.unlink()
         raise ToolError(f"{name}: {wrong}; it was removed: run this again, or see whether the competition changed it")
     fetched.replace(path)
     print(f"{name}: size and sha256 are right")
 
 
+def unzip(path: Path) -> None:
+    """Kaggle may serve a file within a zip: put the one that is in it in its place; anything else is left as it is."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if len(archive.infolist()) == 1:
+            extract(archive, archive.infolist()[0], path)
+
+
+def extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, dest: Path) -> None:
+    """A file out of an archive, which appears whole."""
+    with archive.open(member) as source, atomic_path(dest) as path, path.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
 def fetch_needed(client: KaggleClient, competition: str, data: Path, force: bool) -> None:
     """The files that training and prediction read."""
     for name, known in KNOWN.items():
-        wrong = problem(data / name, known)
+        wrong = known.problem(data / name)
         if not wrong and not force:
             print(f"{name}: already there, size and sha256 are right")
             continue
@@ -63,12 +74,7 @@ def unpack(archive: Path, data: Path) -> int:
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise ToolError(f"{archive.name}: {member.filename} is a link: nothing was unpacked")
             for member in members:
-                with (
-                    packed.open(member) as source,
-                    atomic_path(data / member.filename) as path,
-                    path.open("wb") as target,
-                ):
-                    shutil.copyfileobj(source, target, 1 << 20)
+                extract(packed, member, data / member.filename)
     except zipfile.BadZipFile as error:
         archive.unlink()
         raise ToolError(f"{archive.name}: a broken zip ({error}); it was removed: run this again") from None
@@ -78,7 +84,7 @@ def unpack(archive: Path, data: Path) -> int:
 def fetch_all(client: KaggleClient, competition: str, data: Path, force: bool) -> None:
     """Everything as one zip, unpacked and then removed; the needed files are verified."""
     have_images = any(path.is_dir() for path in data.rglob("Images"))
-    if have_images and not force and not any(problem(data / name, known) for name, known in KNOWN.items()):
+    if have_images and not force and not any(known.problem(data / name) for name, known in KNOWN.items()):
         print(f"{data}: already complete (--force fetches it again)")
         return
     check_space(data, 2 * ARCHIVE_BYTES)
@@ -88,7 +94,7 @@ def fetch_all(client: KaggleClient, competition: str, data: Path, force: bool) -
     print(f"{competition}: unpacking to {data}")
     count = unpack(archive, data)
     for name, known in KNOWN.items():
-        if wrong := problem(data / name, known):
+        if wrong := known.problem(data / name):
             raise ToolError(f"{name}: {wrong}; {archive} is kept: see whether the competition changed it")
     archive.unlink()
     print(f"{competition}: {count:,} files; size and sha256 of the {len(KNOWN)} needed ones are right")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +50,13 @@ def read_manifest(path: Path, what: str) -> dict[str, Any]:
 
 def check_finished(folder: Path, version: Version) -> None:
     """A stopped run has a valid submission, but is not what was asked for."""
-    manifest = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_run_json(folder, kernel.MANIFEST)
     if manifest["complete"] and not manifest.get("stopped"):
         return
-    ref = version.ref
     raise ToolError(
-        f"{ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in "
-        f"{folder}; go on with python tools/push_kernel.py --again --kernel-source {ref} and the same "
-        "settings"
+        f"{version.ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in "
+        f"{folder}; go on with python tools/push_kernel.py --again --kernel-source {version.ref} and the same settings"
     )
-
-
-def listed_with(client: KaggleClient, version: Version, wanted: set[str]) -> tuple[dict[str, str], str]:
-    """The output's {name: URL} and log once all of `wanted` are in it; as it is when that does not come."""
-    last: tuple[dict[str, str], str] = ({}, "")
-
-    def check() -> tuple[dict[str, str], str] | None:
-        nonlocal last
-        last = client.kernels.output(version)
-        return last if wanted <= last[0].keys() else None
-
-    return client.patience.look(check, f"output of {version}") or last
 
 
 def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
@@ -78,48 +64,54 @@ def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
     what = f"output of {version}"
     folder = run_folder(runs, version)
     if folder.exists():
-        problems = damaged_files(folder, read_run_json(folder, kernel.MANIFEST)["outputs"])
-        if problems:
+        if problems := damaged_files(folder, read_run_json(folder, kernel.MANIFEST)["outputs"]):
             raise ToolError(f"{folder}: {problems[0]}; move the folder away and run this again")
         return folder
-    urls, log = listed_with(client, version, {kernel.MANIFEST})
-    if kernel.MANIFEST not in urls:
-        raise ToolError(f"{what}: no {kernel.MANIFEST} among {len(urls)} files: the kernel did not finish its work")
-    part = folder.with_name(f".{folder.name}.partial")
-    part.mkdir(parents=True, exist_ok=True)
-    output = Output(client, version, urls, part)
-    output.download(kernel.MANIFEST, None)
-    expected = read_manifest(part / kernel.MANIFEST, what)["outputs"]
-    if not expected.keys() <= urls.keys():
-        output.urls, log = listed_with(client, version, set(expected))
-    missing = sorted(set(expected) - set(output.urls))
-    if missing:
+    output = Output(client, version, folder.with_name(f".{folder.name}.partial"))
+    if output.lacks({kernel.MANIFEST}):
+        count = len(output.urls)
+        raise ToolError(f"{what}: no {kernel.MANIFEST} among {count} files: the kernel did not finish its work")
+    output.download(kernel.MANIFEST)
+    expected = read_manifest(output.folder / kernel.MANIFEST, what)["outputs"]
+    if missing := output.lacks(set(expected)):
         raise ToolError(f"{what}: Kaggle does not list {', '.join(missing)}, which the manifest names")
     for name, facts in expected.items():
         output.download_verified(name, facts)
-    (part / LOG).write_text(whole_log(client, version, log), encoding="utf-8")
-    part.replace(folder)
+    output.keep_log()
+    output.folder.replace(folder)
     return folder
 
 
-@dataclass
 class Output:
-    """The output of one kernel version on its way into a folder."""
+    """The output of one kernel version on its way into a folder: what Kaggle lists of it, and its log."""
 
-    client: KaggleClient
-    version: Version
-    urls: dict[str, str]
-    folder: Path
+    def __init__(self, client: KaggleClient, version: Version, folder: Path) -> None:
+        self.client, self.version, self.folder = client, version, folder
+        self.urls: dict[str, str] = {}
+        self.log = ""
+
+    def look(self) -> None:
+        """Ask for the list; its URLs expire."""
+        self.urls, self.log = self.client.kernels.output(self.version)
+
+    def lacks(self, wanted: set[str]) -> list[str]:
+        """Those of `wanted` that Kaggle does not list, not even after a while."""
+
+        def check() -> bool | None:
+            self.look()
+            return wanted <= self.urls.keys() or None
+
+        if not wanted <= self.urls.keys():
+            self.client.patience.look(check, f"output of {self.version}")
+        return sorted(wanted - self.urls.keys())
 
     def fresh_url(self, name: str) -> str:
-        """A new signed URL: they expire."""
-        self.urls = self.client.kernels.output(self.version)[0]
+        self.look()
         if name not in self.urls:
             raise ToolError(f"output of {self.version}: Kaggle does not list {name} any more; run this again")
         return self.urls[name]
 
-    def download(self, name: str, size: int | None) -> None:
-        """Fetch one file."""
+    def download(self, name: str, size: int | None = None) -> None:
         self.client.kernels.download(self.urls[name], self.folder / name, lambda: self.fresh_url(name), size)
 
     def download_verified(self, name: str, facts: dict[str, Any]) -> None:
@@ -133,6 +125,11 @@ class Output:
             (self.folder / name).unlink()
             raise ToolError(f"output of {self.version}: {problems[0]}; run this again")
 
+    def keep_log(self) -> None:
+        """The log beside the files; where it did not come with them, what the stream has kept."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / LOG).write_text(whole_log(self.client, self.version, self.log), encoding="utf-8")
+
 
 # ------------------------------------------------------------------------------------ what is not whole
 @dataclass(frozen=True)
@@ -144,29 +141,22 @@ class Partial:
     manifest: dict[str, Any]  # {} where there is none
 
     def verifies(self, name: str) -> bool:
-        """Whether a file is what the manifest says."""
         facts = (self.manifest.get("outputs") or {}).get(name)
         return facts is not None and not damaged_files(self.folder, {name: facts})
 
 
-def unverified_folder(runs: Path, version: Version) -> Path:
-    """Where files lie that are not, or not all, of a verified run."""
-    return runs / UNVERIFIED / f"{version.slug}-v{version.number}"
-
-
 def fetch_partial(client: KaggleClient, version: Version, runs: Path, only: str = "*") -> Partial:
     """Whatever files a version has left, or those that match `only`; those here already are not fetched again."""
-    folder = unverified_folder(runs, version)
-    urls, log = client.kernels.output(version)
-    names = sorted(name for name in urls if fnmatch(name, only))
+    folder = run_folder(runs / UNVERIFIED, version)
+    output = Output(client, version, folder)
+    output.look()
+    names, listed = fnmatch.filter(sorted(output.urls), only), ", ".join(sorted(output.urls))
     if not names and only != "*":
-        raise ToolError(f"output of {version}: none of {len(urls)} files matches {only}: {', '.join(sorted(urls))}")
-    folder.mkdir(parents=True, exist_ok=True)
-    output = Output(client, version, urls, folder)
+        raise ToolError(f"output of {version}: none of {len(output.urls)} files matches {only}: {listed}")
     for name in [*names, kernel.MANIFEST]:
-        if name in urls and not (folder / name).exists():
-            output.download(name, None)
-    (folder / LOG).write_text(whole_log(client, version, log), encoding="utf-8")
+        if name in output.urls and not (folder / name).exists():
+            output.download(name)
+    output.keep_log()
     try:
         manifest = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

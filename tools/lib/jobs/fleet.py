@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.errors import Forbidden, KaggleError, Refused
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import Outage, glance
-from lib.process import as_arguments
+from lib.process import as_arguments, as_text
 from lib.project import KERNEL, REPO, InputError, ToolError
 from lib.runs import RAW, Run, check_run, run_logged
 
@@ -105,11 +105,6 @@ class Session:
     state: str = ""
     late: bool = False  # given up as not ending, which says nothing about the version
 
-    @property
-    def ref(self) -> str:
-        """owner/slug of the row's kernel."""
-        return self.order.staged.ref
-
 
 class Fleet:
     """All rows as kernels of one owner, as many at once as the account may run."""
@@ -127,18 +122,16 @@ class Fleet:
 
     def take_up(self, row: Row) -> Session:
         """A row as an order for a kernel of its own, and where an earlier sweep left it."""
-        metadata = self.metadata | {
-            "id": f"{self.metadata['id']}-{row.name}",
-            "title": f"{self.metadata['title']} {row.name}",
-        }
-        staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name)
-        order = Order(staged, self.sources, self.time.kaggle_seconds)
+        ref, title = self.metadata["id"], self.metadata["title"]
+        metadata = self.metadata | {"id": f"{ref}-{row.name}", "title": f"{title} {row.name}"}
+        staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name, self.time.kaggle_seconds)
+        order = replace(staged, sources=self.sources)
         version = push.earlier_version(self.client, order, self.runs)
-        pushed = record.find(self.runs, event="pushed", kernel=staged.ref, content=order.content)
+        pushed = record.find(self.runs, event="pushed", kernel=order.ref, content=order.content)
         ours = {entry["version"] for entry in pushed}
         failed = {
             entry["version"]: entry["reason"]
-            for entry in record.find(self.runs, event="run_failed", kernel=staged.ref)
+            for entry in record.find(self.runs, event="run_failed", kernel=order.ref)
             if entry["version"] in ours
         }
         if version is not None and version.number in failed:
@@ -177,7 +170,6 @@ class Fleet:
         return {one.row.name: one.folder for one in self.sessions if one.folder}
 
     def state(self) -> str:
-        """How far the sweep is."""
         done = sum(one.folder is not None for one in self.sessions)
         failed = len(self.sessions) - done - len(self.running) - len(self.waiting)
         return f"{done} done, {len(self.running)} running, {len(self.waiting)} waiting, {failed} failed"
@@ -258,7 +250,7 @@ class Fleet:
 
     def fail(self, one: Session, version: Version, reason: str) -> None:
         """Note that this version failed, so that no later sweep waits for it."""
-        record.append(self.runs, "run_failed", kernel=one.ref, version=version.number, reason=reason)
+        record.append(self.runs, "run_failed", kernel=one.order.ref, version=version.number, reason=reason)
         one.failures[version.number] = reason
         again = "pushing it again" if len(one.failures) <= self.retries else "giving it up"
         print(f"{version} failed: {reason}; {again}", file=sys.stderr)
@@ -300,7 +292,7 @@ def run_here(row: Row, data: Path, folder: Path) -> Run:
     """A run that was finished before, else a new one; the kernel itself goes on with an unfinished one."""
     if (folder / kernel.MANIFEST).exists() and (run := check_run(folder)).complete:
         return run
-    print(f"{row.name}: {' '.join(f'{key}={value}' for key, value in row.overrides.items())}", file=sys.stderr)
+    print(f"{row.name}: {as_text(row.overrides)}", file=sys.stderr)
     return run_logged(data, folder, as_arguments(row.overrides))
 
 
@@ -308,15 +300,9 @@ def keep(run: Run, runs: Path) -> None:
     """The sweep in the local record, once for each submission that it made."""
     facts = {"event": "sweep", "run": run.folder.name, "sha256": run.manifest["outputs"][kernel.SUBMISSION]["sha256"]}
     if not record.find(runs, **facts):
-        score = run.metrics["validation"][RAW]
-        record.append(
-            runs,
-            **facts,
-            members=run.metrics["members"],
-            validation=score["mrr"],
-            validation_se=score["mrr_se"],
-            **record.git_state(),
-        )
+        score = run.scores[RAW]
+        made = {"members": run.metrics["members"], "validation": score["mrr"], "validation_se": score["mrr_se"]}
+        record.append(runs, **facts, **made, **record.git_state())
 
 
 def default_output(arguments: argparse.Namespace, rows: list[Row]) -> Path:

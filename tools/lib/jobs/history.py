@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lib import record
-from lib.jobs.submission import read_message
+from lib.jobs.submission import read_message, record_scored
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import Submission
 from lib.kaggle_api.patience import glance
-from lib.project import format_table
+from lib.project import figure, format_table
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,6 @@ class Place:
 
 
 # ---- joining ----
-
-
 def latest(runs: Path, event: str, slug: str) -> dict[int, dict[str, Any]]:
     """The last entry of this kind for each ref."""
     return {entry["ref"]: entry for entry in record.find(runs, event=event, competition=slug)}
@@ -55,40 +53,24 @@ def latest(runs: Path, event: str, slug: str) -> dict[int, dict[str, Any]]:
 def row_of(ref: int, shown: Submission | None, made: dict[str, Any], scored: dict[str, Any]) -> Attempt:
     """What Kaggle shows wins for scores, the record for what was submitted, the message fills in for it."""
     message = shown.description if shown else made.get("message") or scored.get("message") or ""
-    told = read_message(message)
-    known = {
-        key: made.get(key) if made.get(key) is not None else told.get(key)
-        for key in ("run", "validation", "validation_se", "kernel", "version", "commit", "dirty")
-    }
-    kernel = f"{known['kernel']} v{known['version']}" if known["kernel"] else ""
-    commit = f"{known['commit'] or ''}{'+' if known['dirty'] else ''}"
-    run = known["run"] or (shown.file_name if shown else "")
-    if shown is not None:
-        return Attempt(
-            ref,
-            shown.date[:16],
-            run,
-            commit,
-            known["validation"],
-            known["validation_se"],
-            shown.public_score,
-            shown.private_score,
-            shown.status,
-            kernel,
-        )
-    status = "complete" if scored.get("public") is not None else "unknown"
-    date = scored.get("date") or made.get("time", "")
+    if shown is None:
+        public, private, date = scored.get("public"), scored.get("private"), scored.get("date") or made.get("time", "")
+        status = "unknown" if public is None else "complete"
+        shown = Submission(ref, "", date, message, status, public, private, "")
+    known: dict[str, Any] = dict.fromkeys(("run", "validation", "validation_se", "kernel", "commit", "dirty"))
+    known |= read_message(message)
+    known |= {key: value for key, value in made.items() if value is not None}
     return Attempt(
         ref,
-        date[:16],
-        run,
-        commit,
+        shown.date[:16],
+        known["run"] or shown.file_name,
+        f"{known['commit'] or ''}{'+' if known['dirty'] else ''}",
         known["validation"],
         known["validation_se"],
-        scored.get("public"),
-        scored.get("private"),
-        status,
-        kernel,
+        shown.public_score,
+        shown.private_score,
+        shown.status,
+        f"{known['kernel']} v{known['version']}" if known["kernel"] else "",
     )
 
 
@@ -107,25 +89,12 @@ def keep(shown: list[Submission], runs: Path, slug: str) -> None:
     scored = latest(runs, "scored", slug)
     for item in shown:
         have = scored.get(item.ref, {})
-        if item.status == "complete" and (have.get("public"), have.get("private")) != (
-            item.public_score,
-            item.private_score,
-        ):
-            record.append(
-                runs,
-                "scored",
-                ref=item.ref,
-                sha256=None,
-                competition=slug,
-                date=item.date,
-                message=item.description,
-                public=item.public_score,
-                private=item.private_score,
-            )
+        now = (item.public_score, item.private_score)
+        if item.status == "complete" and (have.get("public"), have.get("private")) != now:
+            record_scored(runs, slug, item, None)
 
 
 def best_of(rows: list[Attempt]) -> Attempt | None:
-    """The row with the highest public score."""
     return max((row for row in rows if row.public is not None), key=lambda row: row.public or 0.0, default=None)
 
 
@@ -139,33 +108,16 @@ def place_of(best: Attempt | None, board: list[tuple[int, str, float | None]]) -
 
 
 # ---- showing ----
-
-
-def number(value: float | None, digits: int = 4) -> str | None:
-    """A score as text."""
-    return None if value is None else f"{value:.{digits}f}"
-
-
 def table(rows: list[Attempt], best: Attempt | None) -> str:
     """One line a submission; the best is marked."""
     header = ["run", "ref", "date", "commit", "validation", "+-", "public", "private", "status"]
-    return format_table(
-        header,
-        [
-            [
-                row.run + (" *" if row is best else ""),
-                row.ref,
-                row.date,
-                row.commit or None,
-                number(row.validation),
-                number(row.validation_se),
-                number(row.public, 5),
-                number(row.private, 5),
-                row.status,
-            ]
-            for row in rows
-        ],
-    )
+    lines = []
+    for row in rows:
+        name = row.run + (" *" if row is best else "")
+        ours = [figure(row.validation), figure(row.validation_se)]
+        theirs = [figure(row.public, ".5f"), figure(row.private, ".5f"), row.status]
+        lines.append([name, row.ref, row.date, row.commit or None, *ours, *theirs])
+    return format_table(header, lines)
 
 
 def finding(rows: list[Attempt], best: Attempt | None) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lib import kernel, record
-from lib.project import InputError, format_table
+from lib.process import as_text
+from lib.project import InputError, figure, format_table
 from lib.runs import COSINE, FULL, RAW, Run, find_runs
 
 SCORES = {"raw": RAW, "cosine": COSINE, "full": FULL}
@@ -21,8 +22,6 @@ SORTS = ("date", *SCORES, "seconds", "public")
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the ledger."""
-
     run: str  # its folder, relative to that of all runs
     date: str  # UTC, when it ended
     recipe: str
@@ -44,7 +43,6 @@ def tells(key: str) -> bool:
 
 
 def changed_knobs(run: Run) -> dict[str, Any]:
-    """The run's knobs that are not its recipe's."""
     if run.recipe not in kernel.RECIPES:
         return {}
     plain = dataclasses.asdict(kernel.resolve_knobs({"recipe": run.recipe}))
@@ -70,8 +68,7 @@ def submissions(runs: Path) -> dict[str, tuple[int, float | None]]:
 
 
 def entry_of(run: Run, runs: Path, names: dict[str, str], sent: dict[str, tuple[int, float | None]]) -> Entry:
-    """The line of one run."""
-    scores = {key: run.scores.get(name, {}).get("mrr") for key, name in SCORES.items()}
+    scores = {key: run.mrr.get(name) for key, name in SCORES.items()}
     ref, public = sent.get(run.outputs.get(kernel.SUBMISSION, {}).get("sha256", ""), (None, None))
     return Entry(
         str(run.folder.relative_to(runs)),
@@ -79,7 +76,7 @@ def entry_of(run: Run, runs: Path, names: dict[str, str], sent: dict[str, tuple[
         run.recipe,
         changed_knobs(run),
         note_of(run, names),
-        raw_se=run.scores.get(SCORES["raw"], {}).get("mrr_se"),
+        raw_se=run.scores.get(RAW, {}).get("mrr_se"),
         seconds=run.manifest.get("seconds", {}).get("total"),
         device=run.manifest.get("device", ""),
         submission=ref,
@@ -108,48 +105,17 @@ def arranged(entries: list[Entry], recipe: str | None, last: int | None, sort: s
     return sorted(chosen, key=lambda entry: (getattr(entry, sort) is None, sign * (getattr(entry, sort) or 0)))
 
 
-def settings(changed: dict[str, Any]) -> str:
-    """Knobs as they are typed."""
-    return " ".join(f"{key}={value}" for key, value in changed.items())
-
-
 def table(entries: list[Entry]) -> str:
     """One line a run."""
-
-    def figure(value: float | None, digits: int = 4) -> str | None:
-        return None if value is None else f"{value:.{digits}f}"
-
-    header = [
-        "run",
-        "ended (UTC)",
-        "recipe",
-        "raw",
-        "+-",
-        "cosine",
-        "full",
-        "seconds",
-        "device",
-        "submitted",
-        "public",
-        "what differs",
-    ]
-    rows = [
-        [
-            one.run,
-            one.date,
-            one.recipe,
-            figure(one.raw),
-            figure(one.raw_se),
-            figure(one.cosine),
-            figure(one.full),
-            figure(one.seconds, 1),
-            one.device or None,
-            one.submission,
-            figure(one.public, 5),
-            "; ".join(filter(None, [settings(one.changed), one.note])),
-        ]
-        for one in entries
-    ]
+    about, results = ["run", "ended (UTC)", "recipe"], ["raw", "+-", "cosine", "full", "seconds"]
+    header = [*about, *results, "device", "submitted", "public", "what differs"]
+    rows = []
+    for one in entries:
+        scores = [figure(value) for value in (one.raw, one.raw_se, one.cosine, one.full)]
+        board = [one.submission, figure(one.public, ".5f")]
+        differs = "; ".join(filter(None, [as_text(one.changed), one.note]))
+        seconds = figure(one.seconds, ".1f")
+        rows.append([one.run, one.date, one.recipe, *scores, seconds, one.device or None, *board, differs])
     return format_table(header, rows, texts=(0, 1, 2, len(header) - 1))
 
 
@@ -172,14 +138,6 @@ def unpaired(one: Run, other: Run) -> dict[str, dict[str, float]]:
     return found
 
 
-def in_words(name: str, difference: dict[str, float], how: str) -> str:
-    """A difference with its interval, and whether it is sure."""
-    low, high = difference["low"], difference["high"]
-    sure = "sure" if low > 0 or high < 0 else "not sure"
-    basis = f"paired over {difference['images']} images" if how == "paired" else "unpaired, as the runs recorded it"
-    return f"{name} MRR {difference['difference']:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {basis}): {sure}"
-
-
 # ------------------------------------------------------------------------------------------------------ the picture
 def finding(entries: list[Entry]) -> str:
     """What the picture shows, in one sentence."""
@@ -192,24 +150,10 @@ def finding(entries: list[Entry]) -> str:
 
 def plot(entries: list[Entry], path: Path) -> None:
     """Validation MRR with its standard error against the seconds of the run, a colour a recipe."""
-    from lib.plots import CYCLE, LIGHT, legend_below, new_figure, save_png, seconds_axis, themed  # the table needs none
+    from lib.plots import quality_plot  # the table needs none
 
     drawn = [entry for entry in entries if entry.raw and entry.seconds]
-    with themed(LIGHT):
-        figure, axes = new_figure(finding(drawn), width=7)
-        for place, recipe in enumerate(dict.fromkeys(entry.recipe for entry in drawn)):
-            group = [entry for entry in drawn if entry.recipe == recipe]
-            axes.errorbar(
-                [entry.seconds or 0 for entry in group],
-                [entry.raw or 0 for entry in group],
-                [entry.raw_se or 0 for entry in group],
-                fmt="o",
-                markersize=4,
-                elinewidth=1,
-                label=recipe,
-                color=CYCLE[place % len(CYCLE)],
-            )
-        seconds_axis(axes, "seconds of the run")
-        axes.set(ylabel="validation MRR, pools of 100, raw")
-        legend_below(figure, axes)
-        save_png(figure, path)
+    groups: dict[str, list[tuple[float, float, float]]] = {}
+    for entry in drawn:
+        groups.setdefault(entry.recipe, []).append((entry.seconds or 0, entry.raw or 0, entry.raw_se or 0))
+    quality_plot(finding(drawn), groups, "o", path)

@@ -40,13 +40,8 @@ ACCELERATORS = (
     "NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000",
     "TpuV5E8", "TpuV6E8",
 )  # fmt: skip
-RETIRED_ACCELERATORS = {
-    "NvidiaTeslaP100": "NvidiaTeslaT4",
-    "TpuV38": "TpuV5E8",
-    "Tpu1VmV38": "TpuV5E8",
-    "tpuv232": "TpuV5E8",
-    "tpuv2256": "TpuV5E8",
-}
+RETIRED_ACCELERATORS = {"NvidiaTeslaP100": "NvidiaTeslaT4"}
+RETIRED_ACCELERATORS |= dict.fromkeys(("TpuV38", "Tpu1VmV38", "tpuv232", "tpuv2256"), "TpuV5E8")
 OWNED = r"[A-Za-z0-9_-]+/[A-Za-z0-9-]{%d,}"
 SOURCE_RULES = {
     "dataset_sources": (OWNED % 3 + r"(/\d+)?", "owner/slug or owner/slug/version"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from lib import kernel, record
 from lib.data import FILES
+from lib.process import as_text
 from lib.project import InputError, format_table
 from lib.runs import Run, damaged_files, open_run
 
@@ -62,39 +63,20 @@ def input_of(data: Path, weights: Path | None) -> Iterator[Path]:
 
 def keep(run: Run, runs: Path, knobs: dict[str, Any], data: Path, weights: Path | None) -> None:
     """The run in the local record."""
-    of = weights.parent.name if weights else None
-    record.append(
-        runs,
-        "local_run",
-        run=run.name,
-        recipe=run.recipe,
-        set=knobs,
-        data=str(data),
-        weights=of,
-        complete=run.complete,
-        seconds=run.total_seconds,
-        validation={name: row["mrr"] for name, row in run.scores.items()},
-        **record.git_state(),
-    )
+    asked = {"set": knobs, "data": str(data), "weights": weights.parent.name if weights else None}
+    made = {"complete": run.complete, "seconds": run.total_seconds, "validation": run.mrr}
+    record.append(runs, "local_run", run=run.name, recipe=run.recipe, **asked, **made, **record.git_state())
 
 
 def catalogue() -> str:
     """The recipes and the knobs of the kernel, with the reasons that it gives."""
-    recipes = [
-        [
-            name,
-            len(many := one if isinstance(one, list) else [one]),
-            " | ".join(" ".join(f"{k}={v}" for k, v in each.items()) or "as the defaults" for each in many),
-        ]
-        for name, one in kernel.RECIPES.items()
-    ]
+    recipes = []
+    for name, candidates in kernel.RECIPES.items():
+        changes = " | ".join(as_text(each) or "as the defaults" for each in candidates)
+        recipes.append([name, len(candidates), changes])
     knobs = [
-        [field.name, field.default if field.default != "" else '""', field.metadata.get("why", "")]
+        [field.name, '""' if field.default == "" else field.default, field.metadata.get("why", "")]
         for field in dataclasses.fields(kernel.Knobs)
     ]
-    return "\n\n".join(
-        [
-            format_table(["recipe", "candidates", "what they change"], recipes, texts=(0, 2)),
-            format_table(["knob", "default", "why"], knobs, texts=(0, 2)),
-        ]
-    )
+    first = format_table(["recipe", "candidates", "what they change"], recipes, texts=(0, 2))
+    return first + "\n\n" + format_table(["knob", "default", "why"], knobs, texts=(0, 2))

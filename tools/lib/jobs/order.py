@@ -5,6 +5,7 @@ The same order is not carried out twice: another script, another setting or a ne
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import re
@@ -15,27 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lib.jobs import lint
 from lib.jobs.dataset import READY_MINUTES, recorded_version, wait_ready
-from lib.jobs.lint import (
-    DATASET_METADATA,
-    EMBED_METADATA,
-    KERNEL_METADATA,
-    OVERRIDES_LINE,
-    OWNER_PLACEHOLDER,
-    PAIRS_METADATA,
-    lint_kernel_metadata,
-    lint_script,
-    lint_secrets,
-    read_metadata,
-    refuse,
-)
+from lib.jobs.lint import OWNER_PLACEHOLDER, refuse
 from lib.jobs.session import ENDED, wait_for_end
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
-from lib.kaggle_api.service import split_ref
 from lib.kernel import load_script
-from lib.project import KERNEL, REPO, InputError, atomic_path
+from lib.project import KERNEL, REPO, InputError, write_file
 
 BUILD = REPO / "build" / "kernel"
 SESSION_LIMIT_MINUTES = 720.0  # Kaggle ends a session after 12 hours
@@ -77,37 +66,53 @@ class SessionTime:
         return {**overrides, "max_minutes": given}
 
 
-# ---------------------------------------------------------------------------------------------- staging
+# -------------------------------------------------------------------------------------------- the order
 @dataclass(frozen=True)
-class Staged:
-    """What a push sends: the metadata and the one script."""
+class Order:
+    """What a push sends, on which data, for how long; the same order is not carried out twice."""
 
-    folder: Path
+    folder: Path  # where it is staged
     metadata: dict[str, Any]
-    text: str
+    text: str  # the one script
     overrides: dict[str, Any]
+    session_seconds: int | None
+    sources: dict[str, int] = field(default_factory=dict)  # the version of everything that is attached
 
     @property
     def ref(self) -> str:
         """owner/slug of the kernel."""
         return self.metadata["id"]
 
+    @property
+    def content(self) -> str:
+        """One hash of all that makes a difference to the run."""
+        parts = [self.metadata, self.text, self.sources, self.session_seconds]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-def literal(value: Any) -> str:
-    """A knob's value as Python reads it, texts in the double quotes of the rest of the script."""
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    def new_mark(self) -> str:
+        """A comment line for the script, by which one push of this order is known again."""
+        return f"# order {self.content[:16]}.{secrets.token_hex(3)}"
+
+    def any_mark(self, text: str) -> str | None:
+        """The mark of some push of this order in a script."""
+        found = re.search(rf"^# order {self.content[:16]}\.\w+", text, re.MULTILINE)
+        return found and found[0]
 
 
+# ---------------------------------------------------------------------------------------------- staging
 def with_overrides(text: str, overrides: dict[str, Any]) -> str:
-    """The script with its OVERRIDES line carrying `overrides`, as a readable literal."""
-    pairs = [f"{json.dumps(key)}: {literal(value)}" for key, value in overrides.items()]
+    """The script with its OVERRIDES line carrying `overrides`, as a readable literal in double quotes."""
+    pairs = []
+    for key, value in overrides.items():
+        literal = json.dumps(value) if isinstance(value, str) else repr(value)
+        pairs.append(f"{json.dumps(key)}: {literal}")
     line = f"OVERRIDES: dict = {{{', '.join(pairs)}}}"
-    return OVERRIDES_LINE.sub(lambda _: line, text)
+    return lint.OVERRIDES_LINE.sub(lambda _: line, text)
 
 
 def metadata_of(script: str) -> Path:
     """The metadata that one of the SCRIPTS is pushed with."""
-    return EMBED_METADATA if script == "embed" else KERNEL_METADATA
+    return lint.EMBED_METADATA if script == "embed" else lint.KERNEL_METADATA
 
 
 def read_overrides(recipe: str | None, settings: list[str], script: str = "pipeline") -> dict[str, Any]:
@@ -128,7 +133,7 @@ def staged_metadata(
     script: str = "pipeline",
 ) -> dict[str, Any]:
     """A script's metadata with the owner filled in and the sources of this push added."""
-    metadata = read_metadata(metadata_of(script))
+    metadata = lint.read_metadata(metadata_of(script))
     metadata["id"] = str(metadata.get("id", "")).replace(OWNER_PLACEHOLDER, user)
     owner = metadata["id"].partition("/")[0]
     if owner.lower() != user.lower():
@@ -148,34 +153,39 @@ def staged_metadata(
     return metadata
 
 
-def stage(metadata: dict[str, Any], overrides: dict[str, Any], folder: Path, script: str = "pipeline") -> Staged:
+def stage(metadata: dict, overrides: dict, folder: Path, seconds: int | None, script: str = "pipeline") -> Order:
     """Write and lint the folder that is pushed: the metadata and a copy of the script with its overrides."""
-    refuse(lint_kernel_metadata(metadata_of(script)))
+    refuse(lint.lint_kernel_metadata(metadata_of(script)))
     source = metadata_of(script).parent / metadata["code_file"]
-    refuse(lint_script(source))
+    refuse(lint.lint_script(source))
     text = with_overrides(source.read_text(encoding="utf-8"), overrides)
-    copy = folder / metadata["code_file"]
-    with atomic_path(copy) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    with atomic_path(folder / KERNEL_METADATA.name) as temporary:
-        temporary.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-    refuse(lint_kernel_metadata(folder / KERNEL_METADATA.name, staged=True) + lint_secrets(copy))
-    return Staged(folder, metadata, text, overrides)
+    copy, described = folder / metadata["code_file"], folder / "kernel-metadata.json"
+    write_file(copy, text)
+    write_file(described, json.dumps(metadata, indent=1) + "\n")
+    refuse(lint.lint_kernel_metadata(described, staged=True) + lint.lint_secrets(copy))
+    return Order(folder, metadata, text, overrides, seconds)
+
+
+def stage_push(
+    user: str, given: argparse.Namespace, overrides: dict[str, Any], datasets: list[str], script: str = "pipeline"
+) -> Order:
+    """The same by the options of a push, with `datasets` attached."""
+    metadata = staged_metadata(user, given.accelerator, datasets, given.kernel_source, script)
+    return stage(metadata, overrides, BUILD, SessionTime(given.timeout_minutes).kaggle_seconds, script)
 
 
 def init_owner(user: str) -> None:
     """Write the owner into the metadata files, for those who push by hand."""
     if not user.replace("-", "").replace("_", "").isalnum():
         raise InputError(f"--init {user!r}: not a Kaggle user name; it is the last part of your profile's address")
-    paths = (KERNEL_METADATA, EMBED_METADATA, DATASET_METADATA, PAIRS_METADATA)
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
+    paths = (lint.KERNEL_METADATA, lint.EMBED_METADATA, lint.DATASET_METADATA, lint.PAIRS_METADATA)
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    for path, text in texts.items():
         if OWNER_PLACEHOLDER not in text:
-            owner = read_metadata(path)["id"].partition("/")[0]
+            owner = lint.read_metadata(path)["id"].partition("/")[0]
             raise InputError(f"{path.name}: the owner is {owner} already; edit the file to change it")
-    for path in paths:
-        with atomic_path(path) as temporary:
-            temporary.write_text(path.read_text(encoding="utf-8").replace(OWNER_PLACEHOLDER, user), encoding="utf-8")
+    for path, text in texts.items():
+        write_file(path, text.replace(OWNER_PLACEHOLDER, user))
         print(f"{path.name}: owner {user}")
 
 
@@ -216,33 +226,3 @@ def kernel_version(client: KaggleClient, source: str) -> int:
             f"go on from what it left with python tools/ship.py --resume {number}"
         )
     return number
-
-
-# -------------------------------------------------------------------------------------------- the order
-@dataclass(frozen=True)
-class Order:
-    """A push as the record knows it: what is sent, on which data; the same order is not carried out twice."""
-
-    staged: Staged
-    source_versions: dict[str, int] = field(default_factory=dict)
-    session_seconds: int | None = None
-
-    @property
-    def content(self) -> str:
-        """One hash of all that makes a difference to the run."""
-        parts = [self.staged.metadata, self.staged.text, self.source_versions, self.session_seconds]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def new_mark(self) -> str:
-        """A comment line for the script, by which one push of this order is known again."""
-        return f"# order {self.content[:16]}.{secrets.token_hex(3)}"
-
-    def any_mark(self, text: str) -> str | None:
-        """The mark of some push of this order in a script."""
-        found = re.search(rf"^# order {self.content[:16]}\.\w+", text, re.MULTILINE)
-        return found and found[0]
-
-    @property
-    def kernel(self) -> tuple[str, str]:
-        """Owner and slug of the kernel."""
-        return split_ref(self.staged.ref)

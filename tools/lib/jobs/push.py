@@ -6,13 +6,14 @@ import argparse
 import ast
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lib import record
 from lib.jobs.fetch import run_folder
 from lib.jobs.lint import OVERRIDES_LINE
-from lib.jobs.order import NO_ACCELERATOR, Order
+from lib.jobs.order import NO_ACCELERATOR, Order, source_versions
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Ambiguous, Forbidden, Refused, SourcesRefused
 from lib.kaggle_api.kernels import Shown, Version
@@ -43,22 +44,14 @@ def check_quota(client: KaggleClient, metadata: dict[str, Any]) -> None:
 
 def record_pushed(runs: Path, order: Order, made: Version) -> None:
     """Keep which version carries out the order, its settings, and the name that its run will have."""
-    record.append(
-        runs,
-        "pushed",
-        kernel=order.staged.ref,
-        content=order.content,
-        made=made.ref,
-        version=made.number,
-        mark=made.mark,
-        overrides=order.staged.overrides,
-        run=run_folder(runs, made).name,
-    )
+    about = {"kernel": order.ref, "content": order.content, "overrides": order.overrides}
+    version = {"made": made.ref, "version": made.number, "mark": made.mark}
+    record.append(runs, "pushed", **about, **version, run=run_folder(runs, made).name)
 
 
 def carries_out(shown: Shown, order: Order, mark: str | None) -> bool:
     """Whether the version is a push of the order that Kaggle dropped no source of."""
-    return bool(shown.number and mark and shown.carries(mark) and not shown.lacks(order.staged.metadata))
+    return bool(shown.number and mark and shown.carries(mark) and not shown.lacks(order.metadata))
 
 
 def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool = False) -> Version | None:
@@ -66,13 +59,13 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
 
     Without a record of it Kaggle's own last version is asked: the record may be lost. `again`: only one cut off.
     """
-    owner, slug = order.kernel
-    events = record.find(runs, kernel=order.staged.ref, content=order.content)
+    owner, slug = split_ref(order.ref)
+    events = record.find(runs, kernel=order.ref, content=order.content)
     last = events[-1] if events else {}
     if last.get("event") == "push_refused" or (again and last.get("event") != "push_started"):
         return None
     if last.get("event") == "pushed":
-        return Version(*split_ref(last.get("made", order.staged.ref)), last["version"], last.get("mark", ""))
+        return Version(*split_ref(last.get("made", order.ref)), last["version"], last.get("mark", ""))
 
     def check() -> Version | None:
         shown = client.kernels.shown(owner, slug)
@@ -80,9 +73,9 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
         return Version(owner, slug, shown.number, mark or "") if carries_out(shown, order, mark) else None
 
     if last:  # it may still be on its way through Kaggle
-        found = client.patience.look(check, f"the push of {order.staged.ref} that was begun at {last['time']}")
+        found = client.patience.look(check, f"the push of {order.ref} that was begun at {last['time']}")
     else:
-        found = glance(f"the last version of {order.staged.ref}", check, None)
+        found = glance(f"the last version of {order.ref}", check, None)
     if found is not None:
         record_pushed(runs, order, found)
     return found
@@ -90,19 +83,19 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
 
 def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, failed: Collection[int] = ()) -> Version:
     """The version that carries out `order`: the one that an earlier push made, unless it `failed`, else a new one."""
-    with record.locked(runs, f"push of {order.staged.ref}"):
+    with record.locked(runs, f"push of {order.ref}"):
         found = earlier_version(client, order, runs, again)
         if found is not None and found.number not in failed:
             print(f"{found} runs this already (--again pushes anew)", file=sys.stderr)
             return found
-        check_quota(client, order.staged.metadata)
+        check_quota(client, order.metadata)
         end = client.patience.now() + client.patience.binding_seconds
         while True:
             try:
                 made = push_new(client, order, runs)
                 break
             except SourcesRefused as error:
-                ready = all(source in order.source_versions for source in error.sources)
+                ready = all(source in order.sources for source in error.sources)
                 if not ready or client.patience.now() >= end:
                     raise
                 print(f"{error}; it is there, Kaggle may not have bound it yet: trying again", file=sys.stderr)
@@ -112,15 +105,19 @@ def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, fa
     return made
 
 
+def send(client: KaggleClient, staged: Order, runs: Path, again: bool) -> Version:
+    """Push what is staged, on the current versions of its sources, once these are ready."""
+    sources = source_versions(client, staged.metadata, runs)
+    return push(client, replace(staged, sources=sources), runs, again)
+
+
 def push_new(client: KaggleClient, order: Order, runs: Path) -> Version:
     """One push, with the intent recorded before it: the next run looks whether it happened."""
-    facts = {"kernel": order.staged.ref, "content": order.content}
+    facts = {"kernel": order.ref, "content": order.content}
     mark = order.new_mark()
     record.append(runs, "push_started", **facts, mark=mark)
     try:
-        return client.kernels.push(
-            order.staged.metadata, order.staged.text, mark, timeout_seconds=order.session_seconds
-        )
+        return client.kernels.push(order.metadata, order.text, mark, timeout_seconds=order.session_seconds)
     except Refused as error:  # may have made a version that lacks a source: a later run must not take it for its own
         record.append(runs, "push_refused", **facts)
         title = "title" in str(error).lower() and "in use" in str(error).lower()
@@ -129,7 +126,7 @@ def push_new(client: KaggleClient, order: Order, runs: Path) -> Version:
     except Forbidden as error:
         record.append(runs, "push_refused", **facts)
         raise error.with_hint(
-            f"; either {order.kernel[0]} is not the signed-in user {client.username} (id in "
+            f"; either {split_ref(order.ref)[0]} is not the signed-in user {client.username} (id in "
             "kernel-metadata.json), or the account has to be verified by phone"
         ) from None
     except Ambiguous as error:
@@ -138,8 +135,8 @@ def push_new(client: KaggleClient, order: Order, runs: Path) -> Version:
 
 def broken_sources(order: Order, runs: Path) -> str:
     """What to try when every push of an order with datasets fails: one that was made anew can not be attached."""
-    events = [entry["event"] for entry in record.find(runs, kernel=order.staged.ref, content=order.content)]
-    datasets = order.staged.metadata.get("dataset_sources")
+    events = [entry["event"] for entry in record.find(runs, kernel=order.ref, content=order.content)]
+    datasets = order.metadata.get("dataset_sources")
     if not datasets or events[-FAILED_PUSHES:] != ["push_started"] * FAILED_PUSHES:
         return ""
     return (
@@ -152,21 +149,12 @@ def broken_sources(order: Order, runs: Path) -> str:
 def add_push_options(parser: argparse.ArgumentParser) -> None:
     """The options that push_kernel.py and ship.py share, beside those of every tool."""
     parser.add_argument("--dataset", action="append", default=[], metavar="REF", help="attach a dataset, [owner/]slug")
-    parser.add_argument(
-        "--kernel-source",
-        action="append",
-        default=[],
-        metavar="REF",
-        help="attach the output of a kernel, [owner/]slug, to resume from it",
-    )
+    about = "attach the output of a kernel, [owner/]slug, to resume from it"
+    parser.add_argument("--kernel-source", action="append", default=[], metavar="REF", help=about)
     parser.add_argument("--accelerator", metavar="NAME", help=f"instead of the metadata's; {NO_ACCELERATOR}: CPU only")
     parser.add_argument("--again", action="store_true", help="push even if the same content was pushed before")
-    parser.add_argument(
-        "--timeout-minutes",
-        type=float,
-        metavar="M",
-        help="end of the session, told to Kaggle and to the script (default and at most 720)",
-    )
+    about = "end of the session, told to Kaggle and to the script (default and at most 720)"
+    parser.add_argument("--timeout-minutes", type=float, metavar="M", help=about)
 
 
 def chosen_version(client: KaggleClient, ref: str, number: int | None, runs: Path) -> Version:

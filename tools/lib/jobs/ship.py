@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lib import kernel
-from lib.data import COMPETITION
 from lib.jobs import dataset, fetch, order, push, submission
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import Submission, competition_errors
 from lib.kaggle_api.kernels import Version
-from lib.project import ToolError
+from lib.project import COMPETITION, ToolError
 from lib.runs import newest_run, open_run
 
 SCORE_MINUTES = 60.0
 
 
 def step(text: str) -> None:
-    """Say what comes now."""
     print(f"== {text}", file=sys.stderr, flush=True)
 
 
@@ -58,11 +56,9 @@ def run_on_kaggle(
 ) -> tuple[Version, Path]:
     """Push, wait, fetch and verify: the kernel's version and the folder with its output."""
     time = order.SessionTime(arguments.timeout_minutes)
-    metadata = order.staged_metadata(client.username, arguments.accelerator, datasets, arguments.kernel_source)
-    staged = order.stage(metadata, time.tell(overrides), order.BUILD)
+    staged = order.stage_push(client.username, arguments, time.tell(overrides), datasets)
     step(f"push {staged.ref}")
-    versions = order.source_versions(client, metadata, arguments.runs)
-    version = push.push(client, order.Order(staged, versions, time.kaggle_seconds), arguments.runs, arguments.again)
+    version = push.send(client, staged, arguments.runs, arguments.again)
     step(f"wait for version {version.number} and fetch its output")
     return version, fetch.collect(client, version, arguments.runs, time.wait_seconds)
 
@@ -89,11 +85,11 @@ def submit_and_score(
     client: KaggleClient, arguments: argparse.Namespace, candidate: submission.Candidate
 ) -> Submission:
     """The submission of the csv with its score: a new one, or the one that was made of the same bytes."""
-    slug = COMPETITION
+    slug, runs, again = COMPETITION, arguments.runs, arguments.again
     step(f"submit {candidate.path}")
     submission.check_csv(candidate.path, arguments.data, slug)
     with competition_errors(slug):
-        made = [] if arguments.again else submission.made_before(client, slug, candidate, arguments.runs)
-        number = made[-1] if made else submission.submit(client, slug, candidate, arguments.runs, arguments.again)
+        made = [] if again else submission.made_before(client, slug, candidate, runs)
+        number = made[-1] if made else submission.submit(client, slug, candidate, runs, again)
     step(f"wait for the score of submission {number}")
-    return submission.scored(client, slug, number, candidate, arguments.runs, 60 * SCORE_MINUTES)
+    return submission.scored(client, slug, number, candidate, runs, 60 * SCORE_MINUTES)

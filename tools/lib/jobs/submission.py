@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from lib import kernel, record
-from lib.data import COMPETITION, KNOWN, missing
+from lib.data import KNOWN, missing
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import COMPETITIONS, Limits, Submission
 from lib.kaggle_api.errors import Ambiguous, KaggleError, NotDone
+from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
-from lib.kaggle_api.service import split_ref
-from lib.project import InputError, ToolError, read_json, sha256_of
+from lib.project import COMPETITION, InputError, ToolError, read_json, sha256_of
 from lib.runs import RAW
 
 TEST_FILE = "test.clean.npz"
@@ -45,8 +45,7 @@ class Candidate:
     run: str
     validation: float | None  # MRR, pools of 100, raw dot product: the board's number
     validation_se: float | None
-    kernel: str = ""  # owner/slug, for the output of a kernel version
-    version: int | None = None
+    made_by: Version | None = None  # the kernel version whose output it is, where it is to be submitted as such
 
     @property
     def digest(self) -> str:
@@ -63,8 +62,8 @@ class Candidate:
         if self.validation is not None:
             error = "" if self.validation_se is None else f" +- {self.validation_se:.4f}"
             parts.append(f"val MRR {self.validation:.4f}{error}")
-        if self.kernel:
-            parts.append(f"kernel {self.kernel} v{self.version}")
+        if self.made_by:
+            parts.append(f"kernel {self.made_by.ref} v{self.made_by.number}")
         return " | ".join(parts)
 
 
@@ -79,9 +78,7 @@ def read_message(description: str) -> dict[str, Any]:
 
 
 # ---- the candidate and its checks ----
-
-
-def candidate_of(path: Path, kernel_ref: str = "", version: int | None = None) -> Candidate:
+def candidate_of(path: Path, made_by: Version | None = None) -> Candidate:
     """The csv (or the one in the folder `path`) with the validation score that lies beside it."""
     path = path / kernel.SUBMISSION if path.is_dir() else path
     if not path.is_file():
@@ -89,9 +86,7 @@ def candidate_of(path: Path, kernel_ref: str = "", version: int | None = None) -
     digest = sha256_of(path)
     check_manifest(path, digest, kernel.MANIFEST)
     scores = board_score(path)
-    return Candidate(
-        path, digest, path.resolve().parent.name, scores.get("mrr"), scores.get("mrr_se"), kernel_ref, version
-    )
+    return Candidate(path, digest, path.resolve().parent.name, scores.get("mrr"), scores.get("mrr_se"), made_by)
 
 
 def board_score(path: Path) -> dict[str, float]:
@@ -159,19 +154,14 @@ def own_ids(path: Path) -> list[int]:
 
 
 # ---- submitting once ----
-
-
 def made_before(client: KaggleClient, slug: str, candidate: Candidate, runs: Path) -> list[int]:
     """Refs under which these bytes were submitted, by Kaggle's history and by the record, oldest first."""
-    shown = [
-        item.ref
-        for item in client.competitions.history(slug)
-        if read_message(item.description).get("sha") == candidate.sha256[:12]
-    ]
-    recorded = [
-        entry["ref"] for entry in record.find(runs, event="submitted", sha256=candidate.sha256, competition=slug)
-    ]
-    return sorted({*shown, *recorded})
+    recorded = record.find(runs, event="submitted", sha256=candidate.sha256, competition=slug)
+    found = {entry["ref"] for entry in recorded}
+    for item in client.competitions.history(slug):
+        if read_message(item.description).get("sha") == candidate.sha256[:12]:
+            found.add(item.ref)
+    return sorted(found)
 
 
 def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, again: bool) -> int | None:
@@ -179,12 +169,8 @@ def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Pat
 
     None when there was none, or when it provably never reached Kaggle; without such a proof `again` has to say so.
     """
-    events = [
-        entry
-        for entry in record.find(runs, sha256=candidate.sha256, competition=slug)
-        if entry["event"] in ("submitting", "submitted", "scored", "score_failed", "not_submitted")
-    ]
-    if not events or events[-1]["event"] in ("scored", "score_failed", "not_submitted"):
+    events = record.find(runs, sha256=candidate.sha256, competition=slug)
+    if not events or events[-1]["event"] not in ("submitting", "submitted"):
         return None
     begun = events[-1]
     if begun["event"] == "submitted":
@@ -234,19 +220,11 @@ def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path
     git, mark = record.git_state(), candidate.new_mark()
     message = candidate.message(git, mark)
     facts = {"sha256": candidate.sha256, "competition": slug}
-    record.append(
-        runs,
-        "submitting",
-        **facts,
-        mark=mark,
-        listed=len(client.competitions.history(slug)),
-        counted=None if limits is None else limits.total,
-    )
+    listed, counted = len(client.competitions.history(slug)), None if limits is None else limits.total
+    record.append(runs, "submitting", **facts, mark=mark, listed=listed, counted=counted)
     try:
-        if candidate.kernel:
-            ref = client.competitions.submit_kernel(
-                slug, *split_ref(candidate.kernel), candidate.version or 0, candidate.path.name, message, mark
-            )
+        if candidate.made_by:
+            ref = client.competitions.submit_kernel(slug, candidate.made_by, candidate.path.name, message, mark)
         else:
             print(f"uploading {candidate.path} ({candidate.path.stat().st_size / 1e6:,.1f} MB)", file=sys.stderr)
             ref = client.competitions.submit_file(slug, candidate.path, message, mark)
@@ -254,7 +232,7 @@ def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path
         raise
     except KaggleError as error:
         record.append(runs, "not_submitted", **facts)
-        hint = f"; submit its csv instead: python tools/submit.py {candidate.path}" if candidate.kernel else ""
+        hint = f"; submit its csv instead: python tools/submit.py {candidate.path}" if candidate.made_by else ""
         raise error.with_hint(hint) from None
     record_submitted(runs, slug, candidate, ref, message, git)
     return ref
@@ -262,21 +240,10 @@ def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path
 
 def record_submitted(runs: Path, slug: str, candidate: Candidate, ref: int, message: str, git: dict[str, Any]) -> None:
     """Keep everything that is known about a submission."""
-    record.append(
-        runs,
-        "submitted",
-        ref=ref,
-        sha256=candidate.sha256,
-        competition=slug,
-        run=candidate.run,
-        file=candidate.path.name,
-        message=message,
-        **git,
-        validation=candidate.validation,
-        validation_se=candidate.validation_se,
-        kernel=candidate.kernel or None,
-        version=candidate.version,
-    )
+    facts = {key: getattr(candidate, key) for key in ("sha256", "run", "validation", "validation_se")}
+    made_by = candidate.made_by
+    facts |= {"kernel": made_by and made_by.ref, "version": made_by and made_by.number, "file": candidate.path.name}
+    record.append(runs, "submitted", ref=ref, competition=slug, message=message, **facts, **git)
 
 
 def submit(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, again: bool = False) -> int:
@@ -300,19 +267,17 @@ def submit(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, ag
 
 def scored(client: KaggleClient, slug: str, ref: int, candidate: Candidate, runs: Path, seconds: float) -> Submission:
     """Wait for the score of `ref` and record it."""
-    facts = {"ref": ref, "sha256": candidate.sha256, "competition": slug}
     found = client.competitions.wait_for_score(ref, seconds)
     if found.status == "error":
         reason = f"submission {ref}: scoring failed: {found.error or 'Kaggle gives no reason'}"
-        record.append(runs, "score_failed", **facts, error=reason)
+        record.append(runs, "score_failed", ref=ref, sha256=candidate.sha256, competition=slug, error=reason)
         raise ToolError(reason)
-    record.append(
-        runs,
-        "scored",
-        **facts,
-        date=found.date,
-        message=found.description,
-        public=found.public_score,
-        private=found.private_score,
-    )
+    record_scored(runs, slug, found, candidate.sha256)
     return found
+
+
+def record_scored(runs: Path, slug: str, found: Submission, sha256: str | None) -> None:
+    """Keep a score; the sha256 of what it is of, where it was made here."""
+    scores = {"public": found.public_score, "private": found.private_score}
+    about = {"ref": found.ref, "sha256": sha256, "competition": slug, "date": found.date, "message": found.description}
+    record.append(runs, "scored", **about, **scores)

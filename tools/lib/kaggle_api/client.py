@@ -24,7 +24,7 @@ class KaggleClient:
 
     def __init__(self, transport: Transport, login: Login) -> None:
         self.username, self.credentials, self.patience = login.username, login.source, transport.patience
-        self.competitions = Competitions(transport, login.sdk.competitions.competition_api_client)
+        self.competitions = Competitions(transport, login)
         self.datasets = Datasets(transport, login)
         self.kernels = Kernels(transport, login)
 

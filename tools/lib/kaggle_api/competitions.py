@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.kaggle_api.errors import Forbidden, KaggleError, NotFound, Refused, ServerError
-from lib.kaggle_api.http import CHUNK, safe_name
+from lib.kaggle_api.errors import Forbidden, NotFound, Refused, ServerError
+from lib.kaggle_api.http import Transport
+from lib.kaggle_api.kernels import Version
+from lib.kaggle_api.login import Login
 from lib.kaggle_api.service import Service, fill, normal
 from lib.project import InputError
 
@@ -63,63 +64,46 @@ def competition_errors(slug: str) -> Iterator[None]:
 class Competitions(Service):
     """The service of competitions; every method raises a KaggleError when the thing did not happen."""
 
+    def __init__(self, transport: Transport, login: Login) -> None:
+        from kagglesdk.competitions.types import competition_api_service as types
+
+        super().__init__(transport, login.sdk.competitions.competition_api_client, types)
+
     # ---- data ----
-
-    def download_file(self, slug: str, name: str, dest: Path, expected_bytes: int | None = None) -> None:
-        """Fetch one file to `dest`, resuming `dest`.partial; unpacks it where Kaggle serves it zipped."""
-        from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest as Request
-
-        request = fill(Request(), competition_name=slug, file_name=name)
+    def download_file(self, slug: str, name: str, dest: Path) -> None:
+        """Fetch one file to `dest`, resuming `dest`.partial."""
+        request = fill(self._types.ApiDownloadDataFileRequest(), competition_name=slug, file_name=name)
         self._download(f"download of {name}", self._api.download_data_file, request, dest)
-        if expected_bytes is not None and dest.stat().st_size != expected_bytes:
-            _unpack_single(dest, name, expected_bytes)
 
     def download_archive(self, slug: str, dest: Path) -> None:
         """Fetch the whole competition as one zip to `dest`, resuming `dest`.partial."""
-        from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest as Request
-
-        self._download(
-            f"download of {slug}", self._api.download_data_files, fill(Request(), competition_name=slug), dest
-        )
+        request = fill(self._types.ApiDownloadDataFilesRequest(), competition_name=slug)
+        self._download(f"download of {slug}", self._api.download_data_files, request, dest)
 
     def _download(self, what: str, method: Callable, request: Any, dest: Path) -> None:
         self._transport.download(what, lambda headers: self._transport.follow(what, method(request), headers), dest)
 
     def open_file(self, slug: str, name: str) -> None:
         """Ask for a file without fetching it; Forbidden where the rules are not accepted."""
-        from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest as Request
-
-        self.call(name, self._api.download_data_file, fill(Request(), competition_name=slug, file_name=name)).close()
+        request = fill(self._types.ApiDownloadDataFileRequest(), competition_name=slug, file_name=name)
+        self.call(name, self._api.download_data_file, request).close()
 
     # ---- submissions ----
-
     def limits(self, slug: str) -> Limits:
-        """How many submissions are left now."""
-        from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionLimitsRequest as Request
-
-        found = self.call(
-            f"submission limits of {slug}", self._api.get_submission_limits, fill(Request(), competition_name=slug)
-        )
+        request = fill(self._types.ApiGetSubmissionLimitsRequest(), competition_name=slug)
+        found = self.call(f"submission limits of {slug}", self._api.get_submission_limits, request)
         return Limits(found.num_today, found.num_total, found.num_allowed_now, found.limited_by_total)
 
     def history(self, slug: str) -> list[Submission]:
         """Every submission, newest first as Kaggle sends it."""
-        from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest as Request
-
-        found = self.pages(
-            f"submissions to {slug}",
-            self._api.list_submissions,
-            Request,
-            lambda page: page.submissions,
-            competition_name=slug,
-        )
-        return [_submission(item) for item in found]
+        request = fill(self._types.ApiListSubmissionsRequest(), competition_name=slug)
+        pages = self.pages(f"submissions to {slug}", self._api.list_submissions, request)
+        return [_submission(item) for page in pages for item in page.submissions or []]
 
     def submission(self, ref: int) -> Submission:
         """One submission; NotFound also for a moment just after it was made."""
-        from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionRequest as Request
-
-        return _submission(self.call(f"submission {ref}", self._api.get_submission, fill(Request(), ref=ref)))
+        request = fill(self._types.ApiGetSubmissionRequest(), ref=ref)
+        return _submission(self.call(f"submission {ref}", self._api.get_submission, request))
 
     def marked(self, slug: str, mark: str) -> int | None:
         """The ref of the submission whose description holds `mark`, None while the history shows none."""
@@ -127,44 +111,20 @@ class Competitions(Service):
 
     def submit_file(self, slug: str, path: Path, message: str, mark: str) -> int:
         """Upload and submit a csv; the submission's ref. `mark` is what only this submission's message holds."""
-        from kagglesdk.competitions.types.competition_api_service import (
-            ApiCreateSubmissionRequest,
-            ApiStartSubmissionUploadRequest,
-        )
+        start = fill(self._types.ApiStartSubmissionUploadRequest(), competition_name=slug, file_name=path.name)
+        request = self._types.ApiCreateSubmissionRequest()
+        fill(request, blob_file_tokens=self.upload(path, self._api.start_submission_upload, start))
+        return self._submit(slug, message, mark, self._api.create_submission, request)
 
-        stat = path.stat()
-        start = fill(
-            ApiStartSubmissionUploadRequest(),
-            competition_name=slug,
-            file_name=path.name,
-            content_length=stat.st_size,
-            last_modified_epoch_seconds=int(stat.st_mtime),
-        )
-        token = self.upload(path, self._api.start_submission_upload, start)
-        request = fill(
-            ApiCreateSubmissionRequest(), competition_name=slug, blob_file_tokens=token, submission_description=message
-        )
-        return self._submit(slug, mark, self._api.create_submission, request)
-
-    def submit_kernel(
-        self, slug: str, owner: str, kernel_slug: str, version: int, file_name: str, message: str, mark: str
-    ) -> int:
+    def submit_kernel(self, slug: str, version: Version, file_name: str, message: str, mark: str) -> int:
         """Submit an output file of a kernel version; the submission's ref."""
-        from kagglesdk.competitions.types.competition_api_service import ApiCreateCodeSubmissionRequest as Request
+        request = fill(self._types.ApiCreateCodeSubmissionRequest(), kernel_owner=version.owner, file_name=file_name)
+        fill(request, kernel_slug=version.slug, kernel_version=version.number)
+        return self._submit(slug, message, mark, self._api.create_code_submission, request)
 
-        request = fill(
-            Request(),
-            competition_name=slug,
-            kernel_owner=owner,
-            kernel_slug=kernel_slug,
-            kernel_version=version,
-            file_name=file_name,
-            submission_description=message,
-        )
-        return self._submit(slug, mark, self._api.create_code_submission, request)
-
-    def _submit(self, slug: str, mark: str, method: Callable, request: Any) -> int:
+    def _submit(self, slug: str, message: str, mark: str, method: Callable, request: Any) -> int:
         what = f"submission to {slug}"
+        fill(request, competition_name=slug, submission_description=message)
 
         def act() -> int:
             ref = method(request).ref
@@ -186,16 +146,9 @@ class Competitions(Service):
 
     def leaderboard(self, slug: str) -> list[tuple[int, str, float | None]]:
         """(rank, team, score) of every team on the public board, best first, also when the private one is open."""
-        from kagglesdk.competitions.types.competition_api_service import ApiGetLeaderboardRequest as Request
-
-        rows = self.pages(
-            f"leaderboard of {slug}",
-            self._api.get_leaderboard,
-            Request,
-            lambda page: page.submissions,
-            competition_name=slug,
-            override_public=True,
-        )
+        request = fill(self._types.ApiGetLeaderboardRequest(), competition_name=slug, override_public=True)
+        pages = self.pages(f"leaderboard of {slug}", self._api.get_leaderboard, request)
+        rows = [row for page in pages for row in page.submissions or []]
         return [(rank, row.team_name or "", _score(row.score)) for rank, row in enumerate(rows, 1)]
 
 
@@ -219,28 +172,3 @@ def _submission(item: Any) -> Submission:
         private_score=_score(item.private_score),
         error=item.error_description or "",
     )
-
-
-def _unpack_single(path: Path, name: str, expected_bytes: int) -> None:
-    """Replace `path`, a zip with the one file `name` in it, by that file; anything else is an error."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if [Path(safe_name(member.filename)).name for member in members] != [Path(name).name]:
-                raise zipfile.BadZipFile
-            partial = path.with_name(path.name + ".unpacking")
-            with archive.open(members[0]) as source, partial.open("wb") as target:
-                while chunk := source.read(CHUNK):
-                    target.write(chunk)
-    except (zipfile.BadZipFile, KaggleError):
-        size = path.stat().st_size
-        path.unlink()
-        raise ServerError(
-            f"download of {name}: {size:,} bytes came instead of {expected_bytes:,}; nothing was kept: run this again"
-        ) from None
-    size = partial.stat().st_size
-    if size != expected_bytes:
-        partial.unlink()
-        path.unlink()
-        raise ServerError(f"download of {name}: {size:,} bytes after unpacking instead of {expected_bytes:,}")
-    partial.replace(path)

@@ -15,75 +15,31 @@ class Datasets(Service):
     """The service of datasets; every method raises a KaggleError when the thing did not happen."""
 
     def __init__(self, transport: Transport, login: Login) -> None:
-        super().__init__(transport, login.sdk.datasets.dataset_api_client)
+        from kagglesdk.datasets.types import dataset_api_service as types
+
+        super().__init__(transport, login.sdk.datasets.dataset_api_client, types)
         self._blobs = login.sdk.blobs.blob_api_client
 
-    def upload_blob(self, path: Path) -> str:
-        """Upload a file for a dataset; the token that stands for it, once every byte was acknowledged."""
-        from kagglesdk.blobs.types.blob_api_service import ApiBlobType, ApiStartBlobUploadRequest
+    def create(self, owner: str, slug: str, title: str, license_name: str, files: list[Path], **about: str) -> int:
+        """Upload `files` as a new private dataset; the version it will have (1). Conflict when the name is in use.
 
-        stat = path.stat()
-        start = fill(
-            ApiStartBlobUploadRequest(),
-            type=ApiBlobType.DATASET,
-            name=path.name,
-            content_length=stat.st_size,
-            last_modified_epoch_seconds=int(stat.st_mtime),
-        )
-        return self.upload(path, self._blobs.start_blob_upload, start)
-
-    def create(
-        self,
-        owner: str,
-        slug: str,
-        title: str,
-        license_name: str,
-        files: list[Path],
-        *,
-        subtitle: str = "",
-        description: str = "",
-        private: bool = True,
-    ) -> int:
-        """Upload `files` as a new dataset; the version it will have (1). Conflict when the name is in use."""
-        from kagglesdk.datasets.types.dataset_api_service import ApiCreateDatasetRequest as Request
-
-        request = fill(
-            Request(),
-            owner_slug=owner,
-            slug=slug,
-            title=title,
-            license_name=license_name,
-            is_private=private,
-            files=self._new_files(files),
-            subtitle=subtitle,
-            description=description,
-        )
+        `about`: subtitle, description.
+        """
+        request = fill(self._types.ApiCreateDatasetRequest(), owner_slug=owner, slug=slug, title=title, **about)
+        fill(request, license_name=license_name, is_private=True, files=self._new_files(files))
         what = f"creating dataset {owner}/{slug}"
-        self.once(
-            what,
-            lambda: _answer(what, self._api.create_dataset(request)),
-            lambda: 1 if self.exists(owner, slug) else None,
-        )
-        return 1
 
-    def create_version(
-        self, owner: str, slug: str, notes: str, files: list[Path], *, subtitle: str = "", description: str = ""
-    ) -> int:
+        def look() -> int | None:
+            return 1 if self.exists(owner, slug) else None
+
+        return self.once(what, lambda: _answer(what, self._api.create_dataset(request)), look)
+
+    def create_version(self, owner: str, slug: str, notes: str, files: list[Path], **about: str) -> int:
         """Upload `files` as the next version (they replace all earlier ones); the number it will have."""
-        from kagglesdk.datasets.types.dataset_api_service import (
-            ApiCreateDatasetVersionRequest,
-            ApiCreateDatasetVersionRequestBody,
-        )
-
         status, before = self.status(owner, slug)
-        body = fill(
-            ApiCreateDatasetVersionRequestBody(),
-            version_notes=notes,
-            files=self._new_files(files),
-            subtitle=subtitle,
-            description=description,
-        )
-        request = fill(ApiCreateDatasetVersionRequest(), owner_slug=owner, dataset_slug=slug, body=body)
+        body = fill(self._types.ApiCreateDatasetVersionRequestBody(), version_notes=notes, **about)
+        fill(body, files=self._new_files(files))
+        request = fill(self._types.ApiCreateDatasetVersionRequest(), owner_slug=owner, dataset_slug=slug, body=body)
 
         def look() -> int | None:
             now, version = self.status(owner, slug)
@@ -103,43 +59,31 @@ class Datasets(Service):
 
     def status(self, owner: str, slug: str) -> tuple[str, int]:
         """(status in lower case, current version; 0 while the first is being processed)."""
-        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetStatusRequest as Request
-
-        found = self.call(
-            f"status of dataset {owner}/{slug}",
-            self._api.get_dataset_status,
-            fill(Request(), owner_slug=owner, dataset_slug=slug),
-        )
+        request = fill(self._types.ApiGetDatasetStatusRequest(), owner_slug=owner, dataset_slug=slug)
+        found = self.call(f"status of dataset {owner}/{slug}", self._api.get_dataset_status, request)
         return found.status.name.lower(), self.current_version(owner, slug)
 
     def current_version(self, owner: str, slug: str) -> int:
         """The newest version that is ready."""
-        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest as Request
+        request = fill(self._types.ApiGetDatasetRequest(), owner_slug=owner, dataset_slug=slug)
+        return self.call(f"dataset {owner}/{slug}", self._api.get_dataset, request).current_version_number or 0
 
-        found = self.call(
-            f"dataset {owner}/{slug}", self._api.get_dataset, fill(Request(), owner_slug=owner, dataset_slug=slug)
-        )
-        return found.current_version_number or 0
-
-    def files(self, owner: str, slug: str, version: int | None = None) -> dict[str, int]:
-        """Every file of a dataset (of its current version unless one is named) with its size, all pages."""
-        from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest as Request
-
-        files = self.pages(
-            f"files of dataset {owner}/{slug}",
-            self._api.list_dataset_files,
-            Request,
-            lambda page: page.dataset_files,
-            owner_slug=owner,
-            dataset_slug=slug,
-            dataset_version_number=version,
-        )
-        return {safe_name(file.name or ""): file.total_bytes for file in files}
+    def files(self, owner: str, slug: str) -> dict[str, int]:
+        """Every file of a dataset's current version with its size."""
+        request = fill(self._types.ApiListDatasetFilesRequest(), owner_slug=owner, dataset_slug=slug)
+        pages = self.pages(f"files of dataset {owner}/{slug}", self._api.list_dataset_files, request)
+        return {safe_name(file.name or ""): file.total_bytes for page in pages for file in page.dataset_files or []}
 
     def _new_files(self, paths: list[Path]) -> list:
-        from kagglesdk.datasets.types.dataset_api_service import ApiDatasetNewFile
+        """Upload files for a dataset; what stands for each, once every byte of it was acknowledged."""
+        from kagglesdk.blobs.types.blob_api_service import ApiBlobType, ApiStartBlobUploadRequest
 
-        return [fill(ApiDatasetNewFile(), token=self.upload_blob(path)) for path in paths]
+        made = []
+        for path in paths:
+            start = fill(ApiStartBlobUploadRequest(), type=ApiBlobType.DATASET, name=path.name)
+            token = self.upload(path, self._blobs.start_blob_upload, start)
+            made.append(fill(self._types.ApiDatasetNewFile(), token=token))
+        return made
 
 
 def _answer(what: str, answer: Any) -> int:

@@ -72,10 +72,4 @@ class NotDone(KaggleError):
     """What was waited for is not there at the deadline."""
 
 
-BY_STATUS: dict[int, type[KaggleError]] = {
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    429: RateLimited,
-}
+BY_STATUS = {401: Unauthorized, 403: Forbidden, 404: NotFound, 409: Conflict, 429: RateLimited}

@@ -7,18 +7,18 @@ upload failed. Everything that crosses the network goes through `Transport`, whe
 from __future__ import annotations
 
 import email.utils
-import io
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urljoin
 
 import requests
 import urllib3
 from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
 from lib.kaggle_api.errors import (
     BY_STATUS,
@@ -48,24 +48,23 @@ def safe_name(name: str) -> str:
     return name
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def retry_after(response: requests.Response) -> float | None:
     """Seconds that the server asks to wait; a date is read against the server's own clock."""
-    value = response.headers.get("Retry-After", "").strip()
-    if not value:
-        return None
+    value, date = response.headers.get("Retry-After", "").strip(), response.headers.get("Date")
     try:
         return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        until = email.utils.parsedate_to_datetime(value).timestamp()
+        now = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
     except (TypeError, ValueError):
         return None
-    try:
-        now = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
-    except (KeyError, TypeError, ValueError):
-        now = time.time()
-    return max(0.0, until - now)
 
 
 def _body_of(response: requests.Response) -> dict:
@@ -142,46 +141,23 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return self._edit(super().send(request, stream=stream, timeout=timeout or self._timeout, **options))
 
 
-class Progress:
+class Progress(tqdm):
     """Bytes moved: a bar on a terminal, a plain line every ten seconds elsewhere; always on stderr."""
 
     def __init__(self, label: str, total: int | None, done: int = 0) -> None:
-        self._label, self._total, self._done, self._next = label, total, done, time.monotonic() + 10
-        self._bar = (
-            tqdm(total=total, initial=done, desc=label, unit="B", unit_scale=True, leave=False, delay=2)
-            if sys.stderr.isatty()
-            else None
-        )
+        self.label, self.next = label, time.monotonic() + 10
+        bar = {"desc": label, "unit": "B", "unit_scale": True, "leave": False, "delay": 2}
+        super().__init__(total=total, initial=done, disable=not sys.stderr.isatty(), **bar)
 
-    def add(self, count: int) -> None:
-        """Count `count` more bytes."""
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif time.monotonic() > self._next:
-            self._next = time.monotonic() + 10
-            of = f" of {self._total / 1e6:,.1f}" if self._total else ""
-            print(f"{self._label}: {self._done / 1e6:,.1f}{of} MB", file=sys.stderr)
-
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-class _UploadBody:
-    """The rest of an open file as a request body that reports its progress."""
-
-    def __init__(self, file: io.BufferedReader, size: int, progress: Progress) -> None:
-        self._file, self._size, self._progress = file, size, progress
-
-    def __len__(self) -> int:
-        return self._size
-
-    def read(self, count: int = -1) -> bytes:
-        data = self._file.read(count)
-        self._progress.add(len(data))
-        return data
+    def update(self, n: int = 1) -> None:
+        super().update(n)
+        if not self.disable:
+            return
+        self.n += n
+        if time.monotonic() > self.next:
+            self.next = time.monotonic() + 10
+            of = f" of {self.total / 1e6:,.1f}" if self.total else ""
+            print(f"{self.label}: {self.n / 1e6:,.1f}{of} MB", file=sys.stderr)
 
 
 class Transport:
@@ -200,18 +176,24 @@ class Transport:
 
     def retry(self, what: str, call: Callable[[], T], repeat: bool = True) -> T:
         """`call`'s result; failures that may pass are tried again, ambiguous ones only if `repeat`."""
-        for attempt in range(1, self.patience.tries + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 with translated(what, self.patience):
                     return call()
             except (Ambiguous, RateLimited) as error:
-                if attempt == self.patience.tries or not (repeat or isinstance(error, RateLimited)):
+                if not (repeat or isinstance(error, RateLimited)):
                     raise
                 self.pause(error, attempt)
-        raise AssertionError("unreachable: the last try returns or raises")
 
     def pause(self, error: KaggleError, attempt: int) -> None:
-        """Sleep before try `attempt` + 1: Retry-After where the server sent one, else doubling from retry_seconds."""
+        """Sleep before try `attempt` + 1: Retry-After where the server sent one, else doubling from retry_seconds.
+
+        Raises the error when that was the last try.
+        """
+        if attempt >= self.patience.tries:
+            raise error
         seconds = min(self.patience.retry_seconds * 2 ** (attempt - 1), self.patience.retry_limit_seconds)
         if error.retry_after is not None:
             if error.retry_after > self.patience.retry_after_limit_seconds:
@@ -242,28 +224,29 @@ class Transport:
         """Stream to `dest`.partial, resume by Range after a break, verify the size, then rename to `dest`."""
         dest.parent.mkdir(parents=True, exist_ok=True)
         partial = dest.with_name(dest.name + ".partial")
-        if expected_bytes is not None and partial.exists() and partial.stat().st_size > expected_bytes:
+        if expected_bytes is not None and size_of(partial) > expected_bytes:
             partial.unlink()
         failures = 0
         while True:
-            before = partial.stat().st_size if partial.exists() else 0
+            before = size_of(partial)
             try:
                 with translated(what, self.patience):
                     total = self._receive(what, open_stream, partial, expected_bytes)
                 break
             except (Ambiguous, RateLimited) as error:
-                moved = partial.exists() and partial.stat().st_size > before
-                failures = 1 if moved else failures + 1
-                if failures >= self.patience.tries:
-                    raise
+                failures = 1 if size_of(partial) > before else failures + 1
                 self.pause(error, failures)
-        self._accept(what, partial, dest, total if expected_bytes is None else expected_bytes)
+        size, total = size_of(partial), total if expected_bytes is None else expected_bytes
+        if total is not None and size != total:
+            partial.unlink()
+            raise ServerError(f"{what}: {size:,} bytes came instead of {total:,}; nothing was kept")
+        partial.replace(dest)
 
     def _receive(
         self, what: str, open_stream: Callable[[dict], requests.Response], partial: Path, expected: int | None
     ) -> int | None:
         """Append one response to `partial`; the total size as far as the server says it."""
-        offset = partial.stat().st_size if partial.exists() else 0
+        offset = size_of(partial)
         if offset and offset == expected:
             return expected
         # identity: a transparently unpacked body has another length than the one announced
@@ -275,89 +258,52 @@ class Transport:
             check_status(what, response, 200, 206)
             if response.headers.get("Content-Type", "").startswith("text/html") and ".html" not in partial.name:
                 raise ServerError(f"{what}: Kaggle sent a web page instead of the file")
-            resumed = response.status_code == 206
+            mode, begin = ("ab", offset) if response.status_code == 206 else ("wb", 0)
             packed = response.headers.get("Content-Encoding", "identity") != "identity"
             length = None if packed else response.headers.get("Content-Length")
-            total = int(length) + (offset if resumed else 0) if length else None
-            self._write(response, partial, resumed, Progress(partial.stem, total, offset if resumed else 0))
-        return total
-
-    def _write(self, response: requests.Response, partial: Path, resumed: bool, progress: Progress) -> None:
-        try:
-            with partial.open("ab" if resumed else "wb") as file:
+            total = int(length) + begin if length else None
+            with partial.open(mode) as file, Progress(partial.stem, total, begin) as progress:
                 for chunk in response.iter_content(CHUNK):
                     file.write(chunk)
-                    progress.add(len(chunk))
-        finally:
-            progress.close()
-
-    def _accept(self, what: str, partial: Path, dest: Path, expected: int | None) -> None:
-        size = partial.stat().st_size
-        if expected is not None and size != expected:
-            partial.unlink()
-            raise ServerError(f"{what}: {size:,} bytes came instead of {expected:,}; nothing was kept")
-        partial.replace(dest)
+                    progress.update(len(chunk))
+        return total
 
     def upload(self, what: str, path: Path, start: Callable[[], tuple[str, str]]) -> str:
         """Send `path` to the URL of the session that `start` opens; its token, once every byte was acknowledged.
 
         After a break the session is asked what it has and gets the rest; an expired one is opened again.
         """
-        size = path.stat().st_size
+        size, failures, broken = path.stat().st_size, 0, False
         token, url = start()
-        sent, failures = 0, 0
-        position: int | None
-        while True:
+        sent: int | None = 0
+        while sent is not None:
             try:
                 with translated(what, self.patience):
-                    if self._put(what, url, path, sent, size):
-                        return token
-                    position = self._acknowledged(what, url, size)
+                    if broken:
+                        sent = self._put(what, url, b"", {"Content-Range": f"bytes */{size}"})
+                    while sent is not None:
+                        sent = self._put_rest(what, url, path, sent, size)
             except (Ambiguous, RateLimited, NotFound) as error:
                 failures += 1
-                if failures >= self.patience.tries:
-                    raise
                 self.pause(error, failures)
-                position = self._after_break(what, url, size, error)
-            if position == size and size:
-                return token
-            if position is None:
-                token, url = start()
-            sent = position or 0
+                broken = not isinstance(error, NotFound)
+                if not broken:
+                    (token, url), sent = start(), 0
+        return token
 
-    def _put(self, what: str, url: str, path: Path, sent: int, size: int) -> bool:
-        """Send the file from byte `sent` on; False if the server wants more."""
+    def _put_rest(self, what: str, url: str, path: Path, sent: int, size: int) -> int | None:
+        """Send the file from byte `sent` on."""
         headers = {"Content-Range": f"bytes {sent}-{size - 1}/{size}"} if sent else {}
-        progress = Progress(path.name, size, sent)
-        with path.open("rb") as file:
+        with path.open("rb") as file, Progress(path.name, size, sent) as progress:
             file.seek(sent)
-            body = _UploadBody(file, size - sent, progress) if size else b""
-            try:
-                response = self.plain.put(url, data=body, headers=headers)
-            finally:
-                progress.close()
-        if response.status_code == 410:
-            raise NotFound(f"{what}: the upload session has expired")
-        return check_status(what, response, 200, 201, 308).status_code != 308
+            return self._put(what, url, CallbackIOWrapper(progress.update, file) if size else b"", headers)
 
-    def _after_break(self, what: str, url: str, size: int, error: KaggleError) -> int | None:
-        """How far the session got, None if it has to be opened again; 0 while the server does not say."""
-        if isinstance(error, NotFound):
-            return None
-        try:
-            with translated(what, self.patience):
-                return self._acknowledged(what, url, size)
-        except NotFound:
-            return None
-        except (Ambiguous, RateLimited):
-            return 0
-
-    def _acknowledged(self, what: str, url: str, size: int) -> int:
-        """Bytes that the upload session has (all of them: `size`)."""
-        response = self.plain.put(url, headers={"Content-Range": f"bytes */{size}"})
+    def _put(self, what: str, url: str, body: Any, headers: dict) -> int | None:
+        """Send to an upload session: the number of bytes that it has by now, None once it has all of them."""
+        response = self.plain.put(url, data=body, headers=headers)
         if response.status_code == 410:
             raise NotFound(f"{what}: the upload session has expired")
         if check_status(what, response, 200, 201, 308).status_code != 308:
-            return size
+            return None
         last = response.headers.get("Range", "").rpartition("-")[2]
         return int(last) + 1 if last.isdigit() else 0

@@ -47,7 +47,6 @@ class Version:
 
     @property
     def ref(self) -> str:
-        """owner/slug."""
         return f"{self.owner}/{self.slug}"
 
     def __str__(self) -> str:
@@ -63,7 +62,6 @@ class Shown:
     sources: frozenset[str]
 
     def carries(self, mark: str) -> bool:
-        """Whether the script has this line."""
         return f"\n{mark}\n" in f"\n{normal(self.text)}\n"
 
     def lacks(self, metadata: dict) -> tuple[str, ...]:
@@ -102,12 +100,13 @@ class Kernels(Service):
     """The service of kernels; every method raises a KaggleError when the thing did not happen."""
 
     def __init__(self, transport: Transport, login: Login) -> None:
-        super().__init__(transport, login.sdk.kernels.kernels_api_client)
+        from kagglesdk.kernels.types import kernels_api_service as types
+
+        super().__init__(transport, login.sdk.kernels.kernels_api_client, types)
         self._session = login.session
         self._labels_refused: set[Version] = set()
 
     # ---- pushing ----
-
     def push(self, metadata: dict, text: str, mark: str, *, timeout_seconds: int | None = None) -> Version:
         """Push a kernel given the content of kernel-metadata.json and its script, and run it on Kaggle.
 
@@ -115,7 +114,7 @@ class Kernels(Service):
         SourcesRefused when Kaggle drops a source, which the official client lets pass, Refused on another error.
         """
         owner, slug = split_ref(metadata["id"])
-        request = _save_request(metadata, f"{text.rstrip()}\n{mark}\n", timeout_seconds)
+        request = self._save_request(metadata, f"{text.rstrip()}\n{mark}\n", timeout_seconds)
         what = f"push of {owner}/{slug}"
         dropped: tuple[str, ...] = ()
 
@@ -139,72 +138,51 @@ class Kernels(Service):
 
     def shown(self, owner: str, slug: str, version: int | None = None) -> Shown:
         """The current version with its script, or the one asked for; nothing for a kernel that does not exist."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
-
         label = f"v{version}" if version else None
-        request = fill(ApiGetKernelRequest(), user_name=owner, kernel_slug=slug, version_label=label)
+        request = fill(self._types.ApiGetKernelRequest(), user_name=owner, kernel_slug=slug, version_label=label)
         try:
             found = self.call(f"kernel {owner}/{slug}", self._api.get_kernel, request)
         except (NotFound, Forbidden):  # Kaggle answers either, as for a kernel that it hides
             return Shown(0, "", frozenset())
-        about = found.metadata
+        about, text = found.metadata, found.blob.source if found.blob else ""
         sources = [source for kind in SOURCES for source in getattr(about, f"{kind}_data_sources", None) or []]
-        return Shown(
-            about.current_version_number or 0 if about else 0,
-            found.blob.source or "" if found.blob else "",
-            frozenset(sources),
-        )
+        return Shown((about.current_version_number if about else 0) or 0, text or "", frozenset(sources))
 
     # ---- a version ----
-
     def status(self, version: Version) -> tuple[str, str]:
         """(queued, running, complete, error, cancel_requested, cancel_acknowledged or new_script; failure message)."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest as Request
 
-        found = self._labelled(
-            version,
-            lambda label: self.call(
-                f"status of kernel {version}",
-                self._api.get_kernel_session_status,
-                fill(Request(), user_name=version.owner, kernel_slug=version.slug, version_label=label),
-            ),
-        )
+        def ask(label: str | None) -> Any:
+            request = self._request_of("ApiGetKernelSessionStatusRequest", version, label)
+            return self.call(f"status of kernel {version}", self._api.get_kernel_session_status, request)
+
+        found = self._labelled(version, ask)
         return found.status.name.lower(), found.failure_message or ""
 
     def output(self, version: Version) -> tuple[dict[str, str], str]:
         """({name: signed URL} of all pages, the log as text). The URLs expire: ask again when one is refused."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest as Request
 
-        logs: list[str] = []
+        def ask(label: str | None) -> list[Any]:
+            request = self._request_of("ApiListKernelSessionOutputRequest", version, label)
+            return self.pages(f"output of kernel {version}", self._api.list_kernel_session_output, request)
 
-        def items(page: Any) -> list:
-            logs.append(page.log or "")
-            return page.files
+        pages = self._labelled(version, ask)
+        log = next((page.log for page in pages if page.log), "")
+        urls = {safe_name(file.file_name or ""): file.url for page in pages for file in page.files or []}
+        return urls, "".join(_log_texts(log))
 
-        files = self._labelled(
-            version,
-            lambda label: self.pages(
-                f"output of kernel {version}",
-                self._api.list_kernel_session_output,
-                Request,
-                items,
-                user_name=version.owner,
-                kernel_slug=version.slug,
-                version_label=label,
-            ),
-        )
-        log = next((log for log in logs if log), "")
-        return {safe_name(file.file_name or ""): file.url for file in files}, "".join(_log_texts(log))
+    def _request_of(self, kind: str, version: Version, label: str | None) -> Any:
+        request = getattr(self._types, kind)()
+        return fill(request, user_name=version.owner, kernel_slug=version.slug, version_label=label)
 
     def download(self, url: str, dest: Path, renew: Callable[[], str], expected_bytes: int | None = None) -> None:
         """Fetch a signed URL to `dest`, resuming `dest`.partial; each further attempt asks `renew` for a fresh one."""
         what, known = f"download of {dest.name}", [url]
-        self._transport.download(
-            what,
-            lambda headers: self._transport.signed(what, known.pop() if known else renew(), headers),
-            dest,
-            expected_bytes,
-        )
+
+        def stream(headers: dict) -> requests.Response:
+            return self._transport.signed(what, known.pop() if known else renew(), headers)
+
+        self._transport.download(what, stream, dest, expected_bytes)
 
     def _labelled(self, version: Version, call: Callable[[str | None], T]) -> T:
         """`call` with the version's label; without one where Kaggle takes none and the current version is this one."""
@@ -230,7 +208,6 @@ class Kernels(Service):
             return isinstance(error, Refused)
 
     # ---- the log ----
-
     def log_stream(self, version: Version) -> Iterator[str]:
         """The log of a running or finished kernel, piece by piece; reconnects without repeating what was given."""
         given = failures = 0
@@ -246,8 +223,6 @@ class Kernels(Service):
                 if isinstance(error, Timeout) and seen:  # a kernel may well be silent for long
                     continue
                 failures += 1
-                if failures >= self.patience.tries:
-                    raise
                 self._transport.pause(error, failures)
 
     def _log_events(self, version: Version) -> Iterator[str]:
@@ -267,75 +242,47 @@ class Kernels(Service):
                 yield from _events_of(what, response)
 
     # ---- the account ----
-
     def mine(self) -> list[Listed]:
         """The account's kernels, the latest run first."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest as Request
         from kagglesdk.kernels.types.kernels_enums import KernelsListSortType, KernelsListViewType
 
-        found = self.pages(
-            "kernels of the account",
-            self._api.list_kernels,
-            Request,
-            lambda page: page.kernels,
-            group=KernelsListViewType.PROFILE,
-            sort_by=KernelsListSortType.DATE_RUN,
-        )
+        order = {"group": KernelsListViewType.PROFILE, "sort_by": KernelsListSortType.DATE_RUN}
+        request = fill(self._types.ApiListKernelsRequest(), **order)
+        pages = self.pages("kernels of the account", self._api.list_kernels, request)
         return [
             Listed(
                 Version(*split_ref(one.ref.strip("/").removeprefix("code/")), one.current_version_number or 0),
                 one.last_run_time.isoformat() if one.last_run_time else "",
                 bool(one.enable_gpu or one.enable_tpu or one.machine_shape),
             )
-            for one in found
+            for page in pages
+            for one in page.kernels or []
         ]
 
     def quota(self) -> dict[str, Quota]:
         """This week's accelerator hours by kind: "GPU", "TPU"."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiGetAcceleratorQuotaStatisticsRequest as Request
+        request = self._types.ApiGetAcceleratorQuotaStatisticsRequest()
+        found = self.call("accelerator quota", self._api.get_accelerator_quota_statistics, request)
+        hours = {}
+        for kind, quota in (("GPU", found.gpu_quota), ("TPU", found.tpu_quota)):
+            if quota is not None:
+                times = (quota.time_used, quota.time_reserved, quota.total_time_allowed)
+                hours[kind] = Quota(*(0.0 if time is None else time.total_seconds() / 3600 for time in times))
+        return hours
 
-        found = self.call("accelerator quota", self._api.get_accelerator_quota_statistics, Request())
-        kinds = {"GPU": found.gpu_quota, "TPU": found.tpu_quota}
-        return {
-            kind: Quota(
-                *(
-                    value.total_seconds() / 3600 if value is not None else 0.0
-                    for value in (quota.time_used, quota.time_reserved, quota.total_time_allowed)
-                )
-            )
-            for kind, quota in kinds.items()
-            if quota is not None
-        }
-
-
-def _save_request(metadata: dict, text: str, timeout_seconds: int | None) -> Any:
-    from kagglesdk.kernels.types.kernels_api_service import ApiSaveKernelRequest
-
-    known = {
-        key: metadata.get(key)
-        for key in (
-            "language",
-            "kernel_type",
-            "is_private",
-            "enable_gpu",
-            "enable_tpu",
-            "enable_internet",
-            "docker_image_pinning_type",
-            "docker_image",
-            "machine_shape",
+    def _save_request(self, metadata: dict, text: str, timeout_seconds: int | None) -> Any:
+        """A push by the keys of kernel-metadata.json, most of which the API calls the same."""
+        others = ("id", "id_no", "title", "code_file", "keywords", *(f"{kind}_sources" for kind in SOURCES))
+        request = fill(
+            self._types.ApiSaveKernelRequest(),
+            slug=metadata["id"],
+            new_title=metadata.get("title"),
+            text=text,
+            category_ids=metadata.get("keywords") or [],
+            session_timeout_seconds=timeout_seconds,
+            **{key: value for key, value in metadata.items() if key not in others},
         )
-    }
-    sources = {f"{kind}_data_sources": metadata.get(f"{kind}_sources") or [] for kind in SOURCES}
-    return fill(
-        ApiSaveKernelRequest(),
-        slug=metadata["id"],
-        new_title=metadata.get("title"),
-        text=text,
-        category_ids=metadata.get("keywords") or [],
-        session_timeout_seconds=timeout_seconds,
-        **known,
-        **sources,
-    )
+        return fill(request, **{f"{kind}_data_sources": metadata.get(f"{kind}_sources") or [] for kind in SOURCES})
 
 
 def _made(what: str, answer: Any, asked: Version) -> Version:

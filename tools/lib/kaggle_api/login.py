@@ -7,7 +7,6 @@ key at home, and answers with a status that this SDK does not know yet.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -158,7 +157,6 @@ def _known_statuses(response: requests.Response) -> requests.Response:
         entries = [entry for entry in (body, *body.get("submissions", [])) if "status" in entry]
     except (ValueError, AttributeError, TypeError):
         return response
-    changed = False
     for entry in entries:
         try:
             EnumSerializer().from_dict_value(kind, entry["status"])
@@ -168,13 +166,5 @@ def _known_statuses(response: requests.Response) -> requests.Response:
                 "known yet (pip install -U kaggle)",
                 file=sys.stderr,
             )
-            changed = True
-    return _with_body(response, body) if changed else response
-
-
-def _with_body(response: requests.Response, body: dict) -> requests.Response:
-    """The same answer with another body."""
-    made = requests.Response()
-    made.status_code, made.url, made.request, made.reason = response.status_code, response.url, response.request, "OK"
-    made.headers, made.raw = response.headers, io.BytesIO(json.dumps(body).encode())
-    return made
+    response._content = json.dumps(body).encode()  # from where `json()` and the SDK read it
+    return response

@@ -37,28 +37,26 @@ def split_ref(ref: str) -> tuple[str, str]:
 
 
 class Service:
-    """One service of the SDK, `api`, over the transport."""
+    """One service of the SDK over the transport: its calls, `api`, and the module of its requests, `types`."""
 
-    def __init__(self, transport: Transport, api: Any) -> None:
-        self._transport, self._api = transport, api
+    def __init__(self, transport: Transport, api: Any, types: Any) -> None:
+        self._transport, self._api, self._types = transport, api, types
         self.patience = transport.patience
 
     def call(self, what: str, method: Callable[[Any], T], request: Any) -> T:
         """A call that may be repeated."""
         return self._transport.retry(what, lambda: method(request))
 
-    def pages(
-        self, what: str, method: Callable, request_class: type, items: Callable[[Any], list], **values: Any
-    ) -> list:
-        """The items of every page."""
-        found: list = []
-        token, seen = "", set()
+    def pages(self, what: str, method: Callable[[Any], T], request: Any) -> list[T]:
+        """Every page of a listing."""
+        pages, seen, token = [], set(), ""
+        request.page_size = PAGE
         while True:
-            page = self.call(what, method, fill(request_class(), page_size=PAGE, page_token=token or None, **values))
-            found += items(page) or []
+            page: Any = self.call(what, method, fill(request, page_token=token))
+            pages.append(page)
             token = page.next_page_token
             if not token:
-                return found
+                return pages
             if token in seen:
                 raise ServerError(f"{what}: Kaggle repeats a page for ever")
             seen.add(token)
@@ -81,7 +79,8 @@ class Service:
 
     def upload(self, path: Path, method: Callable, request: Any) -> str:
         """Send a file to the session that `method` opens; the token that stands for it."""
-        what = f"upload of {path.name}"
+        what, stat = f"upload of {path.name}", path.stat()
+        fill(request, content_length=stat.st_size, last_modified_epoch_seconds=int(stat.st_mtime))
 
         def start() -> tuple[str, str]:
             session = self.call(what, method, request)

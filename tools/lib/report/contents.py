@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from lib import kernel
 from lib.plots import DARK, LIGHT, png_of, themed
-from lib.project import ToolError, atomic_path
+from lib.project import ToolError, write_file
 from lib.report import figures as draw
-from lib.report.numbers import Pools, verdict
+from lib.report.numbers import COSINES, Pools, difference_in_words
 from lib.report.page import Picture, Section, Table, page
 from lib.runs import COSINE, FULL, RAW
 from lib.weights import Validation
@@ -23,24 +23,11 @@ RETRIEVED = 5
 RETRIEVAL = ("mrr", "mrr_se", "recall@1", "recall@3", "recall@5", "recall@10", "recall@50", "ndcg")
 RETRIEVAL_HEADER = ("", "MRR", "+-", *RETRIEVAL[2:])
 POOLED = {RAW: "raw: the official metric", COSINE: "cosine", FULL: "cosine, all photos"}
-DISTANCE_HEADER = (
-    "distance",
-    "own mean",
-    "sd",
-    "median",
-    "random mean",
-    "sd",
-    "median",
-    "nearer to own",
-    "improvement",
-    "95% interval",
-)
+SPREAD = ("sd", "median")
 BASELINE_HEADER = ("model", "MRR raw", "+-", "MRR cosine", "+-", "recall@1", "recall@10", "all photos")
 
 
 # ------------------------------------------------------------------------------------------------- contact sheets
-
-
 def contact_rows(
     picked: list[tuple[int, int]], predictions: np.ndarray, held: Validation, ranks: np.ndarray, pool: int
 ) -> list[dict[str, Any]]:
@@ -49,14 +36,9 @@ def contact_rows(
     for view, image in picked:
         start = image // pool * pool
         scores = held.images[start : start + pool] @ predictions[view, image]
-        rows.append(
-            {
-                "caption": held.captions[view][image],
-                "image": image,
-                "rank": int(ranks[view, image]),
-                "retrieved": [int(start + i) for i in np.argsort(-scores, kind="stable")[:RETRIEVED]],
-            }
-        )
+        found = [int(start + i) for i in np.argsort(-scores, kind="stable")[:RETRIEVED]]
+        row = {"caption": held.captions[view][image], "image": image, "rank": int(ranks[view, image])}
+        rows.append(row | {"retrieved": found})
     return rows
 
 
@@ -66,19 +48,15 @@ def pick_captions(ranks: np.ndarray) -> dict[str, list[tuple[int, int]]]:
     order = np.argsort(ranks[view, image], kind="stable")
     ordered = list(zip(view[order].tolist(), image[order].tolist(), strict=True))
     middle = len(ordered) // 2
-    return {
-        name: first_of_each_image(part)
-        for name, part in (("good", ordered), ("median", ordered[middle:]), ("worst", ordered[::-1]))
-    }
+    parts = {"good": ordered, "median": ordered[middle:], "worst": ordered[::-1]}
+    return {name: first_of_each_image(part) for name, part in parts.items()}
 
 
 def first_of_each_image(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    chosen: dict[int, tuple[int, int]] = {}
-    for pair in pairs:
-        chosen.setdefault(pair[1], pair)
-        if len(chosen) == CONTACT_ROWS:
-            break
-    return list(chosen.values())
+    chosen: dict[int, int] = {}
+    for view, image in pairs:
+        chosen.setdefault(image, view)
+    return [(view, image) for image, view in chosen.items()][:CONTACT_ROWS]
 
 
 def contact_figures(
@@ -118,10 +96,7 @@ def all_figures(
 
 
 # --------------------------------------------------------------------------------------------------------- tables
-
-
 def retrieval_rows(named: dict[str, dict[str, float]]) -> list[list[str]]:
-    """Rows of the official numbers."""
     return [[name, *(f"{table[key]:.4f}" for key in RETRIEVAL)] for name, table in named.items()]
 
 
@@ -137,13 +112,9 @@ def official_table(results: dict[str, Any]) -> Table:
 
 def view_table(results: dict[str, Any]) -> Table:
     """The same by view: one caption of every image each."""
-    return RETRIEVAL_HEADER, retrieval_rows(
-        {
-            f"caption {number}, {name}": view[name]
-            for name in ("raw", "cosine")
-            for number, view in enumerate(results["retrieval"]["views"], 1)
-        }
-    )
+    views = list(enumerate(results["retrieval"]["views"], 1))
+    named = {f"caption {number}, {name}": view[name] for name in COSINES for number, view in views}
+    return RETRIEVAL_HEADER, retrieval_rows(named)
 
 
 def baseline_table(results: dict[str, Any]) -> Table:
@@ -155,17 +126,11 @@ def baseline_table(results: dict[str, Any]) -> Table:
 def distance_table(results: dict[str, Any]) -> Table:
     rows = []
     for metric, each in results["distances"].items():
-        cells = [f"{each[who][what]:.4g}" for who in ("own", "random") for what in ("mean", "sd", "median")]
-        rows.append(
-            [
-                metric,
-                *cells,
-                f"{each['nearer_to_own']:.2%}",
-                f"{each['improvement_percent']:.2f}%",
-                f"{each['improvement_low']:.2f}..{each['improvement_high']:.2f}",
-            ]
-        )
-    return DISTANCE_HEADER, rows
+        cells = [f"{each[who][what]:.4g}" for who in ("own", "random") for what in ("mean", *SPREAD)]
+        interval = f"{each['improvement_low']:.2f}..{each['improvement_high']:.2f}"
+        rows.append([metric, *cells, f"{each['nearer_to_own']:.2%}", f"{each['improvement_percent']:.2f}%", interval])
+    header = ("distance", "own mean", *SPREAD, "random mean", *SPREAD)
+    return (*header, "nearer to own", "improvement", "95% interval"), rows
 
 
 def hub_table(results: dict[str, Any]) -> Table:
@@ -176,16 +141,6 @@ def hub_table(results: dict[str, Any]) -> Table:
 
 
 # --------------------------------------------------------------------------------------------------------- report
-
-
-def difference_in_words(row: dict[str, float], other: str, name: str) -> str:
-    """A paired difference: the verdict first, then what it rests on."""
-    return (
-        f"{verdict(row, other)} ({name} MRR {row['difference']:+.4f}, 95% interval {row['low']:+.4f} to "
-        f"{row['high']:+.4f}, p = {row['p']:.2g}, paired over {row['images']:,} images)"
-    )
-
-
 def verdicts(results: dict[str, Any]) -> list[str]:
     """Better than the other run, or than ridge where there is none: sure or not sure, by raw and by cosine."""
     rows = results["against"] or results["against_ridge"]
@@ -283,10 +238,9 @@ def write_outputs(output: Path, results: dict[str, Any], pictures: dict[str, Pic
     text = page(title, opening(results), results["warnings"], sections(results, pictures))
     files = {f"{name}.png": picture.light for name, picture in pictures.items()}
     files |= {f"dark/{name}.png": picture.dark for name, picture in pictures.items()}
-    files |= {"verify.json": (json.dumps(results, indent=1) + "\n").encode(), "report.html": text.encode()}
+    texts = {"verify.json": json.dumps(results, indent=1) + "\n", "report.html": text}
     try:
-        for name, data in files.items():
-            with atomic_path(output / name) as temporary:
-                temporary.write_bytes(data)
+        for name, content in (files | texts).items():
+            write_file(output / name, content)
     except OSError as error:
         raise ToolError(f"{output}: cannot be written ({error.strerror}); choose another --output") from error

@@ -16,15 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib.plots import BLUE, GREEN, GREY, ORANGE, SMALL, WIDTH, headline, ink, legend_below, new_figure
+from lib.plots import BLUE, GREEN, GREY, ORANGE, SMALL, WIDTH, headline, ink, legend_below, new_figure, note
 from lib.report.numbers import METRICS, Pools, verdict
 
 BINS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 20), (21, 50), (51, 100))
 
 
 # --------------------------------------------------------------------------------------------------- photos
-
-
 @dataclass
 class Photos:
     """The validation images' files: which are there, which are not, which cannot be read."""
@@ -33,24 +31,17 @@ class Photos:
     missing: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
-    def thumbnail(self, index: int) -> np.ndarray | None:
-        """Pixels of an image at the size of a tile, None where there is no readable file."""
-        path = self.paths.get(index)
-        return None if path is None else read_tile(path)
-
     def warnings(self, folder: Path) -> list[str]:
         """One line a kind of problem."""
         if not self.paths and not self.damaged:
             return [f"No photos below {folder}: the pictures show captions of the images instead"]
-        lines = []
-        for names, what in ((self.missing, "named in train.npz but missing on disk"), (self.damaged, "damaged")):
-            if names:
-                lines.append(f"{len(names)} of {self.total} validation photos {what}, skipped; the first: {names[0]}")
-        return lines
-
-    @property
-    def total(self) -> int:
-        return len(self.paths) + len(self.missing) + len(self.damaged)
+        total = len(self.paths) + len(self.missing) + len(self.damaged)
+        problems = {"named in train.npz but missing on disk": self.missing, "damaged": self.damaged}
+        return [
+            f"{len(names)} of {total} validation photos {what}, skipped; the first: {names[0]}"
+            for what, names in problems.items()
+            if names
+        ]
 
 
 @functools.lru_cache(maxsize=64)  # each theme draws the same ones
@@ -88,22 +79,13 @@ def draw_tile(axes: Axes, photos: Photos, index: int, caption: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    pixels = photos.thumbnail(index)
-    if pixels is not None:
-        axes.imshow(pixels)
+    if index in photos.paths:
+        axes.imshow(read_tile(photos.paths[index]))
     else:
         axes.spines[:].set(visible=True, color=GREY, linewidth=0.5)
         words = textwrap.shorten(tidy(caption), 48, placeholder="…")
-        axes.text(
-            0.5,
-            0.5,
-            textwrap.fill(words, 13),
-            ha="center",
-            va="center",
-            fontsize=SMALL,
-            transform=axes.transAxes,
-            clip_on=True,
-        )
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL, "clip_on": True}
+        axes.text(0.5, 0.5, textwrap.fill(words, 13), transform=axes.transAxes, **style)
 
 
 def tidy(caption: str) -> str:
@@ -112,8 +94,6 @@ def tidy(caption: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- retrieval
-
-
 def span(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low}-{high}"
 
@@ -131,15 +111,7 @@ def rank_figure(ranks: np.ndarray, pools: Pools) -> Figure:
     axes.plot(range(len(bins)), chance, "_", color=ORANGE, markersize=24, markeredgewidth=2.5, label="by chance")
     behind = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5}  # so that no mark crosses a number
     for place, share in enumerate(shares):
-        axes.annotate(
-            f"{share:.0f}",
-            (place, share),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=SMALL,
-            bbox=behind,
-        )
+        note(axes, f"{share:.0f}", (place, share), (0, 3), ha="center", bbox=behind)
     axes.set_xticks(range(len(bins)), [span(low, high) for low, high in bins])
     axes.grid(False, axis="x")
     axes.set(xlabel=f"rank of the own photo among {pools.size}", ylabel="captions (%)")
@@ -169,14 +141,7 @@ def baseline_figure(results: dict[str, Any]) -> Figure:
         values, errors = ([row[key] for row in rows] for key in (name, f"{name}_se"))
         axes.barh(places, values, height=0.26, color=colour, label=name, xerr=errors, ecolor=ink(), capsize=2)
         for place, value, error in zip(places, values, errors, strict=True):
-            axes.annotate(
-                f"{value:.3f}",
-                (value + error, place),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=SMALL,
-            )
+            note(axes, f"{value:.3f}", (value + error, place), (5, 0), va="center")
     for place, row in enumerate(rows):
         axes.text(0, place - 0.31, textwrap.shorten(row["model"], 48, placeholder="…"), va="bottom", fontsize=10)
     axes.set_yticks([])
@@ -209,32 +174,20 @@ def length_figure(rows: list[dict[str, Any]], pools: Pools) -> Figure:
     """MRR by the number of words in a caption."""
     short, long = rows[0], rows[-1]
     gap, error = long["mrr"] - short["mrr"], np.hypot(short["mrr_se"], long["mrr_se"])
-    said = (
-        "Long captions do better"
-        if gap > 2 * error
-        else "Long captions do worse"
-        if gap < -2 * error
-        else "The length of a caption hardly matters"
-    )
+    said = "The length of a caption hardly matters"
+    if abs(gap) > 2 * error:
+        said = f"Long captions do {'better' if gap > 0 else 'worse'}"
     figure, axes = new_figure(
         f"{said}: MRR {short['mrr']:.2f} up to {short['to']} words, {long['mrr']:.2f} from {long['from']} words on"
     )
-    axes.errorbar(
-        range(len(rows)),
-        [row["mrr"] for row in rows],
-        yerr=[row["mrr_se"] for row in rows],
-        fmt="o-",
-        color=BLUE,
-        capsize=4,
-    )
+    values, errors = ([row[key] for row in rows] for key in ("mrr", "mrr_se"))
+    axes.errorbar(range(len(rows)), values, yerr=errors, fmt="o-", color=BLUE, capsize=4)
     axes.set_xticks(range(len(rows)), [f"{span(row['from'], row['to'])}\nn={row['captions']}" for row in rows])
     axes.set(xlabel="words in the caption", ylabel=f"raw MRR in {pools}", ylim=(0, None))
     return figure
 
 
 # ---------------------------------------------------------------------------------------- hubs, calibration
-
-
 def hub_figure(hubs: dict[str, Any]) -> Figure:
     """How often each image is retrieved, in bins of whole numbers."""
     counts, worst = np.array(hubs["counts"]), hubs["worst"][0]["lists"]
@@ -269,14 +222,9 @@ def calibration_figure(learnt: dict[str, Any] | None, best: dict[str, Any]) -> F
     axes.plot([0, 1], [0, 1], color=ink(), linewidth=1, label="as promised")
     for result, name, colour, mark in ((learnt, "learnt", BLUE, "o-"), (best, "fitted here", ORANGE, "s--")):
         if result:
-            axes.plot(
-                [row["confidence"] for row in result["curve"]],
-                [row["right"] for row in result["curve"]],
-                mark,
-                markersize=5,
-                color=colour,
-                label=f"{name}: {result['temperature']:.3f}",
-            )
+            promised, true = ([row[key] for row in result["curve"]] for key in ("confidence", "right"))
+            label = f"{name}: {result['temperature']:.3f}"
+            axes.plot(promised, true, mark, markersize=5, color=colour, label=label)
     axes.set(xlabel="probability given to the first photo", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axes.set_aspect("equal")
     legend_below(figure, axes)
@@ -284,8 +232,6 @@ def calibration_figure(learnt: dict[str, Any] | None, best: dict[str, Any]) -> F
 
 
 # ----------------------------------------------------------------------------------------- distances, examples
-
-
 def distance_figure(
     measured: dict[str, tuple[np.ndarray, np.ndarray]], summary: dict[str, dict], photos: Photos, captions: list[str]
 ) -> Figure:
@@ -326,21 +272,12 @@ def scatter(axes: Axes, own: np.ndarray, others: np.ndarray, share: float, metri
 
 def improvement_bars(axes: Axes, summary: dict[str, dict]) -> None:
     """Own distance below random distance in percent, with the bootstrap's 95% interval."""
-    values = [summary[metric]["improvement_percent"] for metric in METRICS]
-    errors = [
-        [value - summary[m]["improvement_low"] for value, m in zip(values, METRICS, strict=True)],
-        [summary[m]["improvement_high"] - value for value, m in zip(values, METRICS, strict=True)],
-    ]
-    axes.bar(range(len(METRICS)), values, yerr=np.maximum(errors, 0), color=BLUE, ecolor=ink(), capsize=4, width=0.6)
+    parts = ("improvement_low", "improvement_percent", "improvement_high")
+    low, values, high = np.array([[summary[metric][part] for metric in METRICS] for part in parts])
+    errors = np.maximum([values - low, high - values], 0)
+    axes.bar(range(len(METRICS)), values, yerr=errors, color=BLUE, ecolor=ink(), capsize=4, width=0.6)
     for place, value in enumerate(values):
-        axes.annotate(
-            f"{value:.0f}%",
-            (place, max(value + errors[1][place], 0)),
-            xytext=(0, 3),
-            ha="center",
-            textcoords="offset points",
-            fontsize=SMALL,
-        )
+        note(axes, f"{value:.0f}%", (place, max(high[place], 0)), (0, 3), ha="center")
     axes.set_xticks(range(len(METRICS)), [metric[:6] + "." * (len(metric) > 6) for metric in METRICS])
     axes.grid(False, axis="x")
     axes.margins(y=0.2)

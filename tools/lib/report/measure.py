@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from lib import kernel
+from lib.data import FILES
 from lib.project import InputError, read_json
 from lib.report import numbers
-from lib.report.numbers import Pools
-from lib.runs import ADVICE, COSINE, FULL, RAW
-from lib.weights import Bundle, Validation, learnt_temperature, load_run, predict, repelled
+from lib.report.numbers import COSINES, Pools
+from lib.runs import ADVICE, COSINE, FULL, RAW, Run
+from lib.weights import Bundle, Validation, held_out, learnt_temperature, load_run, predict, repelled
 
 SEEN = 1000  # training images for the line that is no measure of quality
 
@@ -35,8 +36,6 @@ def disagreement(run: Path, results: dict[str, Any]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------ baselines
-
-
 def ridge(held: Validation) -> np.ndarray:
     """Plain ridge from captions to images on the training images, with the penalty of the kernel's closed form."""
     train = held.train
@@ -64,19 +63,11 @@ def baselines(predictions: np.ndarray, held: Validation) -> dict[str, np.ndarray
 
 
 def baseline_row(name: str, predictions: np.ndarray, held: Validation) -> dict[str, Any]:
-    """One model of the comparison."""
     tables = kernel.evaluate(predictions, held.images)
     raw, cosine = tables[RAW], tables[COSINE]
-    return {
-        "model": name,
-        "raw": raw["mrr"],
-        "raw_se": raw["mrr_se"],
-        "cosine": cosine["mrr"],
-        "cosine_se": cosine["mrr_se"],
-        "recall@1": raw["recall@1"],
-        "recall@10": raw["recall@10"],
-        "full_cosine": tables[FULL]["mrr"],
-    }
+    scores = {"raw": raw["mrr"], "raw_se": raw["mrr_se"], "cosine": cosine["mrr"], "cosine_se": cosine["mrr_se"]}
+    recall = {key: raw[key] for key in ("recall@1", "recall@10")}
+    return {"model": name, **scores, **recall, "full_cosine": tables[FULL]["mrr"]}
 
 
 def other_run(path: Path, bundle: Bundle, held: Validation) -> tuple[str, np.ndarray, list[str]]:
@@ -99,15 +90,25 @@ def other_run(path: Path, bundle: Bundle, held: Validation) -> tuple[str, np.nda
 def compare(ours: np.ndarray, theirs: np.ndarray, gallery: np.ndarray) -> dict[str, dict[str, float]]:
     """The paired bootstrap of the difference in MRR, raw and cosine."""
     found = {}
-    for name, cosine in (("raw", False), ("cosine", True)):
+    for name, cosine in COSINES.items():
         gains = [numbers.image_gains(each, gallery, kernel.POOL, cosine) for each in (ours, theirs)]
         found[name] = numbers.paired_bootstrap(gains[0], gains[1])
     return found
 
 
+def paired(one: Run, other: Run, data: Path) -> dict[str, dict[str, float]]:
+    """The same for two runs, of the predictions of their validated weights for the images that both held out."""
+    facts = kernel.file_facts(kernel.find_file(data, FILES[0]))
+    for run in (one, other):
+        if run.manifest.get("inputs", {}).get(FILES[0]) != facts:
+            raise InputError(f"{run.folder}: was trained on other data than {data} holds; --data DIR names its own")
+    bundle, _ = load_run(one.folder)
+    held = held_out(bundle, data)
+    _, theirs, _ = other_run(other.folder, bundle, held)
+    return compare(repelled(bundle, predict(bundle, held, held.views)), theirs, held.images)
+
+
 # ----------------------------------------------------------------------------------------------------- everything
-
-
 def calibrate(bundle: Bundle, predictions: np.ndarray, held: Validation) -> dict[str, Any]:
     """Calibration in pools at the learnt temperature and at the best one."""
     scores, learnt = numbers.pool_scores(predictions, held.images, kernel.POOL), learnt_temperature(bundle)
@@ -120,10 +121,7 @@ def calibrate(bundle: Bundle, predictions: np.ndarray, held: Validation) -> dict
 def retrieval(predictions: np.ndarray, held: Validation) -> dict[str, Any]:
     """The official numbers by view and pooled."""
     views = [
-        {
-            name: kernel.retrieval_metrics(view, held.images, kernel.POOL, cosine)
-            for name, cosine in (("raw", False), ("cosine", True))
-        }
+        {name: kernel.retrieval_metrics(view, held.images, kernel.POOL, cosine) for name, cosine in COSINES.items()}
         for view in predictions
     ]
     return {"views": views, "pooled": kernel.evaluate(predictions, held.images)}

@@ -19,6 +19,7 @@ from lib import kernel
 
 OTHERS = 20  # random other images a caption is compared with
 TOP_K = 10  # lists in which a hub is counted
+COSINES = {"raw": False, "cosine": True}  # the two rules by which images are ranked
 METRICS = ("euclidean", "manhattan", "cosine")
 POOL_SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
@@ -42,8 +43,6 @@ class Pools:
 
 
 # ------------------------------------------------------------------------------------------------ resampling
-
-
 def bootstrap_means(values: np.ndarray, rounds: int, seed: int = 0) -> np.ndarray:
     """(rounds, k) means of the rows of `values` (m, k), drawn with replacement."""
     rng, m = np.random.default_rng(seed), len(values)
@@ -72,7 +71,7 @@ def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, rounds: int = 10_000,
 
 
 def verdict(difference: dict[str, float], other: str) -> str:
-    """A paired difference in plain words: sure where its 95% interval leaves no doubt about the sign."""
+    """A difference in plain words: sure where its 95% interval leaves no doubt about the sign."""
     if not difference["difference"]:
         return f"As good as {other}, to the digit"
     word = "Better" if difference["difference"] > 0 else "Worse"
@@ -80,13 +79,18 @@ def verdict(difference: dict[str, float], other: str) -> str:
     return f"{word} than {other}: {'sure' if sure else 'not sure'}"
 
 
+def difference_in_words(row: dict[str, float], other: str, name: str) -> str:
+    """A difference: the verdict first, then what it rests on."""
+    basis = f"p = {row['p']:.2g}, paired over {row['images']:,} images" if "p" in row else "unpaired, as recorded"
+    interval = f"95% interval {row['low']:+.4f} to {row['high']:+.4f}"
+    return f"{verdict(row, other)} ({name} MRR {row['difference']:+.4f}, {interval}, {basis})"
+
+
 # ------------------------------------------------------------------------------------------------- distances
-
-
-def distances(predictions: np.ndarray, gallery: np.ndarray, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def distances(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By metric: (views, m) to the own image and (views, m, others) to random other images."""
     m = len(gallery)
-    shifts = np.random.default_rng(seed).permutation(np.arange(1, m))[:OTHERS]
+    shifts = np.random.default_rng(0).permutation(np.arange(1, m))[:OTHERS]
     rows = [[distance(view, np.roll(gallery, -shift, axis=0)) for shift in (0, *shifts)] for view in predictions]
     table = np.array(rows).transpose(2, 0, 3, 1)  # metric, view, image, (own, others)
     return {metric: (each[..., 0], each[..., 1:]) for metric, each in zip(METRICS, table, strict=True)}
@@ -95,13 +99,8 @@ def distances(predictions: np.ndarray, gallery: np.ndarray, seed: int = 0) -> di
 def distance(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
     """(3, m): Euclidean, Manhattan and cosine distance, row by row."""
     gap = predictions - images
-    return np.stack(
-        [
-            np.linalg.norm(gap, axis=1),
-            np.abs(gap).sum(1),
-            1 - np.einsum("ij,ij->i", kernel.unit(predictions), kernel.unit(images)),
-        ]
-    )
+    cosine = np.einsum("ij,ij->i", kernel.unit(predictions), kernel.unit(images))
+    return np.stack([np.linalg.norm(gap, axis=1), np.abs(gap).sum(1), 1 - cosine])
 
 
 def summarise_distance(own: np.ndarray, others: np.ndarray, rounds: int = 2000) -> dict[str, Any]:
@@ -159,8 +158,6 @@ def distance_warnings(facts: dict[str, float]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------- retrieval
-
-
 def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int | None, cosine: bool) -> np.ndarray:
     """(views, m) reciprocal ranks; in the official pools by the official rule, which counts 99 ranks."""
     rule = pool if pool == kernel.POOL else None
@@ -180,25 +177,17 @@ def pool_curve(predictions: np.ndarray, gallery: np.ndarray) -> list[dict[str, f
     for size in [*(size for size in POOL_SIZES if size < m), m]:
         whole = m // size * size
         cut = predictions[:, :whole], gallery[:whole]
-        rows.append(
-            {
-                "pool": size,
-                "chance": float((1 / np.arange(1, size + 1)).mean()),
-                **{
-                    name: float(image_gains(*cut, size, cosine).mean())
-                    for name, cosine in (("raw", False), ("cosine", True))
-                },
-            }
-        )
+        scores = {name: float(image_gains(*cut, size, cosine).mean()) for name, cosine in COSINES.items()}
+        rows.append({"pool": size, "chance": float((1 / np.arange(1, size + 1)).mean()), **scores})
     return rows
 
 
-def by_caption_length(captions: list[list[str]], gains: np.ndarray, groups: int = 5) -> list[dict[str, Any]]:
-    """MRR by the number of words, in groups of about equal size; standard errors over images."""
+def by_caption_length(captions: list[list[str]], gains: np.ndarray) -> list[dict[str, Any]]:
+    """MRR by the number of words, in five groups of about equal size; standard errors over images."""
     words = np.array(
         [[sum(any(c.isalnum() for c in word) for word in text.split()) for text in view] for view in captions]
     )
-    edges = np.unique(np.quantile(words, np.linspace(0, 1, groups + 1)).astype(int))
+    edges = np.unique(np.quantile(words, np.linspace(0, 1, 6)).astype(int))
     rows = []
     for low, high in pairwise(edges if len(edges) > 1 else np.repeat(edges, 2)):
         low = low + (low > edges[0])  # groups begin one word after the last one's end
@@ -206,15 +195,8 @@ def by_caption_length(captions: list[list[str]], gains: np.ndarray, groups: int 
         if inside.any():
             mean = gains[inside].mean()
             error = np.sqrt((np.where(inside, gains - mean, 0).sum(0) ** 2).sum()) / inside.sum()
-            rows.append(
-                {
-                    "from": int(low),
-                    "to": int(high),
-                    "captions": int(inside.sum()),
-                    "mrr": float(mean),
-                    "mrr_se": float(error),
-                }
-            )
+            row = {"from": int(low), "to": int(high), "captions": int(inside.sum())}
+            rows.append(row | {"mrr": float(mean), "mrr_se": float(error)})
     return rows
 
 
@@ -239,8 +221,6 @@ def hubness(predictions: np.ndarray, gallery: np.ndarray, names: list[str]) -> d
 
 
 # ----------------------------------------------------------------------------------------------- calibration
-
-
 def pool_scores(predictions: np.ndarray, gallery: np.ndarray, pool: int) -> np.ndarray:
     """(views x m, pool) scores of directions against raw images of mean length one; the own image comes first.
 
@@ -257,25 +237,20 @@ def pool_scores(predictions: np.ndarray, gallery: np.ndarray, pool: int) -> np.n
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
     exponent = np.exp(logits - logits.max(-1, keepdims=True))
     return exponent / exponent.sum(-1, keepdims=True)
 
 
-def calibration(scores: np.ndarray, temperature: float, bins: int = 10) -> dict[str, Any]:
+def calibration(scores: np.ndarray, temperature: float) -> dict[str, Any]:
     """Is the first image of a pool right as often as the softmax says? Mean gap (ECE), loss, curve, its worst bin."""
     probability = softmax(scores / temperature)
     confidence, right = probability.max(1), probability.argmax(1) == 0
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    curve = [
-        {
-            "confidence": float(confidence[which == b].mean()),
-            "right": float(right[which == b].mean()),
-            "captions": int((which == b).sum()),
-        }
-        for b in range(bins)
-        if (which == b).any()
-    ]
+    which = np.minimum((10 * confidence).astype(int), 9)
+    curve = []
+    for one in np.unique(which):
+        inside = which == one
+        point = {"confidence": float(confidence[inside].mean()), "right": float(right[inside].mean())}
+        curve.append(point | {"captions": int(inside.sum())})
     gap = sum(row["captions"] * abs(row["confidence"] - row["right"]) for row in curve) / len(scores)
     filled = [row for row in curve if row["captions"] >= max(10, len(scores) / 50)]  # else chance alone makes a gap
     worst = max(filled, key=lambda row: abs(row["confidence"] - row["right"]), default=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,16 @@ import numpy as np
 
 from lib import kernel
 from lib.project import InputError
-from lib.report.contents import POOLED, RETRIEVAL_HEADER, difference_in_words, retrieval_rows
+from lib.report.contents import POOLED, RETRIEVAL_HEADER, retrieval_rows
 from lib.report.measure import compare
-from lib.report.numbers import Pools
+from lib.report.numbers import Pools, difference_in_words
 from lib.report.page import Table
 
 IDS, IMAGES = "captions/ids", "images/embeddings"
 
 
-@dataclass(frozen=True)
-class Solution:
-    """The answers in the submission's order."""
-
-    ids: np.ndarray  # (n,) int64
-    images: np.ndarray  # (n, d_image) float32, row i the image of caption ids[i]
-
-
-def read_solution(path: Path) -> Solution:
-    """An npz with `captions/ids` (n,) and `images/embeddings` (n, d_image); anything else is the user's error."""
+def read_solution(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The ids (n,) of an npz of answers and each one's image (n, d_image); anything else is the user's error."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:  # numpy leaves a damaged one open
             ids, images = np.asarray(npz[IDS]), np.asarray(npz[IMAGES], np.float32)
@@ -44,7 +35,7 @@ def read_solution(path: Path) -> Solution:
         )
     if not np.isfinite(images).all():
         raise InputError(f"{path}: {IMAGES} holds NaN or infinity")
-    return Solution(ids.astype(np.int64), images)
+    return ids.astype(np.int64), images
 
 
 def submission_of(place: Path) -> Path:
@@ -55,28 +46,28 @@ def submission_of(place: Path) -> Path:
     return path
 
 
-def read_submission(path: Path, solution: Solution) -> np.ndarray:
-    """Predictions (n, d_image), once the kernel has found the file to be a submission for these ids."""
-    kernel.check_submission(path, solution.ids, solution.images.shape[1])  # also lifts csv's limit on a cell's length
+def read_submission(path: Path, ids: np.ndarray, dim: int) -> np.ndarray:
+    """Predictions (n, dim), once the kernel has found the file to be a submission for these ids."""
+    kernel.check_submission(path, ids, dim)  # also lifts csv's limit on a cell's length
     with path.open(newline="", encoding="utf-8") as file:
         return np.array([json.loads(row["embedding"]) for row in csv.DictReader(file)], np.float32)
 
 
 def score(place: Path, answers: Path, against: Path | None) -> dict[str, Any]:
     """The official numbers of a submission, and a paired comparison with another one of the same captions."""
-    solution, path = read_solution(answers), submission_of(place)
-    predictions, result = read_submission(path, solution), {}
+    (ids, images), path = read_solution(answers), submission_of(place)
+    predictions, result = read_submission(path, ids, images.shape[1])[None], {}
     if against:
         other = submission_of(against)
-        theirs = read_submission(other, solution)
-        result = {"against": {"submission": str(other), **compare(predictions[None], theirs[None], solution.images)}}
+        theirs = read_submission(other, ids, images.shape[1])[None]
+        result = {"against": {"submission": str(other), **compare(predictions, theirs, images)}}
     return {
         "submission": str(path),
         "solution": str(answers),
-        "captions": len(solution.ids),
-        "pool": Pools(len(solution.ids)).size,
-        "pools": str(Pools(len(solution.ids))),
-        "scores": kernel.evaluate(predictions[None], solution.images),
+        "captions": len(ids),
+        "pool": Pools(len(ids)).size,
+        "pools": str(Pools(len(ids))),
+        "scores": kernel.evaluate(predictions, images),
         **result,
     }
 

@@ -28,8 +28,6 @@ FEWEST, MOST = 20, 100_000
 
 
 # ------------------------------------------------------------------------------------------------------- writing
-
-
 class Blocks:
     """An array that is written block by block and never held as a whole."""
 
@@ -49,9 +47,9 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
                     entry.write(np.ascontiguousarray(block).data)
 
 
-def one_hot(images: int, rows: int = 500) -> Blocks:
+def one_hot(images: int) -> Blocks:
     """The label of five consecutive captions an image, as a stream."""
-    captions = images * CAPTIONS_PER_IMAGE
+    captions, rows = images * CAPTIONS_PER_IMAGE, 500
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, captions, rows):
@@ -145,8 +143,6 @@ def progress(items: Iterable, what: str) -> Iterable:
 
 
 # ------------------------------------------------------------------------------------------------- the two sets
-
-
 def draw_set(
     n: int, rng: np.random.Generator, names: list[str] | None, folder: Path, what: str
 ) -> tuple[list[list[str]], np.ndarray]:

@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 CAPTIONS_PER_IMAGE = 5
 
 # ------------------------------------------------------------------------------------------- scenes and pictures
-
 WIDTH, HEIGHT = 180, 120
 
 # name: (sky, ground, ways to say it)
@@ -84,7 +83,6 @@ class Scene:
 
 
 def pick(rng: np.random.Generator, options: Iterable[str]) -> str:
-    """One of the options, at random."""
     options = tuple(options)
     return options[int(rng.integers(len(options)))]
 
@@ -148,8 +146,6 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 # ------------------------------------------------------------------------------------------------------ captions
-
-
 def noun(shape: Shape, rng: np.random.Generator, detail: float) -> str:
     """A shape in words; each of size and colour is said with probability `detail`, the colour a little more often."""
     words = []
