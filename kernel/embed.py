@@ -549,7 +549,11 @@ def some_photos(train: Path, names: list[str], folders: list[Path], encoder: Enc
 
 def check_encoders(train: Path, folders: list[Path], photos: Batches, captions: Batches) -> dict[str, dict]:
     """Embed some of the competition's own photos and captions; an error with both figures if they differ."""
-    with reading(train, "the competition's vectors"), np.load(train, allow_pickle=False) as arrays:
+    with (
+        reading(train, "the competition's vectors"),
+        train.open("rb") as file,  # np.load by the path would leave that of a damaged npz open
+        np.load(file, allow_pickle=False) as arrays,
+    ):
         pixels = some_photos(train, arrays["images/names"].tolist(), folders, photos.encoder)
         stored, texts = arrays["images/embeddings"][list(pixels)], arrays["captions/text"]
         result = {"photos": compare("photos", photos.encode(list(pixels.values())), stored)}

@@ -1,18 +1,19 @@
-"""Fixtures: the stand-in for Kaggle, an environment without credentials or network, the kernel module."""
+"""Fixtures: no credentials or network, the stand-in for Kaggle, the kernel as a module, tools and runs as processes."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from forked import TOOLS, KernelServer, Tool
 
 # The official client reads these when it is first imported: before any test, away from the user's own settings.
 os.environ["KAGGLE_API_ENVIRONMENT"] = "LOCALHOST"
@@ -20,7 +21,6 @@ os.environ["KAGGLE_CONFIG_DIR"] = tempfile.mkdtemp(prefix="kaggle-config-")
 # Tiny products gain nothing from threads, and tests that run beside each other would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the suite runs under nohup, what it starts would ignore it
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 
 @pytest.fixture(autouse=True)
@@ -70,24 +70,6 @@ def client(kaggle):
     return connect()
 
 
-@pytest.fixture
-def run_tool_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Run tools/<name>.py as a user does: run_tool_process("submit", "--help", env={...})."""
-
-    def run(name: str, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-        environment = os.environ | {"KAGGLE_CONFIG_DIR": str(tmp_path / "home" / ".kaggle")} | (env or {})
-        return subprocess.run(
-            [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return run
-
-
 @pytest.fixture(scope="session")
 def kernel() -> ModuleType:
     """The kernel as a module."""
@@ -96,30 +78,26 @@ def kernel() -> ModuleType:
     return load_kernel()
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a tool's run ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The last line on stderr, which of a failure is the one that counts."""
-        return self.err.rstrip("\n").rpartition("\n")[2]
+@pytest.fixture(scope="session")
+def loaded(kernel: ModuleType) -> None:
+    """All that the commands import, also within functions, is there before the first test changes any of it."""
+    for path in TOOLS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in [*names, node.module] if isinstance(node, ast.ImportFrom) else names:
+                importlib.import_module(name)
 
 
 @pytest.fixture
-def tool(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a tool's main in this process with the exit code of a real one: tool(submit.main, "runs/x", "--json")."""
+def tool(loaded: None, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    """Run a command of tools/ as a process, in the test's folder: tool("submit", "runs/x", "--json").returncode."""
+    return Tool(tmp_path, tmp_path_factory.mktemp("said"))
 
-    def run(main: Callable, *arguments: object) -> Outcome:
-        from lib.project import run_tool
 
-        with pytest.raises(SystemExit) as ended:
-            run_tool(lambda: main([str(argument) for argument in arguments]))
-        captured = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
+    """Runs the kernel as a process; it draws no pictures."""
+    started = KernelServer(tmp_path_factory.mktemp("server"), pictures=False)
+    started.run("--mode=ready?")  # no test's time is what the first imports take
+    yield started
+    started.close()

@@ -6,12 +6,15 @@ in their vectors and in their words; photos have a strong common direction and l
 
 from __future__ import annotations
 
+import functools
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 TEXT, IMAGE, LATENT = 32, 48, 16
+TRAIN, TEST = "train/train/train.npz", "test/test/test.clean.npz"  # as the download is nested
 SMALL = [
     "--set=hidden=32",
     "--set=epochs=3",
@@ -22,6 +25,7 @@ SMALL = [
     "--set=word_width=16",
 ]
 TINY = ["--recipe=align", *SMALL]
+CLOSED = ["--recipe=closed_form", *SMALL]
 # Data on which networks beat the closed form within a second, and knobs for it (a later --set wins).
 BENT = {"bend": 1.5}
 LEARNING = [
@@ -37,10 +41,18 @@ LEARNING = [
 JOINED = ["--recipe=align", *LEARNING]  # the closed form, and a network of vector and words that beats it
 
 
-def draw_arrays(
+Arrays = dict[str, np.ndarray]
+
+
+def draw_arrays(**size: Any) -> tuple[Arrays, Arrays]:
+    """The arrays of train.npz and test.clean.npz by key."""
+    return draw_with_answers(**size)[:2]
+
+
+def draw_with_answers(
     images: int = 240, captions: int = 5, test: int = 100, seed: int = 0, noise: float = 0.2, bend: float = 0.7
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The arrays of train.npz and test.clean.npz by key; the more `bend`, the less a linear map finds."""
+) -> tuple[Arrays, Arrays, Arrays]:
+    """train.npz, test.clean.npz and the answers to the latter; the more `bend`, the less a linear map finds."""
     draw = np.random.default_rng(seed)
     latent = draw.normal(size=(images + test, LATENT))
     bent, to_text = draw.normal(size=(LATENT, TEXT)), draw.normal(size=(TEXT, TEXT))
@@ -60,12 +72,13 @@ def draw_arrays(
         "images/names": np.array([f"{1000 + i}.jpg" for i in range(images)]),
         "images/embeddings": vectors[:images],
     }
-    return train, {
+    asked = {
         **metadata(test, test),
         "captions/ids": np.arange(1, test + 1),
         "captions/text": words[n:],
         "captions/embeddings": text[n:],
     }
+    return train, asked, {"captions/ids": asked["captions/ids"], "images/embeddings": vectors[images:]}
 
 
 def in_words(latent: np.ndarray) -> str:
@@ -74,19 +87,43 @@ def in_words(latent: np.ndarray) -> str:
     return "A drawing of " + " ".join(f"{'more' if latent[k] > 0 else 'less'}{k}" for k in strongest) + "."
 
 
-def metadata(captions: int, images: int) -> dict[str, np.ndarray]:
+def metadata(captions: int, images: int) -> Arrays:
     values = {"num_captions": captions, "num_images": images, "embedding_dim_text": TEXT, "embedding_dim_image": IMAGE}
     return {f"metadata/{key}": np.array([value]) for key, value in values.items()}
 
 
-def write_data(root: Path, train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> Path:
+def as_npz(arrays: Arrays) -> bytes:
+    """The bytes of an npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def write_tree(folder: Path, files: dict[str, bytes]) -> Path:
+    """Files below a folder, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    """The files below a folder by their paths in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def write_data(root: Path, train: Arrays, test: Arrays) -> Path:
     """Both files in the nesting of the unzipped download; a falsy set is left out."""
-    for folder, name, arrays in (("train", "train.npz", train), ("test", "test.clean.npz", test)):
-        if arrays:
-            path = root / folder / folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(path, **arrays)
-    return root
+    return write_tree(root, {name: as_npz(arrays) for name, arrays in ((TRAIN, train), (TEST, test)) if arrays})
+
+
+@functools.cache
+def drawn_competition() -> tuple[dict[str, bytes], dict[int, list[float]]]:
+    """The competition's files as its server has them, and its solution: test id to image vector."""
+    train, test, answers = draw_with_answers()
+    vectors = dict(zip(answers["captions/ids"].tolist(), answers["images/embeddings"].tolist(), strict=True))
+    return {TRAIN: as_npz(train), TEST: as_npz(test)}, vectors
 
 
 def draw_data(

@@ -1,43 +1,44 @@
-"""Runs with made-up outputs, for tests of what looks at runs."""
+"""Runs with made-up outputs, for tests of what looks at runs: as files to be served, and as folders."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from drawn import write_tree
 from lib import kernel
-from lib.project import sha256_of
+
+VALIDATION = {"pool100_raw": {"mrr": 0.75, "mrr_se": 0.007, "recall@1": 0.6}}
+
+
+def made_outputs(
+    name: str = "made",
+    validation: dict[str, Any] | None = None,
+    pool: int = 100,
+    submission: bytes = b"",
+    **facts: Any,
+) -> dict[str, bytes]:
+    """The outputs of a finished run, its manifest included; `facts` go into that. Other names, other bytes."""
+    about = {"recipe": "align", "device": "cpu", "dtype": "float32", "seconds": {"total": 3.2, "train": 2.0}}
+    validation = VALIDATION if validation is None else validation
+    metrics = about | {"validate_seconds": 0.5, "pool": pool, "validation": validation}
+    files = {
+        kernel.FINAL_MODEL: f"weights of {name}".encode() * 100,
+        kernel.VALIDATED_MODEL: b"validated" * 100,
+        kernel.SUBMISSION: submission or f"id,embedding\n{name}\n".encode(),
+        kernel.METRICS: json.dumps(metrics).encode(),
+    }
+    outputs = {file: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for file, data in files.items()}
+    manifest = about | {"complete": True, "inputs": {}, "knobs": {}, "versions": {}, "outputs": outputs} | facts
+    return files | {kernel.MANIFEST: json.dumps(manifest).encode()}
 
 
 def make_run(folder: Path, mtime: float = 1e9, validation: dict[str, Any] | None = None, **facts: Any) -> Path:
-    """A run with made-up outputs, its manifest right, of a time; `facts` go into the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = {"seconds": {"total": 3.2, "train": 2.0}, "validate_seconds": 0.5, "validation": validation or {}}
-    for name, text in {
-        kernel.SUBMISSION: f"id,embedding\n{folder.name}",
-        kernel.FINAL_MODEL: f"weights {folder.name}",
-        kernel.VALIDATED_MODEL: "validated",
-        kernel.METRICS: json.dumps(metrics),
-    }.items():
-        (folder / name).write_text(text)
-    outputs = {
-        path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-        for path in folder.iterdir()
-        if path.is_file() and path.name != kernel.MANIFEST
-    }
-    manifest = {
-        "complete": True,
-        "recipe": "align",
-        "device": "cpu",
-        "dtype": "float32",
-        "seconds": {"total": 3.2},
-        "inputs": {},
-        "knobs": {},
-        "outputs": outputs,
-    }
-    (folder / kernel.MANIFEST).write_text(json.dumps(manifest | facts))
+    """Such a run as a folder, of a time."""
+    write_tree(folder, made_outputs(folder.name, validation, **facts))
     for path in folder.iterdir():
         os.utime(path, (mtime, mtime))
     return folder

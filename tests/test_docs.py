@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from drawn import draw_data
+from forked import succeeded
 from lib.project import REPO
 
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
@@ -75,37 +76,24 @@ def test_every_command_parses(command, parse, kernel):
 
 
 @pytest.mark.slow
-def test_the_readmes_walk(run_tool_process, tmp_path):
+def test_the_readmes_walk(tool, tmp_path):
     """What the README does with two runs, on a tiny data set: every line of it, run as a user does."""
     data, runs = draw_data(tmp_path / "data"), tmp_path / "runs"
     for name in ("A", "B"):
-        made = run_tool_process(
-            "run_local",
-            "--recipe",
-            "closed_form",
-            "--data",
-            data,
-            "--runs",
-            runs,
-            "--output",
-            runs / name,
-            "--set",
-            f"seed={ord(name)}",
-        )
-        assert made.returncode == 0, made.stderr
+        given = ["--data", data, "--runs", runs, "--output", runs / name, "--set", f"seed={ord(name)}"]
+        succeeded(tool("run_local", "--recipe", "closed_form", *given))
     block = next(part for part in text_of(REPO / "README.md").split("```") if "--compare" in part)
     lines = [shlex.split(command, comments=True) for command in COMMAND.findall(block)]
     assert len(lines) >= 4
     for script, *arguments in lines:
         placed = [re.sub("^runs/", f"{runs}/", argument) for argument in arguments]
         extra = [] if script == "tools/runs.py" and not arguments else ["--data", data]
-        done = run_tool_process(Path(script).stem, *placed, "--runs", runs, *extra)
-        assert done.returncode == 0, done.stderr
+        succeeded(tool(Path(script).stem, *placed, "--runs", runs, *extra))
 
 
 @pytest.mark.parametrize("arguments", [["run_local", "--list"], ["kaggle_lint"]])
-def test_commands_that_need_nothing_run(run_tool_process, arguments):
-    assert run_tool_process(*arguments).returncode == 0
+def test_commands_that_need_nothing_run(tool, arguments):
+    succeeded(tool(*arguments))
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -130,6 +118,14 @@ def test_links_lead_somewhere(page):
 def test_named_places_are_there(page):
     missing = [place for place in PLACE.findall(text_of(page)) if not (REPO / place).exists()]
     assert not missing
+
+
+def test_every_fault_of_kaggle_names_tests_that_are_there():
+    columns = [line.split("|") for line in text_of(REPO / "docs" / "kaggle.md").splitlines() if line.startswith("| ")]
+    named = [name for row in columns[1:] for name in re.findall(r"`(\w+)`", row[4])]
+    tests = "\n".join(text_of(path) for path in (REPO / "tests" / "kaggle").glob("test_*.py"))
+    there = " ".join(re.findall(r"def (test_\w+)", tests))
+    assert [name for name in named if name not in there] == []
 
 
 def test_the_method_names_what_the_kernel_has(kernel):

@@ -1,4 +1,4 @@
-"""Tiny random models of the real encoders' classes, saved as the hub's are: nothing is downloaded."""
+"""For kernel/embed.py: captions, and tiny random models of the real classes, saved as the hub's: no download."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 import pytest
 import torch
 
+from lib.project import KERNEL
+
+SCRIPT = KERNEL.with_name("embed.py")
+CAPTIONS = {f"{i}.jpg": [f"a dog, number {i}" + " and another one" * k for k in range(1 + i % 3)] for i in range(11)}
 PHOTO_NAME, TEXT_NAME = "facebook/dinov2-giant", "sentence-transformers/roberta-large-nli-stsb-mean-tokens"
 D_PHOTO, D_TEXT = 16, 12
 PROCESSOR = {
@@ -27,6 +31,13 @@ PROCESSOR = {
     "image_std": [0.229, 0.224, 0.225],
     "do_convert_rgb": True,
 }
+
+
+def write_csv(path: Path, captions: dict[str, list[str]]) -> Path:
+    """Captions as the script reads them."""
+    rows = [f'{name},"{text}"\n' for name, texts in captions.items() for text in texts]
+    path.write_text("image,caption\n" + "".join(rows))
+    return path
 
 
 def save_encoders(photos: Path, captions: Path) -> None:

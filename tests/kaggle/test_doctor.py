@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-import doctor
-from kaggle_runs import write_tree
+from drawn import write_tree
+from forked import hide
 from lib.data import Known
 from stand_in import Fault
 
@@ -25,8 +25,8 @@ def look(tool, kaggle, tmp_path, monkeypatch):
     write_tree(tmp_path / "data", FILES)
 
     def run() -> tuple[int, dict[str, dict]]:
-        done = tool(doctor.main, "--data", tmp_path / "data", "--json")
-        return done.code, {check["name"]: check for check in json.loads(done.out)}
+        done = tool("doctor", "--data", tmp_path / "data", "--json")
+        return done.returncode, {check["name"]: check for check in json.loads(done.stdout)}
 
     return run
 
@@ -34,7 +34,7 @@ def look(tool, kaggle, tmp_path, monkeypatch):
 def test_all_is_green(look):
     code, checks = look()
     assert code == 0
-    assert all(check["ok"] for check in checks.values())
+    assert [name for name, check in checks.items() if not check["ok"]] == []
     assert list(checks) == ["python", "packages", "disk", "gpu", "data", "credentials", "rules", "quota", "submissions"]
     assert checks["credentials"]["found"] == "tester, by KAGGLE_USERNAME and KAGGLE_KEY"
     assert "kaggle 2." in checks["packages"]["found"]
@@ -86,23 +86,16 @@ def test_one_call_that_fails_hides_no_other(look, kaggle):
 
 
 def test_the_page_is_for_people(tool, kaggle, tmp_path):
-    done = tool(doctor.main, "--data", tmp_path)
-    assert done.code == 1
-    assert "ok   python" in done.out
-    assert "NOT  data" in done.out
-    assert "-> python tools/download_data.py" in done.out
+    done = tool("doctor", "--data", tmp_path)
+    assert done.returncode == 1
+    assert "ok   python" in done.stdout
+    assert "NOT  data" in done.stdout
+    assert "-> python tools/download_data.py" in done.stdout
 
 
-def test_it_comes_up_without_the_packages(tmp_path, run_tool_process):
-    """Blocked by name, as if they were not installed."""
-    write_tree(
-        tmp_path,
-        {
-            "sitecustomize.py": b"import sys\nfor name in ('torch', 'requests', 'packaging', 'tqdm'):\n"
-            b"    sys.modules[name] = None\n"
-        },
-    )
-    done = run_tool_process("doctor", "--data", tmp_path, env={"PYTHONPATH": str(tmp_path)})
+def test_it_comes_up_without_the_packages(tool, tmp_path):
+    without = hide(tmp_path / "hidden", "torch", "requests", "packaging", "tqdm")
+    done = tool.from_nothing("doctor", "--data", tmp_path, PYTHONPATH=without)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "ok   python" in done.stdout

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-import download_data
+from forked import failed, succeeded
 from lib.data import Known
 from lib.jobs.download import unpack
 from lib.project import ToolError
@@ -35,7 +35,7 @@ def small_files(kaggle, monkeypatch):
 
 @pytest.fixture
 def fetch(tool, tmp_path):
-    return lambda *arguments: tool(download_data.main, "--data", tmp_path / "data", *arguments)
+    return lambda *arguments: tool("download_data", "--data", tmp_path / "data", *arguments)
 
 
 def tree(folder) -> dict[str, bytes]:
@@ -43,21 +43,21 @@ def tree(folder) -> dict[str, bytes]:
 
 
 def test_the_needed_files_come_verified_and_only_once(kaggle, fetch, tmp_path):
-    first = fetch()
-    assert (first.code, tree(tmp_path / "data")) == (0, FILES)
-    assert "train.npz: size and sha256 are right" in first.out
-    assert str(tmp_path / "data") in first.out
-    assert "already there" in fetch().out
+    first = succeeded(fetch())
+    assert tree(tmp_path / "data") == FILES
+    assert "train.npz: size and sha256 are right" in first.stdout
+    assert str(tmp_path / "data") in first.stdout
+    assert "already there" in fetch().stdout
     assert kaggle.count("DownloadDataFile") == 3
-    assert fetch("--force").code == 0
+    succeeded(fetch("--force"))
     assert kaggle.count("DownloadDataFile") == 6
 
 
 def test_a_damaged_file_is_replaced(kaggle, fetch, tmp_path):
-    fetch()
+    succeeded(fetch())
     (tmp_path / "data/test/test/captions.txt").write_bytes(b"1,a cat\n")
     done = fetch()
-    assert "captions.txt: has another sha256" in done.out
+    assert "captions.txt: has another sha256" in done.stdout
     assert tree(tmp_path / "data") == FILES
     assert kaggle.count("DownloadDataFile") == 4
 
@@ -76,20 +76,21 @@ def test_a_damaged_file_is_replaced(kaggle, fetch, tmp_path):
 )
 def test_passing_faults_are_retried(kaggle, fetch, tmp_path, call, fault):
     kaggle.fail(call, fault)
-    done = fetch()
-    assert (done.code, tree(tmp_path / "data")) == (0, FILES)
-    assert "try 2 of 5" in done.err
+    done = succeeded(fetch())
+    assert tree(tmp_path / "data") == FILES
+    assert "try 2 of 5" in done.stderr
 
 
 def test_a_download_that_is_cut_goes_on(kaggle, fetch, tmp_path):
     kaggle.fail("GET data", Fault(truncate=150_000))
-    assert (fetch().code, tree(tmp_path / "data")) == (0, FILES)
+    succeeded(fetch())
+    assert tree(tmp_path / "data") == FILES
     assert [body["range"] for name, body in kaggle.calls if name == "GET data"][:2] == ["", "bytes=131072-"]
 
 
 def test_urls_that_expire_again_and_again_are_no_rules_that_are_not_accepted(kaggle, fetch, tmp_path):
     kaggle.habits.url_bytes = 70_000
-    assert fetch().code == 0
+    succeeded(fetch())
     for name, data in FILES.items():
         assert (tmp_path / "data" / name).read_bytes() == data
 
@@ -97,64 +98,56 @@ def test_urls_that_expire_again_and_again_are_no_rules_that_are_not_accepted(kag
 def test_a_rerun_goes_on_where_a_broken_one_stopped(kaggle, fetch, tmp_path):
     kaggle.fail("GET data", Fault(truncate=150_000))
     kaggle.fail("DownloadDataFile", None, *[Fault(503)] * 5)
-    broken = fetch()
-    assert broken.code == 1
+    broken = failed(fetch(), 1)
     assert broken.error.startswith("error: download of train/train/train.npz")
     assert not (tmp_path / "data/train/train/train.npz").exists()
-    assert (fetch().code, tree(tmp_path / "data")) == (0, FILES)
+    succeeded(fetch())
+    assert tree(tmp_path / "data") == FILES
     assert any(body["range"].startswith("bytes=131072") for name, body in kaggle.calls if name == "GET data")
 
 
 def test_a_file_that_kaggle_zips_is_unpacked(kaggle, fetch, tmp_path):
     kaggle.competitions["aml-competition"].zip_files = {"train/train/train.npz", "test/test/captions.txt"}
-    assert (fetch().code, tree(tmp_path / "data")) == (0, FILES)
+    succeeded(fetch())
+    assert tree(tmp_path / "data") == FILES
 
 
 @pytest.mark.parametrize("changed", [b"other" * 51_200, b"short"])
 def test_a_file_that_is_not_the_known_one_is_not_kept(kaggle, fetch, tmp_path, changed):
     kaggle.competitions["aml-competition"].files = FILES | {"train/train/train.npz": changed}
-    done = fetch()
-    assert done.code == 1
-    assert "train/train/train.npz" in done.error
+    done = failed(fetch(), 1, r"train/train/train\.npz")
     assert " instead of " in done.error
     assert tree(tmp_path / "data") == {}
 
 
 def test_unaccepted_rules_name_the_page(kaggle, fetch):
     kaggle.competitions["aml-competition"].rules_accepted = False
-    done = fetch()
-    assert done.code == 1
-    assert "https://www.kaggle.com/competitions/aml-competition/rules" in done.error
+    failed(fetch(), 1, r"https://www\.kaggle\.com/competitions/aml-competition/rules")
 
 
 def test_an_unknown_competition_is_named(kaggle, fetch):
-    done = fetch("--competition", "no-such")
-    assert done.code == 2
-    assert "no-such" in done.error
+    done = failed(fetch("--competition", "no-such"), 2, "no-such")
     assert "https://www.kaggle.com/competitions/no-such" in done.error
 
 
 def test_no_credentials_and_a_wrong_key(kaggle, fetch, monkeypatch):
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
-    assert fetch().code == 2
+    failed(fetch(), 2)
     monkeypatch.delenv("KAGGLE_KEY")
-    done = fetch()
-    assert done.code == 2
-    assert "KAGGLE_API_TOKEN" in done.error
+    failed(fetch(), 2, "KAGGLE_API_TOKEN")
 
 
 def test_images_bring_everything(kaggle, fetch, tmp_path):
     kaggle.fail("GET data", Fault(truncate=150_000))
-    assert (fetch("--images").code, tree(tmp_path / "data")) == (0, FILES | {PHOTO: b"jpeg"})
-    assert "already complete" in fetch("--images").out
+    succeeded(fetch("--images"))
+    assert tree(tmp_path / "data") == FILES | {PHOTO: b"jpeg"}
+    assert "already complete" in fetch("--images").stdout
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil"])
 def test_an_archive_that_would_leave_its_folder_is_not_unpacked(kaggle, fetch, tmp_path, name):
     kaggle.competitions["aml-competition"].files = {name: b"x"} | FILES
-    done = fetch("--images")
-    assert done.code == 1
-    assert "nothing was written" in done.error
+    failed(fetch("--images"), 1, "nothing was written")
     assert set(tree(tmp_path / "data")) == {"aml-competition.zip"}
     assert not (tmp_path / "evil").exists()
 
@@ -172,13 +165,5 @@ def test_a_link_in_an_archive_is_not_unpacked(tmp_path):
 
 def test_a_full_disk_is_told_before_the_download(kaggle, fetch, monkeypatch):
     monkeypatch.setattr("lib.jobs.download.KNOWN", {"train/train/train.npz": Known(10**18, "0")})
-    done = fetch()
-    assert done.code == 1
-    assert "GB free" in done.error
+    failed(fetch(), 1, "GB free")
     assert kaggle.count("DownloadDataFile") == 0
-
-
-def test_help_has_an_example(run_tool_process):
-    done = run_tool_process("download_data", "--help")
-    assert done.returncode == 0
-    assert "python tools/download_data.py --images" in done.stdout

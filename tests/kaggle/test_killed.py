@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-from kaggle_runs import copy_of_the_repo, kill_at_random_moments, outputs_of_run, write_tree
+from account import PIPELINE, WEIGHTS
+from drawn import write_tree
+from forked import Forked
+from made_runs import make_run
+from stopping import kill_at_random_moments
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lagging")]
-KERNEL, DATASET = "tester/aml-text-to-image-alignment", "tester/aml-alignment-weights"
 
 
 @pytest.fixture
-def command(tmp_path) -> Callable[..., list]:
-    """A tool of a copy of the repository, whose build folders a kill may leave behind."""
-    repo: Path = copy_of_the_repo(tmp_path / "repo")
-    return lambda name, *options: [sys.executable, repo / "tools" / f"{name}.py", *options, "--runs", tmp_path / "runs"]
+def starts(tool, tmp_path) -> Callable[..., Callable[[], Forked]]:
+    """What starts a tool with these options."""
+    return lambda name, *options: partial(tool.start, name, *options, "--runs", tmp_path / "runs")
 
 
-def test_push(kaggle, finished, command, tmp_path):
-    kill_at_random_moments(kaggle.calls, command("push_kernel"), kills=6, most=8)
-    assert len(kaggle.kernels[KERNEL]) == 1
+def test_push(kaggle, finished, starts, tmp_path):
+    kill_at_random_moments(kaggle.calls, starts("push_kernel"), kills=6, most=8)
+    assert len(kaggle.kernels[PIPELINE]) == 1
     assert (tmp_path / "runs" / "aml-text-to-image-alignment-v1" / "manifest.json").exists()
 
 
-def test_package(kaggle, kernel, command, tmp_path):
-    run = write_tree(tmp_path / "runs" / "mine", outputs_of_run(kernel))
-    kill_at_random_moments(kaggle.calls, command("package_dataset", "--run", run), kills=6, most=12)
-    assert len(kaggle.datasets[DATASET].versions) == 1
+def test_package(kaggle, starts, tmp_path):
+    run = make_run(tmp_path / "runs" / "mine")
+    kill_at_random_moments(kaggle.calls, starts("package_dataset", "--run", run), kills=6, most=12)
+    assert len(kaggle.datasets[WEIGHTS].versions) == 1
 
 
-def test_submit(kaggle, competition, kernel, weights, command, tmp_path):
+def test_submit(kaggle, competition, weights, starts, tmp_path):
     run = write_tree(tmp_path / "runs" / "done", kaggle.plans[0].outputs)
-    submit = command("submit", run, "--data", tmp_path / "data")
+    submit = starts("submit", run, "--data", tmp_path / "data")
     kill_at_random_moments(kaggle.calls, submit, kills=6, most=6, once=True)
     assert len(competition.submissions) == 1
 
 
-def test_ship(kaggle, competition, weights, command, tmp_path):
-    ship = command("ship", "--weights", weights, "--data", tmp_path / "data")
+def test_ship(kaggle, competition, weights, starts, tmp_path):
+    ship = starts("ship", "--weights", weights, "--data", tmp_path / "data")
     kill_at_random_moments(kaggle.calls, ship, kills=6)
-    assert len(kaggle.datasets[DATASET].versions) == len(kaggle.kernels[KERNEL]) == len(competition.submissions) == 1
+    assert len(kaggle.datasets[WEIGHTS].versions) == len(kaggle.kernels[PIPELINE]) == len(competition.submissions) == 1
     assert competition.submissions[0].public is not None

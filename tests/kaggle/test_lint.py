@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import kaggle_lint
+from forked import succeeded
 from lib.jobs.lint import Finding, lint_dataset_metadata, lint_kernel_metadata, lint_script
 from lib.project import InputError
 
@@ -148,19 +148,21 @@ def test_metadata_that_is_no_json_object_is_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
-def test_the_repository_passes(capsys):
-    assert kaggle_lint.main([]) == 0
-    assert "nothing to report" in capsys.readouterr().out
+def test_the_repository_passes(tool):
+    assert "nothing to report" in succeeded(tool("kaggle_lint")).stdout
 
 
-def test_main_lists_every_finding_and_fails(tmp_path, capsys):
+def test_every_finding_is_listed(tool, tmp_path):
     kernel_findings(tmp_path, enable_gpus=True, machine_shape="NvidiaTeslaP100")
-    arguments = ["--kernel-metadata", str(tmp_path / "kernel-metadata.json")]
-    with pytest.raises(InputError, match="NvidiaTeslaP100 is retired"):
-        kaggle_lint.main(arguments)
-    assert "enable_gpus: unknown key" in capsys.readouterr().err
-    assert kaggle_lint.main([*arguments, "--json"]) == 2
-    assert [entry["key"] for entry in json.loads(capsys.readouterr().out)] == ["enable_gpus", "machine_shape"]
+    arguments = ["--kernel-metadata", tmp_path / "kernel-metadata.json"]
+    done = tool("kaggle_lint", *arguments)
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: kernel-metadata.json: enable_gpus: unknown key")
+    assert "NvidiaTeslaP100 is retired" in second
+    done = tool("kaggle_lint", *arguments, "--json")
+    assert done.returncode == 2
+    assert [entry["key"] for entry in json.loads(done.stdout)] == ["enable_gpus", "machine_shape"]
 
 
 def test_a_script_that_is_too_large_for_kaggle(tmp_path):

@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import package_dataset
-import push_kernel
-import submit
-from kaggle_runs import QUICK, npz, write_tree
+from account import EMBED, PAIRS, PIPELINE
+from drawn import CLOSED, TEST, TRAIN, as_npz, write_tree
+from forked import Ended, failed, succeeded
 from lib.data import Known
 from lib.jobs.dataset import facts_of
 from lib.jobs.lint import EMBED_METADATA, PAIRS_METADATA, lint_dataset_metadata, lint_kernel_metadata, lint_script
 from lib.kernel import load_script
-from lib.project import KERNEL, REPO, InputError
+from lib.project import KERNEL, REPO
 from stand_in import Plan, metric_score
 from tiny_encoders import save_hub
 
-EMBED, PIPELINE, PAIRS = "tester/aml-embed-pairs", "tester/aml-text-to-image-alignment", "tester/aml-alignment-pairs"
 COCO = "awsaf49/coco-2017-dataset"
 SCRIPT = KERNEL.with_name("embed.py")
 
 
 @pytest.fixture
-def call(tmp_path, kaggle, monkeypatch):
-    """Run a tool's command line as docs have it, with everything in the test's folder."""
-    monkeypatch.setattr("lib.jobs.order.BUILD", tmp_path / "build" / "kernel")
-    monkeypatch.setattr("package_dataset.BUILD", tmp_path / "build" / "dataset")
-    kaggle.competitions.setdefault("aml-competition", None)
-    tools = {"push_kernel": push_kernel.main, "package_dataset": package_dataset.main, "submit": submit.main}
-
-    def run(line: str, *more: object) -> int | None:
-        words = [str(word) for word in [*shlex.split(line), *more]]
-        words = [str(tmp_path / word) if word.startswith("runs/") else word for word in words]
-        return tools[words[0]]([*words[1:], "--runs", str(tmp_path / "runs")])
-
-    return run
+def call(tool, tmp_path, kaggle) -> Callable[..., Ended]:
+    """Run a tool's command line as docs have it: its runs/ lie in the test's folder, where it works."""
+    return lambda line, *more: tool(*shlex.split(line), *more, "--runs", tmp_path / "runs")
 
 
 @pytest.fixture
@@ -51,7 +41,7 @@ def made(tmp_path) -> Path:
     """A folder as embed.py leaves it."""
     facts = {"num_captions": 2500, "num_images": 500, "embedding_dim_text": 12, "embedding_dim_image": 16}
     models = {"photos": {"model": "facebook/dinov2-giant"}, "captions": {"model": "a/roberta"}}
-    folder = write_tree(tmp_path / "runs" / "made", {"pairs.npz": npz(images__embeddings=np.ones((2, 16)))})
+    folder = write_tree(tmp_path / "runs" / "made", {"pairs.npz": as_npz({"images/embeddings": np.ones((2, 16))})})
     manifest = {
         "complete": True,
         **facts,
@@ -68,9 +58,9 @@ def test_the_files_of_pairs_have_nothing_to_report():
     assert lint_kernel_metadata(EMBED_METADATA) + lint_script(SCRIPT) + lint_dataset_metadata(PAIRS_METADATA) == []
 
 
-def test_embed_is_pushed_with_its_settings_and_the_internet(call, kaggle, capsys):
+def test_embed_is_pushed_with_its_settings_and_the_internet(call, kaggle):
     kaggle.add_dataset(COCO, {"a.jpg": b"x"})
-    assert call(f"push_kernel --script embed --dataset {COCO} --set limit=9 --set missing=skip --no-wait") == 0
+    succeeded(call(f"push_kernel --script embed --dataset {COCO} --set limit=9 --set missing=skip --no-wait"))
     sent = kaggle.kernels[EMBED][0]
     line = 'OVERRIDES: dict = {"limit": 9, "missing": "skip"}'
     assert line in sent.text
@@ -83,8 +73,7 @@ def test_embed_is_pushed_with_its_settings_and_the_internet(call, kaggle, capsys
     assert request["datasetDataSources"] == [COCO]
     assert request["competitionDataSources"] == ["aml-competition"]
     assert PIPELINE not in kaggle.kernels
-    assert call("push_kernel --script embed status") == 0
-    assert f"{EMBED} version 1" in capsys.readouterr().out
+    assert f"{EMBED} version 1" in succeeded(call("push_kernel --script embed status")).stdout
 
 
 @pytest.mark.parametrize(
@@ -96,22 +85,19 @@ def test_embed_is_pushed_with_its_settings_and_the_internet(call, kaggle, capsys
     ],
 )
 def test_settings_that_embed_does_not_know_are_one_line(call, kaggle, options, words):
-    with pytest.raises(Exception, match=re.escape(words)) as error:
-        call(f"push_kernel --script embed {options}")
-    assert error.value.exit_code == 2
-    assert "\n" not in str(error.value)
+    failed(call(f"push_kernel --script embed {options}"), 2, re.escape(words))
     assert kaggle.count("SaveKernel") == 0
 
 
 def test_a_session_s_limit_becomes_the_script_s_budget(call, kaggle):
-    assert call("push_kernel --script embed --timeout-minutes 60 --no-wait") == 0
+    succeeded(call("push_kernel --script embed --timeout-minutes 60 --no-wait"))
     overrides = ast.literal_eval(re.search(r"^OVERRIDES: dict = (.*)$", kaggle.kernels[EMBED][0].text, re.M)[1])
     assert load_script(SCRIPT).resolve_knobs(overrides).max_minutes == 55
 
 
 # ----------------------------------------------------------------------------------------------- packaging
-def test_pairs_become_a_private_dataset_of_their_own_once(call, kaggle, made, tmp_path, capsys):
-    assert call("package_dataset --run runs/made") == 0
+def test_pairs_become_a_private_dataset_of_their_own_once(call, kaggle, made, tmp_path):
+    succeeded(call("package_dataset --run runs/made"))
     dataset = kaggle.datasets[PAIRS]
     assert dataset.private
     assert set(kaggle.datasets) == {PAIRS}
@@ -122,15 +108,14 @@ def test_pairs_become_a_private_dataset_of_their_own_once(call, kaggle, made, tm
     assert "photos cosine 0.99991, captions cosine 0.99998" in card
     assert "--dataset aml-alignment-pairs --set pairs=true" in card
     assert "$" not in card
-    assert call("package_dataset --run runs/made") == 0
+    done = succeeded(call("package_dataset --run runs/made"))
     assert len(dataset.versions) == 1
-    assert f"{PAIRS} version 1: private, ready" in capsys.readouterr().out
+    assert f"{PAIRS} version 1: private, ready" in done.stdout
 
 
 def test_damaged_pairs_do_not_go(call, kaggle, made):
     (made / "pairs.npz").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"made: pairs\.npz has 1 bytes .*the pairs are damaged"):
-        call("package_dataset --run runs/made")
+    failed(call("package_dataset --run runs/made"), 2, r"made: pairs\.npz has 1 bytes .*the pairs are damaged")
     assert not kaggle.datasets
 
 
@@ -145,83 +130,77 @@ def commands_of(section: str) -> list[str]:
     ]
 
 
-def draw_photos(names: list[str], seed: int, folder: Path) -> dict[str, bytes]:
-    """Photos of blocks and stripes, as files."""
+def draw_photos(names: list[str], seed: int) -> dict[str, bytes]:
+    """Photos of blocks and stripes."""
     draw, files = np.random.default_rng(seed), {}
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         blocks = draw.integers(0, 256, (draw.integers(1, 7), draw.integers(1, 7), 3), dtype=np.uint8)
-        Image.fromarray(blocks).resize((40, 36), Image.Resampling.NEAREST).save(folder / name)
-        files[name] = (folder / name).read_bytes()
+        buffer = io.BytesIO()
+        Image.fromarray(blocks).resize((40, 36), Image.Resampling.NEAREST).save(buffer, "JPEG")
+        files[name] = buffer.getvalue()
     return files
 
 
+def say(draw: np.random.Generator, letters: str) -> str:
+    """A caption of random letters."""
+    return "".join(draw.choice(list(letters), draw.integers(5, 40)))
+
+
+def embedded(tool, photos: dict[str, bytes], folder: Path) -> dict[str, np.ndarray]:
+    """The vectors of the photos and of five captions for each, by the models that the competition's are from."""
+    draw, hub = np.random.default_rng(0), folder / "hub"
+    save_hub(hub)
+    rows = [f"{name},{say(draw, 'abcdefghij')}" for name in photos for _ in range(5)]
+    write_tree(folder / "photos", photos)
+    (folder / "all.csv").write_text("\n".join(["image,caption", *rows]))
+    given = ["--captions", folder / "all.csv", "--photos", folder / "photos", "--output", folder / "vectors"]
+    models = [next((hub / "hub").glob(f"models--{kind}*/snapshots/*")) for kind in ("facebook", "sent")]
+    succeeded(tool("../kernel/embed", *given, "--image-model", models[0], "--text-model", models[1]))
+    with np.load(folder / "vectors" / "pairs.npz") as arrays:
+        return dict(arrays)
+
+
+def coco() -> dict[str, bytes]:
+    """COCO in small: photos, and what people said of them."""
+    draw, photos = np.random.default_rng(1), draw_photos([f"{i:012d}.jpg" for i in range(40)], 2)
+    about = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(photos)],
+        "annotations": [{"image_id": i, "id": i, "caption": say(draw, "0123456789")} for i in range(40)],
+    }
+    return {
+        "coco2017/annotations/captions_train2017.json": json.dumps(about).encode(),
+        **{f"coco2017/train2017/{name}": photo for name, photo in photos.items()},
+    }
+
+
 @pytest.fixture
-def world(kaggle, kernel, tmp_path, monkeypatch):
+def world(tool, kaggle, kernel, tmp_path, monkeypatch):
     """The competition and COCO in small, of drawn photos; the hub's cache has tiny encoders under the real names."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    save_hub(tmp_path / "hub")
-    draw = np.random.default_rng(0)
-
-    def say(letters: str) -> str:
-        return "".join(draw.choice(list(letters), draw.integers(5, 40)))
-
-    names, test_names = [f"{i}.jpg" for i in range(220)], [f"t{i}.jpg" for i in range(100)]
-    photos = draw_photos([*names, *test_names], 1, tmp_path / "photos")
-    rows = [f"{name},{say('abcdefghij')}" for name in photos for _ in range(5)]
-    (tmp_path / "all.csv").write_text("\n".join(["image,caption", *rows]))
-    embed = load_script(SCRIPT)
-    models = [next((tmp_path / "hub" / "hub").glob(f"models--{kind}*/snapshots/*")) for kind in ("facebook", "sent")]
-    options = [
-        "--captions",
-        tmp_path / "all.csv",
-        "--photos",
-        tmp_path / "photos",
-        "--output",
-        tmp_path / "vectors",
-        "--image-model",
-        models[0],
-        "--text-model",
-        models[1],
-    ]
-    assert embed.main([str(option) for option in options]) == 0
-    with np.load(tmp_path / "vectors" / "pairs.npz") as arrays:
-        text, words, images = (arrays[key] for key in ("captions/embeddings", "captions/text", "images/embeddings"))
-    train = npz(
-        captions__ids=np.arange(1100),
-        captions__text=words[:1100],
-        captions__embeddings=text[:1100],
-        captions__label=np.eye(220, dtype=bool)[np.repeat(np.arange(220), 5)],
-        images__names=np.array(names),
-        images__embeddings=images[:220],
-    )
-    test = npz(
-        captions__ids=np.arange(1, 101),
-        captions__text=words[1100::5],
-        captions__embeddings=text[1100::5],
-        metadata__embedding_dim_image=np.array([16]),
-        metadata__num_captions=np.array([100]),
-    )
+    names = [f"{i}.jpg" for i in range(220)]
+    photos = draw_photos([*names, *(f"t{i}.jpg" for i in range(100))], 1)
+    made = embedded(tool, photos, tmp_path)
+    text, words, images = (made[key] for key in ("captions/embeddings", "captions/text", "images/embeddings"))
+    train = {
+        "captions/ids": np.arange(1100),
+        "captions/text": words[:1100],
+        "captions/embeddings": text[:1100],
+        "captions/label": np.eye(220, dtype=bool)[np.repeat(np.arange(220), 5)],
+        "images/names": np.array(names),
+        "images/embeddings": images[:220],
+    }
+    test = {
+        "captions/ids": np.arange(1, 101),
+        "captions/text": words[1100::5],
+        "captions/embeddings": text[1100::5],
+        "metadata/embedding_dim_image": np.array([16]),
+        "metadata/num_captions": np.array([100]),
+    }
+    vectors = {TRAIN: as_npz(train), TEST: as_npz(test)}
     competition = kaggle.competitions["aml-competition"]
-    competition.files = {
-        "train/train/train.npz": train,
-        "test/test/test.clean.npz": test,
-        **{f"train/train/Images/{name}": photos[name] for name in names},
-    }
+    competition.files = vectors | {f"train/train/Images/{name}": photos[name] for name in names}
     competition.score = metric_score(kernel, {i + 1: vector.tolist() for i, vector in enumerate(images[220:])})
-    coco = draw_photos([f"{i:012d}.jpg" for i in range(40)], 2, tmp_path / "coco")
-    about = {
-        "images": [{"id": i, "file_name": name} for i, name in enumerate(coco)],
-        "annotations": [{"image_id": i, "id": i, "caption": say("0123456789")} for i in range(40)],
-    }
-    kaggle.add_dataset(
-        COCO,
-        {
-            "coco2017/annotations/captions_train2017.json": json.dumps(about).encode(),
-            **{f"coco2017/train2017/{name}": photo for name, photo in coco.items()},
-        },
-    )
-    vectors = {name: data for name, data in competition.files.items() if name.endswith(".npz")}
+    kaggle.add_dataset(COCO, coco())
     write_tree(tmp_path / "data", vectors)
     known = {name: Known(len(data), hashlib.sha256(data).hexdigest()) for name, data in vectors.items()}
     monkeypatch.setattr("lib.jobs.submission.KNOWN", known)
@@ -229,13 +208,13 @@ def world(kaggle, kernel, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_walk_from_coco_to_a_submission(call, kaggle, kernel, world, tmp_path, capsys):
+def test_the_walk_from_coco_to_a_submission(call, kaggle, kernel, world, tmp_path):
     """Every command of the docs, with the real scripts in the sessions; only the pipeline's recipe is a quick one."""
-    kaggle.plans = [Plan(queued=1, run=True)]
+    kaggle.plans, said = [Plan(queued=1, run=True)], ""
     for command in commands_of("More pairs: from COCO to a submission"):
-        quick = QUICK if "pairs=true" in command else []
+        quick = CLOSED if "pairs=true" in command else []
         data = ["--data", tmp_path / "data"] if command.startswith("submit") else []
-        assert not call(command, *quick, *data), command  # 0 or None
+        said += succeeded(call(command, *quick, *data)).stdout
     assert len(kaggle.kernels[EMBED]) == 1
     assert "check: 50 photos, mean cosine 1.00000" in kaggle.kernels[EMBED][0].log
     direct, attached = kaggle.kernels[PIPELINE]
@@ -249,4 +228,4 @@ def test_the_walk_from_coco_to_a_submission(call, kaggle, kernel, world, tmp_pat
         assert pairs["sha256"] == fetched["sha256"]
     assert len(world.submissions) == 1
     assert world.submissions[0].public is not None
-    assert "public score" in capsys.readouterr().out
+    assert "public score" in said

@@ -7,8 +7,18 @@ import subprocess
 import pytest
 
 from lib import record
-from lib.kaggle_api.errors import Forbidden, KaggleError, NotFound, RateLimited, Refused, ServerError, Unauthorized
+from lib.kaggle_api.errors import (
+    Forbidden,
+    KaggleError,
+    NotDone,
+    NotFound,
+    RateLimited,
+    Refused,
+    ServerError,
+    Unauthorized,
+)
 from lib.kaggle_api.patience import Patience, glance
+from lib.project import InputError
 
 QUICK = Patience(pace=0.0002)
 
@@ -97,3 +107,22 @@ def test_the_owner_alone_makes_no_dirty_commit(tmp_path, monkeypatch):
     assert record.git_state()["dirty"] is False
     path.write_text(path.read_text().replace('"title": "x"', '"title": "y"'))
     assert record.git_state()["dirty"] is True
+
+
+def test_waiting_ends_at_its_deadline():
+    with pytest.raises(NotDone, match="the thing: not done after"):
+        Patience(pace=0.0001).wait_for(lambda: None, "the thing", 60)
+
+
+def test_waiting_returns_what_was_found():
+    answers = iter([None, None, 0])
+    assert Patience(pace=0.0001).wait_for(lambda: next(answers), "it", 60) == 0
+
+
+def test_timing_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("ALIGN_TRIES", "3")
+    monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", "7.5")
+    assert (Patience.from_environment().tries, Patience.from_environment().timeout_seconds) == (3, 7.5)
+    monkeypatch.setenv("ALIGN_TRIES", "many")
+    with pytest.raises(InputError, match="ALIGN_TRIES='many'"):
+        Patience.from_environment()

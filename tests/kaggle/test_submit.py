@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import submit
-from kaggle_runs import competition_files, write_tree
+from account import COMPETITION
+from drawn import TEST, drawn_competition, write_tree
+from forked import Ended, failed, succeeded
 from lib import record
 from lib.data import KNOWN
+from lib.jobs import submission
 from lib.jobs.submission import read_message
-from lib.project import REPO, sha256_of
+from lib.project import sha256_of
 from stand_in import Fault, Plan, metric_score
+from stopping import stop_at
 
-SLUG = "aml-competition"
-FILES, VECTORS = competition_files()
+FILES, VECTORS = drawn_competition()
 IDS = np.array(sorted(VECTORS))
 RIGHT = np.array([VECTORS[i] for i in IDS], np.float32)
 RIGHT /= np.linalg.norm(RIGHT, axis=1, keepdims=True)  # of one length: the raw dot product ranks each first
@@ -28,7 +29,7 @@ SOLUTION = dict(zip(IDS.tolist(), RIGHT.tolist(), strict=True))
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    return write_tree(tmp_path / "data", {"test/test/test.clean.npz": FILES["test/test/test.clean.npz"]})
+    return write_tree(tmp_path / "data", {TEST: FILES[TEST]})
 
 
 @pytest.fixture
@@ -52,14 +53,16 @@ def write_manifest(folder: Path, kernel, inputs: dict | None = None) -> None:
 
 @pytest.fixture
 def competition(kaggle, kernel):
-    kaggle.competitions[SLUG].score = metric_score(kernel, SOLUTION)
-    return kaggle.competitions[SLUG]
+    kaggle.competitions[COMPETITION].score = metric_score(kernel, SOLUTION)
+    return kaggle.competitions[COMPETITION]
 
 
 @pytest.fixture
-def go(tool, competition, run_folder, data, tmp_path):
-    def run(*arguments: object, csv: Path | None = run_folder):
-        return tool(submit.main, *([csv] if csv else []), "--runs", tmp_path / "runs", "--data", data, *arguments)
+def submit(tool, competition, run_folder, data, tmp_path) -> Callable[..., Ended]:
+    """The tool, on that run or another csv."""
+
+    def run(*arguments: object, csv: Path | None = run_folder) -> Ended:
+        return tool("submit", *([csv] if csv else []), "--runs", tmp_path / "runs", "--data", data, *arguments)
 
     return run
 
@@ -71,16 +74,20 @@ def events(tmp_path) -> list[str]:
 # ---- what a submission is ----
 
 
-def test_a_submission_is_scored_by_the_real_metric_and_recorded(go, competition, tmp_path, run_folder, kernel):
-    done = go()
-    assert done.code == 0
-    assert "public score 1.0" in done.out
-    assert "validation 0.7500 +- 0.0070" in done.out
-    assert "5 submissions left today" in done.err
-    assert "4 submissions left today" in done.out
+def test_a_submission_is_scored_by_the_real_metric_and_recorded(submit, competition, tmp_path, run_folder, kernel):
+    done = succeeded(submit())
+    assert "public score 1.0" in done.stdout
+    assert "validation 0.7500 +- 0.0070" in done.stdout
+    assert "5 submissions left today" in done.stderr
+    assert "4 submissions left today" in done.stdout
     made, scored = (record.find(tmp_path / "runs", event=event)[0] for event in ("submitted", "scored"))
     digest = sha256_of(run_folder / kernel.SUBMISSION)
-    assert (made["run"], made["sha256"], made["validation"], made["competition"]) == ("align-1", digest, 0.75, SLUG)
+    assert (made["run"], made["sha256"], made["validation"], made["competition"]) == (
+        "align-1",
+        digest,
+        0.75,
+        COMPETITION,
+    )
     assert (scored["ref"], scored["public"]) == (made["ref"], 1.0)
     assert read_message(competition.submissions[0].description) == {
         "run": "align-1",
@@ -94,28 +101,25 @@ def test_a_submission_is_scored_by_the_real_metric_and_recorded(go, competition,
     }
 
 
-def test_json_is_all_there_is_on_stdout(go):
-    done = go("--json")
-    assert json.loads(done.out)["public"] == 1.0
-    assert done.code == 0
+def test_json_is_all_there_is_on_stdout(submit):
+    assert json.loads(succeeded(submit("--json")).stdout)["public"] == 1.0
 
 
-def test_a_csv_by_its_path_without_a_run_around_it(go, tmp_path, kernel, competition):
+def test_a_csv_by_its_path_without_a_run_around_it(submit, tmp_path, kernel, competition):
     kernel.write_submission(tmp_path / "mine.csv", IDS, RIGHT)
-    assert go(csv=tmp_path / "mine.csv").code == 0
+    succeeded(submit(csv=tmp_path / "mine.csv"))
     assert "val MRR" not in competition.submissions[0].description
 
 
-def test_a_new_reference_that_cannot_be_read_yet_is_pending(go, competition):
+def test_a_new_reference_that_cannot_be_read_yet_is_pending(submit, competition):
     competition.missing_after, competition.score_after = 2, 3
-    assert go().code == 0
+    succeeded(submit())
 
 
-def test_without_the_test_set_the_csv_is_checked_for_itself(go, tmp_path, kernel, monkeypatch, competition):
+def test_without_the_test_set_the_csv_is_checked_for_itself(submit, tmp_path, kernel, monkeypatch, competition):
     monkeypatch.setattr("lib.jobs.submission.IMAGE_DIM", RIGHT.shape[1])
-    done = go("--data", tmp_path / "nowhere")
-    assert done.code == 0
-    assert f"checked for itself ({len(IDS)} ids of its own, 16 numbers each)" in done.err
+    done = succeeded(submit("--data", tmp_path / "nowhere"))
+    assert f"checked for itself ({len(IDS)} ids of its own, {RIGHT.shape[1]} numbers each)" in done.stderr
 
 
 # ---- a csv that must not leave ----
@@ -136,122 +140,107 @@ def broken(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("header", "id,embeddings"), ("missing id", "8"), ("dimension", "16"), ("NaN", "NaN"), ("empty", "header")],
+    [("header", "id,embeddings"), ("missing id", "8"), ("dimension", "48"), ("NaN", "NaN"), ("empty", "header")],
 )
 @pytest.mark.parametrize("with_data", [True, False])
-def test_a_wrong_csv_is_refused_before_anything_is_sent(go, kaggle, tmp_path, monkeypatch, name, said, with_data):
+def test_a_wrong_csv_is_refused_before_anything_is_sent(submit, kaggle, tmp_path, monkeypatch, name, said, with_data):
     monkeypatch.setattr("lib.jobs.submission.IMAGE_DIM", RIGHT.shape[1])
     csv = tmp_path / "wrong.csv"
     csv.write_text(broken(name))
-    done = go(*([] if with_data else ["--data", tmp_path / "nowhere"]), csv=csv)
-    assert done.code == 2
+    done = failed(submit(*([] if with_data else ["--data", tmp_path / "nowhere"]), csv=csv), 2)
     assert done.error.startswith(f"error: {csv}")
     assert said in done.error
     assert kaggle.calls == []
     assert events(tmp_path) == []
 
 
-def test_lines_without_an_id_and_a_missing_file_are_named(go, tmp_path):
+def test_lines_without_an_id_and_a_missing_file_are_named(submit, tmp_path):
     (tmp_path / "wrong.csv").write_text(broken("no id"))
-    assert (
-        "line 2 does not begin with an integer id" in go("--data", tmp_path, csv=tmp_path / "wrong.csv").error
-        or "expected id 1" in go(csv=tmp_path / "wrong.csv").error
-    )
-    assert "no such file" in go(csv=tmp_path / "none").error
+    checked_for_itself = submit("--data", tmp_path / "nowhere", csv=tmp_path / "wrong.csv")
+    failed(checked_for_itself, 2, "line 2 does not begin with an integer id")
+    failed(submit(csv=tmp_path / "wrong.csv"), 2, "expected id 1 ")
+    failed(submit(csv=tmp_path / "none"), 2, "no such file")
 
 
-def test_a_csv_that_was_changed_after_its_run_is_refused(go, run_folder, kernel, kaggle):
+def test_a_csv_that_was_changed_after_its_run_is_refused(submit, run_folder, kernel, kaggle):
     kernel.write_submission(run_folder / kernel.SUBMISSION, IDS, RIGHT * 2)
-    done = go()
-    assert done.code == 2
-    assert "was changed after the run" in done.error
+    failed(submit(), 2, "was changed after the run")
     assert kaggle.calls == []
 
 
-@pytest.mark.parametrize(
-    ("digest", "slug", "code"),
-    [
-        ("0" * 64, SLUG, 2),
-        (next(known.sha256 for name, known in KNOWN.items() if name.endswith("clean.npz")), SLUG, 0),
-        ("0" * 64, "another-competition", 0),
-    ],
-)
-def test_a_csv_belongs_to_the_competition_whose_captions_it_answers(go, run_folder, kernel, kaggle, digest, slug, code):
-    """The drawn sample's csv is refused before credentials are asked for."""
-    kaggle.competitions["another-competition"] = kaggle.competitions[SLUG]
+def test_a_csv_that_answers_other_captions_is_refused_before_credentials_are_asked_for(
+    submit, run_folder, kernel, kaggle
+):
+    """That of the drawn sample, say."""
+    write_manifest(run_folder, kernel, {"test.clean.npz": {"sha256": "0" * 64}})
+    failed(submit(), 2, "answers other test captions than those of aml-competition")
+    assert kaggle.calls == []
+
+
+@pytest.mark.parametrize(("digest", "slug"), [(KNOWN[TEST].sha256, COMPETITION), ("0" * 64, "another-competition")])
+def test_a_csv_that_answers_the_competition_s_captions_is_submitted(submit, run_folder, kernel, kaggle, digest, slug):
+    kaggle.competitions["another-competition"] = kaggle.competitions[COMPETITION]
     write_manifest(run_folder, kernel, {"test.clean.npz": {"sha256": digest}})
-    done = go("--competition", slug)
-    assert done.code == code
-    assert code == 0 or ("answers other test captions than those of aml-competition" in done.error and not kaggle.calls)
+    succeeded(submit("--competition", slug))
 
 
 # ---- once ----
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_the_same_bytes_are_refused_also_without_the_record(go, competition, tmp_path, lost):
-    go()
+def test_the_same_bytes_are_refused_also_without_the_record(submit, competition, tmp_path, lost):
+    succeeded(submit())
     if lost:
         (tmp_path / "runs" / record.RECORD).unlink()
-    done = go()
-    assert done.code == 2
-    assert "submitted before as" in done.error
+    done = failed(submit(), 2, "submitted before as")
     assert "--again" in done.error
     assert len(competition.submissions) == 1
-    assert go("--again").code == 0
+    succeeded(submit("--again"))
     assert len(competition.submissions) == 2
 
 
-def test_other_bytes_are_not_refused(go, competition, run_folder, kernel):
-    go()
+def test_other_bytes_are_not_refused(submit, competition, run_folder, kernel):
+    succeeded(submit())
     kernel.write_submission(run_folder / kernel.SUBMISSION, IDS, RIGHT + 1)
     write_manifest(run_folder, kernel)
-    assert go().code == 0
+    succeeded(submit())
     assert len(competition.submissions) == 2
 
 
 @pytest.mark.parametrize("again", [[], ["--again"]])
 @pytest.mark.parametrize("place", ["record_submitted", "scored"])
-def test_an_interrupted_run_is_taken_up_not_repeated(go, competition, tmp_path, monkeypatch, place, again):
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(f"lib.jobs.submission.{place}", interrupt)
-        assert go(*again).code == 130
-    done = go(*again)
-    assert (done.code, len(competition.submissions)) == (0, 1)
-    assert "going on with it" in done.err
+def test_an_interrupted_run_is_taken_up_not_repeated(submit, competition, tmp_path, place, again):
+    with stop_at(submission, place):
+        assert submit(*again).returncode == 130
+    done = succeeded(submit(*again))
+    assert len(competition.submissions) == 1
+    assert "going on with it" in done.stderr
     assert events(tmp_path) == ["submitting", "submitted", "scored"]
-    assert go().code == 2
+    failed(submit(), 2)
 
 
 @pytest.mark.parametrize("fault", [Fault(drop="after"), Fault(503, after=True), Fault(truncate=4)])
-def test_a_lost_answer_is_no_second_submission(go, kaggle, competition, fault):
+def test_a_lost_answer_is_no_second_submission(submit, kaggle, competition, fault):
     kaggle.fail("CreateSubmission", fault)
-    assert go().code == 0
+    succeeded(submit())
     assert (len(competition.submissions), kaggle.count("CreateSubmission")) == (1, 1)
 
 
 @pytest.mark.parametrize("fault", [Fault(drop="before"), Fault(503), Fault(502, html=True), Fault(silent=0.6)])
-def test_a_submission_that_did_not_happen_is_made_by_the_next_run(go, kaggle, competition, fault):
+def test_a_submission_that_did_not_happen_is_made_by_the_next_run(submit, kaggle, competition, fault):
     kaggle.fail("CreateSubmission", fault)
-    done = go()
-    assert done.code == 1
-    assert "running this again is safe" in done.error
+    failed(submit(), 1, "running this again is safe")
     assert competition.submissions == []
-    assert go().code == 0
+    succeeded(submit())
     assert len(competition.submissions) == 1
 
 
-def test_one_that_happened_after_all_is_found_by_the_next_run(go, kaggle, competition):
+def test_one_that_happened_after_all_is_found_by_the_next_run(submit, kaggle, competition):
     kaggle.fail("CreateSubmission", Fault(drop="after"))
     kaggle.fail("ListSubmissions", None, None, *[Fault(503)] * 200)
-    done = go()
-    assert done.code == 1
-    assert "look again before you repeat it" in done.error
+    failed(submit(), 1, "look again before you repeat it")
     kaggle.faults.clear()
-    assert go().code == 0
+    succeeded(submit())
     assert len(competition.submissions) == 1
 
 
@@ -274,82 +263,70 @@ def test_one_that_happened_after_all_is_found_by_the_next_run(go, kaggle, compet
         ("GetSubmission", Fault(html=True)),
     ],
 )
-def test_passing_faults_are_retried(go, kaggle, competition, call, fault, run_folder, kernel):
+def test_passing_faults_are_retried(submit, kaggle, competition, call, fault, run_folder, kernel):
     kaggle.fail(call, fault)
-    assert go().code == 0
+    succeeded(submit())
     assert [state.data for state in competition.submissions] == [(run_folder / kernel.SUBMISSION).read_bytes()]
 
 
-def test_an_expired_upload_is_begun_again(go, kaggle, competition):
+def test_an_expired_upload_is_begun_again(submit, kaggle, competition):
     kaggle.fail("PUT blob", Fault(503, keep=5000))
     kaggle.fail("PUT probe", Fault(404))
-    assert go().code == 0
+    succeeded(submit())
     assert kaggle.count("StartSubmissionUpload") == 2
     assert len(competition.submissions) == 1
 
 
-def test_a_failed_upload_submits_nothing(go, kaggle, competition, tmp_path):
+def test_a_failed_upload_submits_nothing(submit, kaggle, competition, tmp_path):
     kaggle.fail("PUT blob", Fault(403, xml=True))
-    done = go()
-    assert done.code == 1
-    assert "upload of pipeline_submission.csv" in done.error
+    failed(submit(), 1, r"upload of pipeline_submission\.csv")
     assert competition.submissions == []
     assert events(tmp_path) == ["submitting", "not_submitted"]
-    assert go().code == 0
+    succeeded(submit())
 
 
-def test_no_submissions_left_today(go, kaggle, competition):
+def test_no_submissions_left_today(submit, kaggle, competition):
     competition.daily_limit = 1
-    go()
-    done = go("--again")
-    assert done.code == 1
-    assert "no submissions left today (1 made)" in done.error
+    succeeded(submit())
+    failed(submit("--again"), 1, r"no submissions left today \(1 made\)")
     assert kaggle.count("CreateSubmission") == 1
 
 
-def test_a_csv_that_kaggle_cannot_score(go, competition, tmp_path):
+def test_a_csv_that_kaggle_cannot_score(submit, competition, tmp_path):
     def fail(data: bytes) -> float:
         raise ValueError("Submission must contain 1500 rows")
 
     competition.score = fail
-    done = go()
-    assert done.code == 1
-    assert "scoring failed: Submission must contain 1500 rows" in done.error
+    failed(submit(), 1, "scoring failed: Submission must contain 1500 rows")
     assert events(tmp_path)[-1] == "score_failed"
 
 
-def test_a_score_that_does_not_come_is_waited_for_by_the_next_run(go, competition):
+def test_a_score_that_does_not_come_is_waited_for_by_the_next_run(submit, competition):
     competition.score_after = 50
-    done = go("--timeout-minutes", "0.003")
-    assert done.code == 1
-    assert "not done after" in done.error
+    failed(submit("--timeout-minutes", "0.003"), 1, "not done after")
     competition.submissions[0].polls_left = 0
-    assert go().code == 0
+    succeeded(submit())
     assert len(competition.submissions) == 1
 
 
-def test_unaccepted_rules_unknown_competition_and_wrong_key(go, competition, monkeypatch):
+def test_unaccepted_rules_unknown_competition_and_wrong_key(submit, competition, monkeypatch):
     competition.rules_accepted = False
-    assert "competitions/aml-competition/rules" in go().error
+    assert "competitions/aml-competition/rules" in submit().error
     competition.rules_accepted = True
-    done = go("--competition", "no-such")
-    assert done.code == 2
-    assert "no-such" in done.error
+    failed(submit("--competition", "no-such"), 2, "no-such")
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
-    done = go()
-    assert done.code == 2
-    assert "credentials were refused" in done.error
+    failed(submit(), 2, "credentials were refused")
     monkeypatch.delenv("KAGGLE_KEY")
-    assert "KAGGLE_API_TOKEN" in go().error
+    assert "KAGGLE_API_TOKEN" in submit().error
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["--kernel", "a/b"], ["x.csv", "--kernel", "a/b", "--version", "1"], ["x.csv", "--version", "1"]]
 )
-def test_a_csv_or_a_kernel_version(arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        submit.parse(arguments)
-    assert ended.value.code == 2
+def test_a_csv_or_a_kernel_version(tool, arguments):
+    done = tool("submit", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
 
 
 # ---- from a kernel's output ----
@@ -360,141 +337,105 @@ def push(kaggle, run_folder: Path, kernel) -> None:
     kaggle.rpc("SaveKernel", {"slug": "tester/aml-align", "text": "print()"})
 
 
-def test_the_output_of_a_kernel_version_is_submitted_on_kaggle(go, kaggle, competition, run_folder, kernel, tmp_path):
+def test_the_output_of_a_kernel_version_is_submitted_on_kaggle(
+    submit, kaggle, competition, run_folder, kernel, tmp_path
+):
     push(kaggle, run_folder, kernel)
-    assert go("--kernel", "tester/aml-align", "--version", "1", csv=None).code == 0
+    succeeded(submit("--kernel", "tester/aml-align", "--version", "1", csv=None))
     assert kaggle.count("CreateCodeSubmission") == 1
     assert kaggle.count("StartSubmissionUpload") == 0
     told = read_message(competition.submissions[0].description)
     assert (told["kernel"], told["version"], told["validation"]) == ("tester/aml-align", "1", 0.75)
-    assert go("--kernel", "tester/aml-align", "--version", "1", csv=None).code == 2
+    failed(submit("--kernel", "tester/aml-align", "--version", "1", csv=None), 2)
 
 
-def test_a_refused_kernel_submission_names_the_other_way(go, kaggle, run_folder, kernel):
+def test_a_refused_kernel_submission_names_the_other_way(submit, kaggle, run_folder, kernel):
     push(kaggle, run_folder, kernel)
     kaggle.fail("CreateCodeSubmission", Fault(400, "This is not a code competition"))
-    done = go("--kernel", "tester/aml-align", "--version", "1", csv=None)
-    assert done.code == 1
-    assert "not a code competition" in done.error
+    done = failed(submit("--kernel", "tester/aml-align", "--version", "1", csv=None), 1, "not a code competition")
     assert "python tools/submit.py " in done.error
 
 
-def test_a_kernel_version_that_is_not_there(go, kaggle, run_folder, kernel):
+def test_a_kernel_version_that_is_not_there(submit, kaggle, run_folder, kernel):
     push(kaggle, run_folder, kernel)
-    done = go("--kernel", "tester/aml-align", "--version", "9", csv=None)
-    assert done.code == 2
-    assert "version 9" in done.error
-    assert go("--kernel", "tester/none", "--version", "1", csv=None).code == 2
-
-
-def test_help_has_an_example(run_tool_process):
-    done = run_tool_process("submit", "--help")
-    assert done.returncode == 0
-    assert "python tools/submit.py runs/" in done.stdout
+    failed(submit("--kernel", "tester/aml-align", "--version", "9", csv=None), 2, "version 9")
+    failed(submit("--kernel", "tester/none", "--version", "1", csv=None), 2)
 
 
 # ---- an unreliable server ----
 
 
-def test_a_killed_submission_whose_history_lags_is_found(go, kaggle, competition, monkeypatch):
+def test_a_killed_submission_whose_history_lags_is_found(submit, kaggle, competition):
     kaggle.habits.history_lag = 60
-    with monkeypatch.context() as patched:
-        patched.setattr("lib.jobs.submission.record_submitted", interrupt)
-        assert go().code == 130
-    assert go().code == 0
+    with stop_at(submission, "record_submitted"):
+        assert submit().returncode == 130
+    succeeded(submit())
     assert len(competition.submissions) == 1
-
-
-def interrupt(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
 
 
 @pytest.mark.slow
-def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(go, kaggle, competition, monkeypatch):
+def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(submit, kaggle, competition):
     kaggle.habits.history_lag = 10**7
-    with monkeypatch.context() as patched:
-        patched.setattr("lib.jobs.submission.record_submitted", interrupt)
-        assert go().code == 130
-    done = go()
-    assert done.code == 1
-    assert "look at https" in done.error
+    with stop_at(submission, "record_submitted"):
+        assert submit().returncode == 130
+    done = failed(submit(), 1, "look at https")
     assert "--again submits it anew" in done.error
     assert len(competition.submissions) == 1
-    assert go("--again").code == 0
+    succeeded(submit("--again"))
     assert len(competition.submissions) == 2
 
 
 @pytest.mark.slow
-def test_without_a_count_there_is_no_proof(go, kaggle, competition):
+def test_without_a_count_there_is_no_proof(submit, kaggle, competition):
     kaggle.fail("CreateSubmission", Fault(drop="before"))
-    assert go().code == 1
+    failed(submit(), 1)
     kaggle.fail("GetSubmissionLimits", *[Fault(500)] * 100)
-    done = go()
-    assert done.code == 1
-    assert "--again submits it anew" in done.error
+    failed(submit(), 1, "--again submits it anew")
     assert competition.submissions == []
 
 
-def test_a_message_that_comes_back_cut_is_known_again(go, kaggle, competition, tmp_path):
+def test_a_message_that_comes_back_cut_is_known_again(submit, kaggle, competition, tmp_path):
     kaggle.habits.description_limit = 30
     kaggle.fail("CreateSubmission", Fault(drop="after"))
-    assert go().code == 0
+    succeeded(submit())
     (tmp_path / "runs" / record.RECORD).unlink()
-    done = go()
-    assert done.code == 2
-    assert "submitted before as" in done.error
+    failed(submit(), 2, "submitted before as")
     assert len(competition.submissions) == 1
 
 
-def test_limits_that_fail_neither_stop_the_submission_nor_lose_its_score(go, kaggle, competition):
+def test_limits_that_fail_neither_stop_the_submission_nor_lose_its_score(submit, kaggle, competition):
     kaggle.fail("GetSubmissionLimits", *[Fault(500)] * 100)
-    done = go()
-    assert done.code == 0
-    assert "public score 1.0" in done.out
-    assert "the submissions left are not known" in done.out
+    done = succeeded(submit())
+    assert "public score 1.0" in done.stdout
+    assert "the submissions left are not known" in done.stdout
 
 
-def test_a_score_is_waited_for_through_minutes_of_failures(go, kaggle, competition):
+def test_a_score_is_waited_for_through_minutes_of_failures(submit, kaggle, competition):
     kaggle.fail("GetSubmission", *[Fault(503)] * 40, *[Fault(404)] * 5, Fault(json={"ref": 1, "status": "JUDGED"}))
-    assert go().code == 0
+    succeeded(submit())
     assert len(competition.submissions) == 1
 
 
 @pytest.mark.parametrize("score", [float("nan"), None])
-def test_complete_without_a_score_is_no_success(go, competition, score):
+def test_complete_without_a_score_is_no_success(submit, competition, score):
     competition.score = lambda data: score
-    done = go("--timeout-minutes", "2")
-    assert done.code == 1
-    assert "score of submission" in done.error
+    failed(submit("--timeout-minutes", "2"), 1, "score of submission")
 
 
-def test_the_total_limit_is_told_as_such(go, competition):
+def test_the_total_limit_is_told_as_such(submit, competition):
     competition.total_limit = 1
-    go()
-    done = go("--again")
-    assert done.code == 1
-    assert "total number of submissions is used up (1 made)" in done.error
+    succeeded(submit())
+    failed(submit("--again"), 1, r"total number of submissions is used up \(1 made\)")
 
 
-def test_a_bare_400_names_the_likely_causes(go, kaggle):
+def test_a_bare_400_names_the_likely_causes(submit, kaggle):
     kaggle.fail("CreateSubmission", Fault(400, "Bad Request"))
-    done = go()
-    assert done.code == 1
-    assert "rules are not accepted" in done.error
+    done = failed(submit(), 1, "rules are not accepted")
     assert "has closed" in done.error
 
 
-def test_two_submits_of_the_same_make_one(run_folder, competition, data, tmp_path):
-    command = [
-        sys.executable,
-        str(REPO / "tools" / "submit.py"),
-        str(run_folder),
-        "--runs",
-        str(tmp_path / "runs"),
-        "--data",
-        str(data),
-    ]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [one.communicate()[1] for one in both]
-    assert sorted(one.returncode for one in both) in ([0, 0], [0, 2]), said
+def test_two_submits_of_the_same_make_one(tool, run_folder, competition, data, tmp_path):
+    command = ["submit", run_folder, "--runs", tmp_path / "runs", "--data", data]
+    both = [one.wait() for one in [tool.start(*command) for _ in range(2)]]
+    assert sorted(one.returncode for one in both) in ([0, 0], [0, 2]), both
     assert len(competition.submissions) == 1

@@ -6,30 +6,28 @@ import csv
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import sweep
-from drawn import TINY, draw_data
-from forked import KernelServer
-from kaggle_runs import KillAt, copy_of_the_repo, kill_at_random_moments, write_tree
+from account import PIPELINE
+from drawn import TINY, draw_data, read_tree, write_tree
+from forked import Ended, failed, succeeded
 from lib import record
-from lib.jobs import blend, fetch
+from lib.jobs import blend, fetch, fleet
 from lib.jobs.blend import blend_runs
 from lib.jobs.fetch import Output
 from lib.jobs.fleet import Fleet, Row
 from lib.kaggle_api.kernels import Kernels
-from lib.process import Ended, run_kernel
-from lib.project import InputError, ToolError
+from lib.process import Ended as KernelEnded
+from lib.process import run_kernel
 from lib.runs import check_run
 from stand_in import Fault, Plan
+from stopping import KillAt, kill_at_random_moments, stop_at
 
-SLUG = "tester/aml-text-to-image-alignment"
 FULL = Fault(json={"error": "Maximum batch GPU session count of 2 reached."})
 
 
@@ -39,23 +37,21 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory, data) -> list[dict[str, bytes]]:
+def outputs(server, tmp_path_factory, data) -> list[dict[str, bytes]]:
     """What three trainings of different seeds write, each with 200 images held out."""
-    server, found = KernelServer(tmp_path_factory.mktemp("server")), []
+    found = []
     for seed in range(3):
         folder = tmp_path_factory.mktemp("trained")
-        done = server.run("--input", data, "--output", folder, *TINY, f"--set=seed={seed}", "--set=val_fraction=0.5")
-        assert done.returncode == 0, done.stderr
-        found.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    server.close()
+        knobs = [*TINY, f"--set=seed={seed}", "--set=val_fraction=0.5"]
+        succeeded(server.run("--input", data, "--output", folder, *knobs))
+        found.append(read_tree(folder))
     return found
 
 
 @pytest.fixture
-def plans(kaggle, outputs, tmp_path, monkeypatch) -> Callable[[str], None]:
+def plans(kaggle, outputs) -> Callable[[str], None]:
     """The coming pushes by letter: . succeeds, E ends in an error, T lacks a file that its manifest names."""
     kaggle.competitions["aml-competition"].files = {"x": b""}
-    monkeypatch.setattr("lib.jobs.fleet.BUILD", tmp_path / "build")
 
     def plan(letters: str) -> None:
         made = {letter: [Plan(queued=1, running=1, outputs=one) for one in outputs] for letter in ".ET"}
@@ -70,9 +66,14 @@ def plans(kaggle, outputs, tmp_path, monkeypatch) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def run_sweep(plans, data, tmp_path) -> Callable[..., int]:
-    fixed = ["--runs", str(tmp_path / "runs"), "--data", str(data), "--set", "val_fraction=0.5"]
-    return lambda *options: sweep.main([*map(str, options), *fixed])
+def run_sweep(tool, plans, data, tmp_path) -> Callable[..., Ended]:
+    """The tool, with everything in the test's folder."""
+    return partial(tool, "sweep", *common(data, tmp_path))
+
+
+def common(data: Path, tmp_path: Path) -> list[object]:
+    """The options of every sweep here."""
+    return ["--runs", tmp_path / "runs", "--data", data, "--set", "val_fraction=0.5"]
 
 
 def check_blend(result: dict, kernel, data: Path) -> None:
@@ -85,7 +86,7 @@ def check_blend(result: dict, kernel, data: Path) -> None:
 
 # ------------------------------------------------------------------------------------------- on Kaggle
 @pytest.mark.slow
-def test_eight_members_two_of_them_failing(run_sweep, plans, kaggle, kernel, data, tmp_path, capsys, monkeypatch):
+def test_eight_members_two_of_them_failing(run_sweep, plans, kaggle, kernel, data, tmp_path, monkeypatch):
     plans(".E..T")
     kaggle.session_limit = 3
     at_once, save = [], kaggle.rpc_SaveKernel
@@ -95,59 +96,53 @@ def test_eight_members_two_of_them_failing(run_sweep, plans, kaggle, kernel, dat
         return save(body)
 
     monkeypatch.setattr(kaggle, "rpc_SaveKernel", watch)
-    assert run_sweep("--members", 8, "--json") == 0
-    result = json.loads(capsys.readouterr().out)
+    result = json.loads(succeeded(run_sweep("--members", 8, "--json")).stdout)
     check_blend(result, kernel, data)
     assert len(result["members"]) == 8
-    assert all(member["run"] for member in result["members"])
+    assert [member["name"] for member in result["members"] if not member["run"]] == []
     assert sum(member["weight"] for member in result["members"]) == pytest.approx(1, abs=0.01)
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1] * 6 + [2] * 2
     assert max(at_once) == 3
-    assert at_once.count(3) == 1
-    assert set(kaggle.kernels) == {f"{SLUG}-s{k:02}" for k in range(1, 9)}
-    assert '"seed": 3' in kaggle.kernels[f"{SLUG}-s04"][0].text
+    assert at_once.count(3) == 1  # asked for a fourth one once, and knew the number from then on
+    assert set(kaggle.kernels) == {f"{PIPELINE}-s{k:02}" for k in range(1, 9)}
+    assert '"seed": 3' in kaggle.kernels[f"{PIPELINE}-s04"][0].text
     (entry,) = record.find(tmp_path / "runs", event="sweep")
     assert entry["validation"] == result["expected_mrr"]
     assert len(entry["members"]) == 8
 
-    assert run_sweep("--members", 8, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == result
+    assert json.loads(succeeded(run_sweep("--members", 8, "--json")).stdout) == result
     assert kaggle.count("SaveKernel") == 11
     assert len(record.find(tmp_path / "runs", event="sweep")) == 1
 
 
-def test_members_that_keep_failing_are_left_out(run_sweep, plans, kaggle, capsys):
+def test_members_that_keep_failing_are_left_out(run_sweep, plans, kaggle):
     plans("E.E.")
-    assert run_sweep("--members", 4, "--retries", 0) == 0
-    out, err = capsys.readouterr()
-    assert "2 of 4 runs in one checked submission" in out
-    assert out.count("failed") == 6
-    assert len(re.findall("out of luck .*; giving it up", err)) == 2
-    assert run_sweep("--members", 4, "--retries", 0) == 0
+    done = succeeded(run_sweep("--members", 4, "--retries", 0))
+    assert "2 of 4 runs in one checked submission" in done.stdout
+    assert done.stdout.count("failed") == 6
+    assert len(re.findall("out of luck .*; giving it up", done.stderr)) == 2
+    succeeded(run_sweep("--members", 4, "--retries", 0))
     assert kaggle.count("SaveKernel") == 4
 
 
 def test_all_fail(run_sweep, kaggle, outputs, tmp_path):
     kaggle.plans = [Plan(outcome="ERROR", failure="out of luck")]
-    with pytest.raises(ToolError, match="every run failed, the first one: out of luck"):
-        run_sweep("--members", 2, "--retries", 1)
+    failed(run_sweep("--members", 2, "--retries", 1), 1, "every run failed, the first one: out of luck")
     assert kaggle.count("SaveKernel") == 4
     assert not list((tmp_path / "runs").glob("sweep-*"))
 
 
-def test_full_sessions_are_waited_for(run_sweep, kaggle, capsys):
+def test_full_sessions_are_waited_for(run_sweep, kaggle):
     kaggle.fail("SaveKernel", FULL, None, FULL)
-    assert run_sweep("--members", 3) == 0
-    out, err = capsys.readouterr()
-    assert "3 of 3 runs" in out
-    assert err.count("waiting for a free session") == 2
+    done = succeeded(run_sweep("--members", 3))
+    assert "3 of 3 runs" in done.stdout
+    assert done.stderr.count("waiting for a free session") == 2
     assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1, 1]
 
 
 def test_other_refusals_are_errors(run_sweep, kaggle):
     kaggle.push_error = "Phone verification is required"
-    with pytest.raises(ToolError, match="Phone verification"):
-        run_sweep("--members", 3)
+    failed(run_sweep("--members", 3), 1, "Phone verification")
 
 
 def test_used_up_quota_keeps_what_is_done(run_sweep, kaggle, monkeypatch):
@@ -158,23 +153,19 @@ def test_used_up_quota_keeps_what_is_done(run_sweep, kaggle, monkeypatch):
         return save(body)
 
     monkeypatch.setattr(kaggle, "rpc_SaveKernel", use_up)
-    with pytest.raises(ToolError, match=r"GPU quota used up.*2 done, 0 running, 1 waiting.*goes on later"):
-        run_sweep("--members", 3)
+    failed(run_sweep("--members", 3), 1, r"GPU quota used up.*2 done, 0 running, 1 waiting.*goes on later")
     kaggle.gpu_used_hours = 0.0
-    assert run_sweep("--members", 3) == 0
+    succeeded(run_sweep("--members", 3))
     assert kaggle.count("SaveKernel") == 3
 
 
-def test_runs_of_other_data_are_refused(run_sweep, plans, tmp_path):
+def test_runs_of_other_data_are_refused(run_sweep, tmp_path):
     other = draw_data(tmp_path / "other", seed=7)
-    with pytest.raises(InputError, match="trained on other data"):
-        sweep.main(["--members", "2", "--runs", str(tmp_path / "runs"), "--data", str(other)])
+    failed(run_sweep("--members", 2, "--data", other), 2, "trained on other data")
 
 
-def test_missing_data_is_told_before_anything_is_pushed(plans, kaggle, tmp_path):
-    with pytest.raises(Exception, match="no such input folder") as caught:
-        sweep.main(["--members", "2", "--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "none")])
-    assert caught.value.exit_code == 2
+def test_missing_data_is_told_before_anything_is_pushed(run_sweep, kaggle, tmp_path):
+    failed(run_sweep("--members", 2, "--data", tmp_path / "none"), 2, "no such input folder")
     assert not kaggle.count("SaveKernel")
 
 
@@ -191,33 +182,32 @@ def test_missing_data_is_told_before_anything_is_pushed(plans, kaggle, tmp_path)
 )
 def test_a_sweep_outlives_minutes_without_a_status(run_sweep, kaggle, faults):
     kaggle.fail("GetKernelSessionStatus", *faults)
-    assert run_sweep("--members", 2) == 0
+    succeeded(run_sweep("--members", 2))
     assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
 
 
 def test_one_push_that_fails_leaves_no_other_row_unpushed(run_sweep, kaggle):
     kaggle.fail("SaveKernel", Fault(status=500), None, Fault(status=500, after=True))
-    assert run_sweep("--members", 4) == 0
+    succeeded(run_sweep("--members", 4))
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1] * 4
 
 
 def test_a_completed_member_whose_output_shows_late_is_not_pushed_again(run_sweep, kaggle):
     kaggle.habits.output_lag, kaggle.habits.manifest_lag, kaggle.habits.session_lag = 20, 60, 30
-    assert run_sweep("--members", 2) == 0
+    succeeded(run_sweep("--members", 2))
     assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
 
 
-def test_a_session_that_runs_for_ever_is_given_up_and_not_pushed_again(run_sweep, kaggle, capsys):
+def test_a_session_that_runs_for_ever_is_given_up_and_not_pushed_again(run_sweep, kaggle):
     kaggle.plans = [Plan(running=10**9), *kaggle.plans]
-    assert run_sweep("--members", 2, "--timeout-minutes", 1) == 0
-    out, err = capsys.readouterr()
-    assert "for longer than a session can be" in err
-    assert "1 of 2 runs" in out
+    done = succeeded(run_sweep("--members", 2, "--timeout-minutes", 1))
+    assert "for longer than a session can be" in done.stderr
+    assert "1 of 2 runs" in done.stdout
     assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
 
 
 def test_members_are_told_their_session_s_time(run_sweep, kaggle):
-    assert run_sweep("--members", 2, "--timeout-minutes", 60) == 0
+    succeeded(run_sweep("--members", 2, "--timeout-minutes", 60))
     for (sent,) in kaggle.kernels.values():
         assert sent.request["sessionTimeoutSeconds"] == 3600
         assert '"max_minutes": 55.0' in sent.text
@@ -225,7 +215,7 @@ def test_members_are_told_their_session_s_time(run_sweep, kaggle):
 
 def test_what_a_failed_member_left_is_kept(run_sweep, plans, kaggle, tmp_path):
     plans("E")
-    assert run_sweep("--members", 2) == 0
+    succeeded(run_sweep("--members", 2))
     assert list((tmp_path / "runs" / "unverified").glob("*-s01-v1/manifest.json"))
 
 
@@ -240,77 +230,44 @@ INTERRUPTIONS = {
     "before noting a failure": (Fleet, "fail", 1, False),
     "after noting a failure": (Fleet, "fail", 1, True),
     "while blending": (blend, "answers", 1, False),
-    "after blending": (sweep, "blend_runs", 1, True),
-    "before the record": (sweep, "keep", 1, False),
-    "after the record": (sweep, "keep", 1, True),
+    "after blending": (blend, "blend_runs", 1, True),
+    "before the record": (fleet, "keep", 1, False),
+    "after the record": (fleet, "keep", 1, True),
     **{f"before writing the record, entry {number}": (record, "append", number, False) for number in (2, 6, 7)},
     **{f"after writing the record, entry {number}": (record, "append", number, True) for number in (1, 6, 8)},
 }
 
 
 @pytest.mark.parametrize("place", INTERRUPTIONS)
-def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, kaggle, tmp_path, monkeypatch, place):
+def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, kaggle, tmp_path, place):
     plans("E.")
-    owner, name, number, takes_effect = INTERRUPTIONS[place]
-    original, count = getattr(owner, name), 0
-
-    def interrupt(*arguments: object, **options: object) -> object:
-        nonlocal count
-        count += 1
-        result = original(*arguments, **options) if count != number or takes_effect else None
-        if count == number:
-            raise KeyboardInterrupt
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_sweep("--members", 2)
-    assert run_sweep("--members", 2) == 0
-    assert {ref: len(runs) for ref, runs in kaggle.kernels.items()} == {f"{SLUG}-s01": 2, f"{SLUG}-s02": 1}
+    owner, name, call, after = INTERRUPTIONS[place]
+    with stop_at(owner, name, after, call):
+        assert run_sweep("--members", 2).returncode == 130
+    succeeded(run_sweep("--members", 2))
+    assert {ref: len(runs) for ref, runs in kaggle.kernels.items()} == {f"{PIPELINE}-s01": 2, f"{PIPELINE}-s02": 1}
     assert len(record.find(tmp_path / "runs", event="sweep")) == 1
     assert len(record.find(tmp_path / "runs", event="run_failed")) == 1
 
 
-@pytest.mark.slow
-def test_killed_sweep_goes_on(plans, kaggle, data, tmp_path):
-    repo = copy_of_the_repo(tmp_path / "repo")
-    command = [
-        sys.executable,
-        repo / "tools" / "sweep.py",
-        "--members=2",
-        "--runs",
-        tmp_path / "runs",
-        "--data",
-        data,
-        "--set=val_fraction=0.5",
-    ]
+@pytest.mark.parametrize("call", ["SaveKernel", "GET output"])
+def test_a_killed_sweep_goes_on(tool, plans, kaggle, data, tmp_path, call):
+    """The push is carried out although the client is dead."""
     plans("E.")
     kaggle.calls = KillAt()
-    for name in ("SaveKernel", "GET output", ""):  # the push is carried out although the client is dead
-        kaggle.calls.name = name
-        kaggle.calls.victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        assert kaggle.calls.victim.wait(timeout=120) == (-signal.SIGKILL if name else 0)
+    command = ["sweep", "--members", 2, *common(data, tmp_path)]
+    assert kaggle.calls.run(call, tool.start(*command)).returncode == -signal.SIGKILL
+    succeeded(tool(*command))
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1, 2]
     assert kaggle.count("SaveKernel") == 3
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("lagging")
-def test_sweep_killed_at_random_moments_pushes_nothing_twice(plans, kaggle, data, tmp_path):
-    repo = copy_of_the_repo(tmp_path / "repo")
-    command = [
-        sys.executable,
-        repo / "tools" / "sweep.py",
-        "--members=3",
-        "--runs",
-        tmp_path / "runs",
-        "--data",
-        data,
-        "--set=val_fraction=0.5",
-    ]
+def test_sweep_killed_at_random_moments_pushes_nothing_twice(tool, plans, kaggle, data, tmp_path):
     plans("E.")
-    reached = kill_at_random_moments(kaggle.calls, command, kills=6, most=6)
+    start = partial(tool.start, "sweep", "--members", 3, *common(data, tmp_path))
+    reached = kill_at_random_moments(kaggle.calls, start, kills=6, most=6)
     assert sorted(len(runs) for runs in kaggle.kernels.values()) == [1, 1, 2]
     names = [name for name, _ in kaggle.calls]
     assert names.count("SaveKernel") == 4
@@ -322,50 +279,28 @@ def test_sweep_killed_at_random_moments_pushes_nothing_twice(plans, kaggle, data
 
 
 # ------------------------------------------------------------------------------------------- here
-def test_local_sweep_goes_on_after_a_failure(data, outputs, tmp_path, kernel, capfd, monkeypatch):
+def test_local_sweep_goes_on_after_a_failure(tool, data, outputs, tmp_path, kernel, monkeypatch):
     table = tmp_path / "runs.csv"
     table.write_text("recipe,seed,knobs\nclosed_form,0,ridge=0.1\nclosed_form,0,ridge=1 whiten=1\n")
-    command = [
-        "--table",
-        str(table),
-        "--local",
-        "--data",
-        str(data),
-        "--runs",
-        str(tmp_path / "runs"),
-        "--json",
-        "--set",
-        "device=cpu",
-        "--set",
-        "dtype=float32",
-        "--set",
-        "val_fraction=0.5",
-        "--retries",
-        "0",
-    ]
-    real, made = run_kernel, {"s02": Ended(1, "no luck")}
+    options = ["--table", table, "--local", "--retries", 0, "--json", "--set=device=cpu", "--set=dtype=float32"]
+    command = ["sweep", *options, *common(data, tmp_path)]
 
-    def run(data: Path, output: Path, *rest: object) -> Ended:
-        return made.get(output.name) or real(data, output, *rest)
+    def fail(data: Path, output: Path, *rest: object) -> KernelEnded:
+        return KernelEnded(1, "no luck") if output.name == "s02" else run_kernel(data, output, *rest)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("lib.runs.run_kernel", run)
-        assert sweep.main(command) == 0
-    out, err = capfd.readouterr()
-    assert "run s02: no luck" in err
-    assert [bool(one["run"]) for one in json.loads(out)["members"]] == [True, False]
+    def copy(data: Path, output: Path, *_: object) -> KernelEnded:
+        write_tree(output, outputs[0])
+        return KernelEnded(0, "")
 
-    def copy(data: Path, output: Path, *rest: object) -> Ended:
-        for name, content in outputs[0].items():
-            (output / name).write_bytes(content)
-        return Ended(0, "")
-
+    monkeypatch.setattr("lib.runs.run_kernel", fail)
+    done = succeeded(tool(*command))
+    assert "run s02: no luck" in done.stderr
+    assert [bool(one["run"]) for one in json.loads(done.stdout)["members"]] == [True, False]
     monkeypatch.setattr("lib.runs.run_kernel", copy)
-    assert sweep.main(command) == 0
-    out, err = capfd.readouterr()
-    check_blend(json.loads(out), kernel, data)
-    assert "s01" not in err
-    assert all(one["run"] for one in json.loads(out)["members"])
+    done = succeeded(tool(*command))
+    check_blend(json.loads(done.stdout), kernel, data)
+    assert "s01" not in done.stderr
+    assert [bool(one["run"]) for one in json.loads(done.stdout)["members"]] == [True, True]
 
 
 # ------------------------------------------------------------------------------------------- the table
@@ -383,20 +318,17 @@ def test_local_sweep_goes_on_after_a_failure(data, outputs, tmp_path, kernel, ca
         ("seed,knobs\n1,mode=predict\n", "run s01: all runs train"),
     ],
 )
-def test_bad_tables(tmp_path, text, message):
+def test_bad_tables(tool, tmp_path, text, message):
     path = tmp_path / "table.csv"
     path.write_text(text)
-    with pytest.raises(Exception, match=message) as caught:
-        sweep.main(["--table", str(path), "--local", "--runs", str(tmp_path)])
-    assert caught.value.exit_code == 2
+    failed(tool("sweep", "--table", path, "--local", "--runs", tmp_path), 2, message)
 
 
 @pytest.mark.parametrize(
     "options", [[], ["--members", "0"], ["--members", "2", "--sessions", "0"], ["--table", "/nonexistent.csv"]]
 )
-def test_bad_options(options):
-    with pytest.raises(InputError):
-        sweep.main(options)
+def test_bad_options(tool, options):
+    failed(tool("sweep", *options), 2)
 
 
 # ------------------------------------------------------------------------------------------- the blend

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import benchmark
 from drawn import SMALL, draw_data
-from forked import KernelServer
+from forked import KernelServer, failed, succeeded
 from lib.bench import anytime, scaling
 from lib.bench.measure import (
     SCORES,
@@ -31,13 +30,6 @@ from lib.project import InputError, ToolError
 from lib.runs import Run
 
 PNG = b"\x89PNG"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[KernelServer]:
-    started = KernelServer(tmp_path_factory.mktemp("server"))
-    yield started
-    started.close()
 
 
 @pytest.fixture
@@ -70,12 +62,11 @@ def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: ob
 
 
 @pytest.mark.usefixtures("forked")
-def test_recipes_side_by_side(tmp_path, capfd, kernel, monkeypatch):
-    monkeypatch.setattr(benchmark, "matmul_peak", lambda device, dtype: 1e11)  # has a test of its own
+def test_recipes_side_by_side(tool, tmp_path, kernel, monkeypatch):
+    monkeypatch.setattr("lib.bench.measure.matmul_peak", lambda device, dtype: 1e11)  # has a test of its own
     data, output = draw_data(tmp_path / "data"), tmp_path / "bench"
-    command = ["--recipes", "baseline", "closed_form", "--data", str(data), "--output", str(output), "--json"]
-    assert benchmark.main([*command, *SMALL, "--set=eval_every=1"]) == 0
-    result = json.loads(capfd.readouterr().out)
+    command = ["--recipes", "baseline", "closed_form", "--data", data, "--output", output, "--json"]
+    result = json.loads(succeeded(tool("benchmark", *command, *SMALL, "--set=eval_every=1")).stdout)
     baseline, closed = result["recipes"]
     captions = (240 - kernel.split_images(240, 0.1, 0)[1].size) * 5
     metrics = json.loads((output / "baseline-seed0" / "metrics.json").read_text())
@@ -213,10 +204,8 @@ def test_full_size_data_is_made_once(tmp_path, monkeypatch):
         (["--minutes", "0"], "max_minutes"),
     ],
 )
-def test_bad_options_are_told_before_any_run(tmp_path, options, message):
-    with pytest.raises(Exception, match=message) as caught:
-        benchmark.main([*options, "--output", str(tmp_path / "out")])
-    assert caught.value.exit_code == 2
+def test_bad_options_are_told_before_any_run(tool, tmp_path, options, message):
+    failed(tool("benchmark", *options, "--output", tmp_path / "out"), 2, message)
     assert not (tmp_path / "out").exists()
 
 
@@ -244,14 +233,13 @@ def test_scaling_axes_cover_two_decades():
         assert all(problem.captions % problem.gallery == 0 for problem in problems)
 
 
-def test_scaling_fits_the_exponents(tmp_path, monkeypatch, capsys):
+def test_scaling_fits_the_exponents(tool, tmp_path, monkeypatch):
     def train(problem: scaling.Problem, settings: list[str], folder: Path) -> tuple[float, float]:
         grown = problem.captions * problem.gallery * problem.dimension**2
         return 1e-3 * problem.captions + 1e-9 * grown, 400 + 1e-4 * problem.dimension**2
 
     monkeypatch.setattr(scaling, "train", train)
-    assert benchmark.main(["--scaling", "--output", str(tmp_path), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = json.loads(succeeded(tool("benchmark", "--scaling", "--output", tmp_path, "--json")).stdout)
     fitted = result["exponents"]
     assert fitted["captions"]["time"] == pytest.approx(1)
     assert 1.5 < fitted["dimension"]["time"] <= 2
@@ -274,11 +262,10 @@ def test_scaling_point_is_a_real_training(tmp_path, kernel):
 
 
 # ------------------------------------------------------------------------------------------- quality against time
-def test_each_recipe_with_each_budget_until_it_has_enough(tmp_path, monkeypatch, capsys):
-    asked = []
-
+def test_each_recipe_with_each_budget_until_it_has_enough(tool, tmp_path, monkeypatch):
     def run(data: Path, output: Path, arguments: list[str]) -> Run:
-        asked.append(output.name)
+        with (tmp_path / "asked").open("a") as asked:
+            print(output.name, file=asked)
         budget = float(output.name.split("-")[1].removesuffix("min"))
         scores = {name: {"mrr": min(0.7, 0.6 + budget / 100), "mrr_se": 0.01} for name in SCORES}
         seconds = 6 if "closed_form" in output.name else 40 * budget
@@ -290,26 +277,20 @@ def test_each_recipe_with_each_budget_until_it_has_enough(tmp_path, monkeypatch,
         )
 
     monkeypatch.setattr("lib.bench.anytime.run_logged", run)
-    assert (
-        benchmark.main(
-            [
-                "--recipes",
-                "closed_form",
-                "search",
-                "--minutes",
-                "4",
-                "1",
-                "--data",
-                str(tmp_path),
-                "--output",
-                str(tmp_path / "out"),
-                "--json",
-            ]
-        )
-        == 0
-    )
-    assert asked == ["closed_form-1min", "search-1min", "search-4min"]
-    points = json.loads(capsys.readouterr().out)["points"]
+    command = [
+        "--recipes",
+        "closed_form",
+        "search",
+        "--minutes",
+        4,
+        1,
+        "--data",
+        tmp_path,
+        "--output",
+        tmp_path / "out",
+    ]
+    points = json.loads(succeeded(tool("benchmark", *command, "--json")).stdout)["points"]
+    assert (tmp_path / "asked").read_text().split() == ["closed_form-1min", "search-1min", "search-4min"]
     assert [point["seconds"] for point in points] == [6, 40, 160]
     assert points[2]["scores"]["pool100_raw"] == pytest.approx(0.64)
     assert (tmp_path / "out" / "quality_time.png").read_bytes().startswith(PNG)

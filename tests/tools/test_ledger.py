@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import runs
-from drawn import SMALL, draw_data
-from forked import KernelServer
+from drawn import CLOSED, draw_data
+from forked import Tool, failed, succeeded
 from lib import kernel, record
 from lib.jobs import ledger
-from lib.project import InputError
 from lib.runs import open_run
 from made_runs import make_run
 
@@ -49,13 +47,13 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict]:
-    assert runs.main([*map(str, arguments), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+def shown(tool: Tool, *arguments: object) -> list[dict]:
+    """What the tool says as JSON."""
+    return json.loads(succeeded(tool("runs", *arguments, "--json")).stdout)
 
 
-def test_every_run_has_its_line(folder, capsys):
-    first, blend, member, predicted, stopped = shown(capsys, "--runs", folder)
+def test_every_run_has_its_line(tool, folder):
+    first, blend, member, predicted, stopped = shown(tool, "--runs", folder)
     assert [one["run"] for one in (first, blend, member, predicted, stopped)] == [
         "a",
         "sweep-1",
@@ -73,10 +71,9 @@ def test_every_run_has_its_line(folder, capsys):
     assert stopped["note"] == "ended by SIGTERM, unfinished"
 
 
-def test_the_table_has_a_line_a_run_in_fixed_columns(folder, capsys):
-    assert runs.main(["--runs", str(folder)]) == 0
-    captured = capsys.readouterr()
-    header, *lines = captured.out.splitlines()
+def test_the_table_has_a_line_a_run_in_fixed_columns(tool, folder):
+    done = succeeded(tool("runs", "--runs", folder))
+    header, *lines = done.stdout.splitlines()
     assert len(lines) == 5
     assert lines[2].split() == [
         "sweep-1/s01",
@@ -95,7 +92,7 @@ def test_the_table_has_a_line_a_run_in_fixed_columns(folder, capsys):
     ]
     assert lines[0].index("0.71234") + len("0.71234") == header.index("public") + len("public")
     assert (folder / "runs.png").read_bytes().startswith(PNG)
-    assert "runs.png" in captured.err
+    assert "runs.png" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -109,8 +106,8 @@ def test_the_table_has_a_line_a_run_in_fixed_columns(folder, capsys):
         (["--recipe", "none"], []),
     ],
 )
-def test_chosen_and_sorted(folder, capsys, options, names):
-    assert [one["run"] for one in shown(capsys, "--runs", folder, *options)] == names
+def test_chosen_and_sorted(tool, folder, options, names):
+    assert [one["run"] for one in shown(tool, "--runs", folder, *options)] == names
 
 
 def test_the_picture_says_which_run_is_best_and_which_is_as_good_sooner(folder):
@@ -123,37 +120,38 @@ def test_the_picture_says_which_run_is_best_and_which_is_as_good_sooner(folder):
     assert ledger.finding(both) == "Best: sweep-1/s01 with 0.750 in 90 s; close is as good within the error in 3 s"
 
 
-def test_no_runs_and_bad_options(tmp_path, capsys):
+def test_no_runs(tool, tmp_path):
     (tmp_path / "runs").mkdir()
-    assert runs.main(["--runs", str(tmp_path / "runs")]) == 0
-    assert "no such runs yet" in capsys.readouterr().out
-    for options, message in (
-        (["--runs", str(tmp_path / "none")], "no such folder"),
+    assert "no such runs yet" in succeeded(tool("runs", "--runs", tmp_path / "runs")).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runs", "none"], "no such folder"),
         (["--last", "0"], "at least 1"),
-        (["--compare", str(tmp_path), str(tmp_path)], "no readable manifest"),
-    ):
-        with pytest.raises(InputError, match=message):
-            runs.main(options)
+        (["--compare", ".", "."], "no readable manifest"),
+    ],
+)
+def test_bad_options(tool, options, message):
+    failed(tool("runs", *options), 2, message)
 
 
-def test_two_runs_that_held_out_other_images_are_compared_by_their_records(folder, tmp_path, capsys):
-    assert runs.main(["--compare", str(folder / "a"), str(folder / "sweep-1/s01"), "--data", str(tmp_path)]) == 0
-    captured = capsys.readouterr()
-    assert "not paired: " in captured.err
+def test_two_runs_that_held_out_other_images_are_compared_by_their_records(tool, folder, tmp_path):
+    done = succeeded(tool("runs", "--compare", folder / "a", folder / "sweep-1/s01", "--data", tmp_path))
+    assert "not paired: " in done.stderr
     half = 1.96 * 0.01 * 2**0.5
-    assert captured.out.splitlines()[1].split() == ["seed", "0", "3"]
+    assert done.stdout.splitlines()[1].split() == ["seed", "0", "3"]
     interval = f"95% interval {-0.05 - half:+.4f} to {-0.05 + half:+.4f}"
-    assert f"Worse than s01: sure (raw MRR -0.0500, {interval}, unpaired, as recorded)" in captured.out
+    assert f"Worse than s01: sure (raw MRR -0.0500, {interval}, unpaired, as recorded)" in done.stdout
 
 
-def test_two_runs_of_one_split_are_compared_pair_by_pair(tmp_path, capsys):
-    data, server = draw_data(tmp_path / "data"), KernelServer(tmp_path)
+def test_two_runs_of_one_split_are_compared_pair_by_pair(tool, server, tmp_path):
+    data = draw_data(tmp_path / "data")
     folders = [tmp_path / "runs" / name for name in ("one", "other")]
     for folder, setting in zip(folders, ("ridge=0.1", "ridge=1000"), strict=True):
-        command = ["--input", data, "--output", folder, "--recipe=closed_form", *SMALL, f"--set={setting}"]
-        assert server.run(*command).returncode == 0
-    server.close()
-    (found,) = [shown(capsys, "--compare", *folders, "--data", data)]
+        succeeded(server.run("--input", data, "--output", folder, *CLOSED, f"--set={setting}"))
+    found = shown(tool, "--compare", *folders, "--data", data)
     assert (found["how"], found["knobs"]) == ("paired", {"ridge": [0.1, 1000.0]})
     recorded = [open_run(folder).scores["pool100_raw"]["mrr"] for folder in folders]
     raw = found["mrr"]["raw"]

@@ -5,91 +5,111 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lib.project import REPO, InputError, atomic_path, damage, make_parser, read_json, sha256_of
+from forked import Forked, failed, succeeded
+from lib.project import (
+    REPO,
+    InputError,
+    atomic_path,
+    damage,
+    make_parser,
+    read_json,
+    run_tool,
+    sha256_of,
+    signals_go_to,
+)
 
-TOOLS = REPO / "tools"
+
+@pytest.fixture
+def start(tmp_path) -> Callable[..., Forked]:
+    """A tool in a process of its own, whose `main` is given; its streams may go elsewhere than into files."""
+
+    def begin(main: Callable[[], None], stdout: Path = tmp_path / "stdout") -> Forked:
+        return Forked(lambda: run_tool(main), stdout, tmp_path / "stderr")
+
+    return begin
 
 
-def start(tmp_path: Path, body: str, **streams: object) -> subprocess.Popen:
-    """A tool of its own process whose `main` is `body`; it prints "ready" when it wants to be waited for."""
-    lines = "\n    ".join(body.strip().splitlines())
-    script = tmp_path / "tool.py"
-    script.write_text(
-        f"import sys, time\nsys.path.insert(0, {str(TOOLS)!r})\nfrom lib.project import run_tool\n"
-        f"from pathlib import Path\nhere = Path({str(tmp_path)!r})\n\ndef main():\n    {lines}\n\n"
-        "run_tool(main)\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, script], **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **streams}
-    )
+def wait() -> None:
+    """A tool at work."""
+    print("ready", flush=True)
+    time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stop_signal_cleans_up_and_is_the_exit_code(tmp_path, number):
-    tool = start(
-        tmp_path, "try:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    (here / 'clean').touch()"
-    )
-    assert tool.stdout.readline() == "ready\n"
-    tool.send_signal(number)
-    assert (tool.communicate(timeout=30)[1], tool.returncode) == ("interrupted\n", 128 + number)
+def test_a_stop_signal_cleans_up_and_is_the_exit_code(start, tmp_path, number):
+    def main() -> None:
+        try:
+            wait()
+        finally:
+            (tmp_path / "clean").touch()
+
+    done = start(main).stop(number, after="ready")
+    assert (done.returncode, done.stderr) == (128 + number, "interrupted\n")
     assert (tmp_path / "clean").exists()
 
 
-def test_an_import_that_a_signal_breaks_is_an_interruption(tmp_path):
-    tool = start(
-        tmp_path,
-        "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
-        "except KeyboardInterrupt:\n    raise ImportError('half of it') from None",
-    )
-    tool.stdout.readline()
-    tool.send_signal(signal.SIGTERM)
-    assert (tool.communicate(timeout=30)[1], tool.returncode) == ("interrupted\n", 143)
+def test_an_import_that_a_signal_breaks_is_an_interruption(start):
+    def main() -> None:
+        try:
+            wait()
+        except KeyboardInterrupt:
+            raise ImportError("half of it") from None
+
+    done = start(main).stop(signal.SIGTERM, after="ready")
+    assert (done.returncode, done.stderr) == (143, "interrupted\n")
 
 
-def test_a_signal_before_the_tool_begins_leaves_no_traceback(tmp_path):
+def test_a_signal_before_the_tool_begins_leaves_no_traceback(tool, tmp_path):
     (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
-    done = subprocess.run(
-        [sys.executable, TOOLS / "sample_data.py", tmp_path / "x"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        timeout=60,
-    )
+    done = tool.from_nothing("sample_data", tmp_path / "x", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path):
-    tool = start(
-        tmp_path,
-        "print('ready', flush=True)\ntime.sleep(1)\nprint('done')",
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
-    tool.stdout.readline()
-    tool.send_signal(signal.SIGHUP)
-    assert (tool.communicate(timeout=30)[0], tool.returncode) == ("done\n", 0)
+    def under_nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        run_tool(main)
+
+    def main() -> None:
+        print("ready", flush=True)
+        time.sleep(0.5)
+        print("done")
+
+    done = Forked(under_nohup, tmp_path / "stdout", tmp_path / "stderr").stop(signal.SIGHUP, after="ready")
+    assert succeeded(done).stdout == "ready\ndone\n"
 
 
-def test_a_tool_outlives_its_reader(tmp_path):
+def test_signals_go_back_to_whom_they_went_before():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals_go_to(print):
+        assert signal.getsignal(signal.SIGTERM) is print
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_tool_outlives_its_reader(start, tmp_path):
     """`tool | head -1`: the work is done to its end, and only then is the exit code 0."""
-    tool = start(tmp_path, "for k in range(20000):\n    print('line', k)\n(here / 'done').touch()")
-    tool.stdout.readline()
-    tool.stdout.close()
-    assert "nobody reads the output any more; the work goes on" in tool.stderr.read()
-    assert tool.wait(30) == 0
+
+    def main() -> None:
+        for k in range(20000):
+            print("line", k)
+        (tmp_path / "done").touch()
+
+    os.mkfifo(tmp_path / "pipe")
+    tool = start(main, tmp_path / "pipe")
+    with (tmp_path / "pipe").open() as reader:
+        reader.readline()
+    assert "nobody reads the output any more; the work goes on" in succeeded(tool.wait()).stderr
     assert (tmp_path / "done").exists()
 
 
-def test_a_full_disk_under_the_output_is_no_success(tmp_path):
-    with Path("/dev/full").open("w") as full:
-        tool = start(tmp_path, "print('line')", stdout=full)
-    assert tool.stderr.read() == "error: [Errno 28] No space left on device\n"
-    assert tool.wait(30) == 1
+def test_a_full_disk_under_the_output_is_no_success(start):
+    failed(start(lambda: print("line"), Path("/dev/full")).wait(), 1, "^error: .* No space left on device$")
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
@@ -121,7 +141,10 @@ def test_json_that_is_none_is_one_line(tmp_path, text, message):
         (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_json(tmp_path / "x.json", "mend it")
-    assert text is not None or read_json(tmp_path / "x.json", "mend it", optional=True) == {}
+
+
+def test_optional_json_that_is_not_there_is_empty(tmp_path):
+    assert read_json(tmp_path / "x.json", "mend it", optional=True) == {}
 
 
 def test_damage_names_what_is_wrong(tmp_path):

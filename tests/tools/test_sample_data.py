@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import sample_data
+from forked import failed, succeeded
 from lib.sample.encoders import encode_text
 from lib.sample.layout import make_full_size, make_sample
 from lib.sample.scenes import HEIGHT, WIDTH
@@ -152,10 +153,21 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lib.sample.layout.write_test", full)
-    outcome = tool(sample_data.main, tmp_path / "new" / "data", "--images", "20")
-    assert (outcome.code, outcome.error.startswith("error: ")) == (1, True)
-    assert "No space left" in outcome.error
+    done = failed(tool("sample_data", tmp_path / "new" / "data", "--images", "20"), 1)
+    assert "No space left" in done.error
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_no_folder(tool, tmp_path: Path, number: int) -> None:
+    home = tmp_path / "new"
+    drawing = tool.start("sample_data", home / "data")
+    drawing.wait_for(lambda: list(home.glob(".data.*.part/train/train/Images/*.jpg")), "the first photo")
+    drawing.send(number)
+    done = drawing.wait()
+    assert done.returncode == 128 + number
+    assert done.error == "interrupted"
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -163,10 +175,9 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     [(["--images", "3"], "--images 3"), (["--images", "9999999"], "--images 9999999"), (["--seed", "-1"], "--seed -1")],
 )
 def test_bad_numbers_are_one_line_and_code_two(tool, tmp_path: Path, arguments: list[str], word: str) -> None:
-    outcome = tool(sample_data.main, tmp_path / "data", *arguments)
-    assert outcome.code == 2
-    assert outcome.err.count("\n") == 1
-    assert word in outcome.error
+    done = failed(tool("sample_data", tmp_path / "data", *arguments), 2)
+    assert done.stderr.count("\n") == 1
+    assert word in done.error
     assert not (tmp_path / "data").exists()
 
 
@@ -175,12 +186,12 @@ def test_a_folder_in_use_and_a_file_in_the_way_are_refused(tool, tmp_path: Path)
     (tmp_path / "used/mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for dest in (tmp_path / "used", tmp_path / "file", tmp_path / "file/below"):
-        outcome = tool(sample_data.main, dest, "--images", "20")
-        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        done = failed(tool("sample_data", dest, "--images", "20"), 2)
+        assert done.stderr.count("\n") == 1
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]
 
 
 def test_an_empty_folder_is_filled(tool, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    assert tool(sample_data.main, tmp_path / "data", "--images", "20").code == 0
+    succeeded(tool("sample_data", tmp_path / "data", "--images", "20"))
     assert (tmp_path / "data/train/train/train.npz").exists()

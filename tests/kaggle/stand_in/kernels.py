@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drawn import read_tree, write_tree
 from stand_in.common import NOW, ApiError, Clock, Habits, page_of
 from stand_in.competitions import Competition
 from stand_in.datasets import Dataset
@@ -72,26 +73,19 @@ class KernelCalls:
         """The inputs of a push below `folder`, as Kaggle lays them out."""
         new = self.mount_layout == "new"
         for slug in request.get("competitionDataSources", []):
-            self._write_tree(folder / ("competitions/" if new else "") / slug, self.competitions[slug].files)
+            write_tree(folder / ("competitions/" if new else "") / slug, self.competitions[slug].files)
         for source in request.get("datasetDataSources", []):
             owner, slug = source.split("/")[:2]
             dataset = self.datasets[f"{owner}/{slug}"]
             tree = dataset.versions[dataset.current - 1].tree()
-            self._write_tree(folder / (f"datasets/{owner}/{slug}" if new else slug), tree)
+            write_tree(folder / (f"datasets/{owner}/{slug}" if new else slug), tree)
         for source in request.get("kernelDataSources", []):
             owner, slug = source.split("/")[:2]
             complete = [run for run in self.kernels[f"{owner}/{slug}"] if run.status == "COMPLETE"]
             for run in complete[-1:]:
-                self._write_tree(folder / (f"notebooks/{owner}/{slug}" if new else slug), run.outputs)
+                write_tree(folder / (f"notebooks/{owner}/{slug}" if new else slug), run.outputs)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-    @staticmethod
-    def _write_tree(folder: Path, files: dict[str, bytes]) -> None:
-        for name, data in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
 
     def rpc_SaveKernel(self, body: dict) -> dict:
         if self.push_error:
@@ -149,9 +143,7 @@ class KernelCalls:
             cwd=working,
             env=environment | {"KAGGLE_KERNEL_RUN_TYPE": "Batch"},
         )
-        run.outputs = {
-            str(path.relative_to(working)): path.read_bytes() for path in sorted(working.rglob("*")) if path.is_file()
-        }
+        run.outputs = read_tree(working)
         run.log, run.exit_code = done.stdout + done.stderr, done.returncode
 
     def _shown(self, ref: str) -> list[KernelRun]:

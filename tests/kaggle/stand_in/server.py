@@ -204,6 +204,7 @@ class Handler(BaseHTTPRequestHandler):
     def _hang_up(self) -> None:
         self.close_connection = True
         self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)  # also where a forked process has the connection, too
         self.connection.close()
 
     # ---- what is served ----

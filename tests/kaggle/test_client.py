@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import email.utils
-import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import requests
 
-from lib.kaggle_api.client import connect
+from account import COMPETITION, MARK, META, version, write
 from lib.kaggle_api.errors import (
     Ambiguous,
     Conflict,
     ConnectionFailed,
-    Expired,
     Forbidden,
-    NotDone,
     NotFound,
     RateLimited,
     Refused,
@@ -27,31 +21,11 @@ from lib.kaggle_api.errors import (
     Timeout,
     Unauthorized,
 )
-from lib.kaggle_api.http import retry_after, safe_name
-from lib.kaggle_api.kernels import Version
+from lib.kaggle_api.http import retry_after
 from lib.kaggle_api.patience import Patience
 from lib.kaggle_api.service import split_ref
 from lib.project import InputError
 from stand_in import Fault, Plan
-
-SLUG = "aml-competition"
-META = {
-    "id": "tester/aml-align",
-    "title": "aml align",
-    "code_file": "pipeline.py",
-    "language": "python",
-    "kernel_type": "script",
-    "is_private": True,
-    "enable_internet": False,
-    "dataset_sources": [],
-    "competition_sources": [SLUG],
-}
-MARK = "# order 1"
-
-
-def version(number: int, mark: str = "") -> Version:
-    return Version("tester", "aml-align", number, mark)
-
 
 # Every way in which a call can fail to be answered; `after`: Kaggle carried it out all the same.
 PASSING = {
@@ -76,12 +50,6 @@ BEFORE = {"dropped": Fault(drop="before"), "503": Fault(503), "silent": Fault(si
 
 def faults(table: dict[str, Fault]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("fault", table.values(), ids=table.keys())
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
 
 
 # ---- what the calls return ----
@@ -128,29 +96,31 @@ def test_dataset_and_its_versions(kaggle, client, tmp_path):
 
 
 def test_submission_is_scored(kaggle, client, tmp_path):
-    kaggle.competitions[SLUG].others = {"best": 0.9}
-    ref = client.competitions.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "message", "message")
+    kaggle.competitions[COMPETITION].others = {"best": 0.9}
+    ref = client.competitions.submit_file(COMPETITION, write(tmp_path / "s.csv", b"id\n"), "message", "message")
     found = client.competitions.wait_for_score(ref, 3600)
     assert (found.public_score, found.description, found.status) == (0.5, "message", "complete")
-    assert client.competitions.leaderboard(SLUG) == [(1, "best", 0.9), (2, "tester", 0.5)]
-    assert client.competitions.limits(SLUG).allowed_now == 4
+    assert client.competitions.leaderboard(COMPETITION) == [(1, "best", 0.9), (2, "tester", 0.5)]
+    assert client.competitions.limits(COMPETITION).allowed_now == 4
     assert client.kernels.quota()["GPU"].left_hours == 28.5
 
 
 def test_lists_are_read_to_their_last_page(kaggle, client):
     kaggle.add_dataset("tester/many", {f"{n}.bin": b"x" for n in range(450)})
     assert len(client.datasets.files("tester", "many")) == 450
-    kaggle.competitions[SLUG].others = {f"team {n}": n / 1000 for n in range(450)}
-    assert client.competitions.leaderboard(SLUG)[-1][0] == 450
+    kaggle.competitions[COMPETITION].others = {f"team {n}": n / 1000 for n in range(450)}
+    assert client.competitions.leaderboard(COMPETITION)[-1][0] == 450
 
 
 def test_kernel_output_is_a_submission(kaggle, client):
     kaggle.plans = [Plan(outputs={"pipeline_submission.csv": b"id,embedding\n"})]
     client.kernels.push(META, "text", MARK)
-    ref = client.competitions.submit_kernel(SLUG, version(1), "pipeline_submission.csv", "from the kernel", "from")
+    ref = client.competitions.submit_kernel(
+        COMPETITION, version(1), "pipeline_submission.csv", "from the kernel", "from"
+    )
     assert client.competitions.wait_for_score(ref, 3600).public_score == 0.5
     with pytest.raises(Refused, match="no such output file"):
-        client.competitions.submit_kernel(SLUG, version(1), "other.csv", "from the kernel", "from")
+        client.competitions.submit_kernel(COMPETITION, version(1), "other.csv", "from the kernel", "from")
 
 
 # ---- calls that may be repeated ----
@@ -175,8 +145,8 @@ def test_a_passing_fault_is_retried_to_success(kaggle, client, fault):
 )
 def test_a_lasting_fault_ends_in_one_typed_error(kaggle, client, fault, error):
     kaggle.fail("GetSubmissionLimits", *[fault] * 9)
-    with pytest.raises(error, match=f"submission limits of {SLUG}") as caught:
-        client.competitions.limits(SLUG)
+    with pytest.raises(error, match=f"submission limits of {COMPETITION}") as caught:
+        client.competitions.limits(COMPETITION)
     assert kaggle.count("GetSubmissionLimits") == Patience().tries
     assert "\n" not in str(caught.value)
 
@@ -189,7 +159,7 @@ def test_a_lasting_fault_ends_in_one_typed_error(kaggle, client, fault, error):
 def test_a_refusal_is_not_retried_and_has_its_own_type(kaggle, client, status, error, code, as_code):
     kaggle.fail("GetSubmissionLimits", Fault(status, "said so", as_code=as_code))
     with pytest.raises(error, match="said so") as caught:
-        client.competitions.limits(SLUG)
+        client.competitions.limits(COMPETITION)
     assert (kaggle.count("GetSubmissionLimits"), caught.value.exit_code) == (1, code)
 
 
@@ -197,14 +167,14 @@ def test_a_refusal_is_not_retried_and_has_its_own_type(kaggle, client, status, e
 def test_retry_after_is_obeyed(kaggle, client, status):
     kaggle.fail("GetSubmissionLimits", Fault(status, retry_after="200"))
     start = client.patience.now()
-    client.competitions.limits(SLUG)
+    client.competitions.limits(COMPETITION)
     assert client.patience.now() - start >= 200
 
 
 def test_a_long_retry_after_is_told_not_slept(kaggle, client):
     kaggle.fail("GetSubmissionLimits", Fault(429, retry_after="7200"))
     with pytest.raises(RateLimited, match="wait 120 minutes"):
-        client.competitions.limits(SLUG)
+        client.competitions.limits(COMPETITION)
 
 
 def test_retry_after_may_be_a_date_by_the_servers_clock():
@@ -235,7 +205,7 @@ def test_a_state_that_the_client_does_not_know_is_not_known_yet(kaggle, client, 
             }
         ),
     )
-    assert [(one.status, one.public_score) for one in client.competitions.history(SLUG)] == [
+    assert [(one.status, one.public_score) for one in client.competitions.history(COMPETITION)] == [
         ("pending", None),
         ("complete", 0.5),
     ]
@@ -295,10 +265,10 @@ def test_an_answer_without_its_number_is_looked_up(kaggle, client, tmp_path):
         client.kernels.push(META, "text", MARK)
     kaggle.fail("CreateSubmission", Fault(json={"message": "Successfully submitted"}))
     with pytest.raises(Ambiguous, match="without giving a reference"):
-        client.competitions.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
+        client.competitions.submit_file(COMPETITION, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
     kaggle.fail("CreateSubmission", Fault(json={"message": "Successfully submitted"}, after=True))
-    ref = client.competitions.submit_file(SLUG, tmp_path / "s.csv", "mine", "mine")
-    assert [state.ref for state in kaggle.competitions[SLUG].submissions] == [ref]
+    ref = client.competitions.submit_file(COMPETITION, tmp_path / "s.csv", "mine", "mine")
+    assert [state.ref for state in kaggle.competitions[COMPETITION].submissions] == [ref]
 
 
 def test_an_error_within_http_200_fails_the_push(kaggle, client):
@@ -331,17 +301,17 @@ def test_a_source_that_kaggle_drops_fails_the_push(kaggle, client, key, source):
 @faults(AMBIGUOUS)
 def test_a_submission_that_happened_is_found_not_repeated(kaggle, client, fault, tmp_path):
     kaggle.fail("CreateSubmission", fault)
-    ref = client.competitions.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
-    assert [state.ref for state in kaggle.competitions[SLUG].submissions] == [ref]
+    ref = client.competitions.submit_file(COMPETITION, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
+    assert [state.ref for state in kaggle.competitions[COMPETITION].submissions] == [ref]
 
 
 @faults(BEFORE)
 def test_a_submission_that_did_not_happen_is_told_not_repeated(kaggle, client, fault, tmp_path):
-    client.competitions.submit_file(SLUG, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
+    client.competitions.submit_file(COMPETITION, write(tmp_path / "s.csv", b"id\n"), "mine", "mine")
     kaggle.fail("CreateSubmission", fault)
     with pytest.raises(Ambiguous, match="running this again is safe"):
-        client.competitions.submit_file(SLUG, tmp_path / "s.csv", "again", "again")
-    assert len(kaggle.competitions[SLUG].submissions) == 1
+        client.competitions.submit_file(COMPETITION, tmp_path / "s.csv", "again", "again")
+    assert len(kaggle.competitions[COMPETITION].submissions) == 1
 
 
 @faults(AMBIGUOUS)
@@ -369,252 +339,7 @@ def test_a_dataset_name_in_use_is_a_conflict(kaggle, client, tmp_path):
         client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
 
 
-# ---- uploads ----
-
-DATA = bytes(range(256)) * 1000
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(503, keep=70_000),
-        Fault(drop="before", keep=70_000),
-        Fault(silent=0.6),
-        Fault(503),
-        Fault(429, retry_after="0"),
-        Fault(drop="after"),
-    ],
-)
-def test_a_broken_upload_goes_on_where_it_stopped(kaggle, client, fault, tmp_path):
-    kaggle.fail("PUT blob", fault)
-    client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
-    assert kaggle.datasets["tester/weights"].versions[0].files == {"a.bin": DATA}
-    ranges = [body["range"] for name, body in kaggle.calls if name == "PUT blob"]
-    if fault.keep:
-        assert ranges == ["", f"bytes 70000-{len(DATA) - 1}/{len(DATA)}"]
-
-
-@pytest.mark.parametrize("status", [404, 410])
-def test_an_expired_upload_is_begun_again(kaggle, client, status, tmp_path):
-    kaggle.fail("PUT blob", Fault(503, keep=70_000))
-    kaggle.fail("PUT probe", Fault(status))
-    client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
-    assert kaggle.datasets["tester/weights"].versions[0].files == {"a.bin": DATA}
-    assert kaggle.count("StartBlobUpload") == 2
-
-
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [
-        (Fault(403, xml=True), Forbidden),
-        (Fault(400), Refused),
-        (Fault(500), ServerError),
-        (Fault(404), NotFound),
-        (Fault(drop="before"), ConnectionFailed),
-    ],
-)
-def test_a_failed_upload_makes_no_dataset_without_its_file(kaggle, client, fault, error, tmp_path):
-    kaggle.fail("PUT blob", *[fault] * 9)
-    with pytest.raises(error, match=r"upload of a\.bin"):
-        client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
-    assert kaggle.count("CreateDataset") == 0
-
-
-# ---- downloads ----
-
-
-@pytest.fixture
-def output(kaggle, client):
-    """(url, content) of a kernel's output file."""
-    kaggle.plans = [Plan(outputs={"model.pt": DATA})]
-    client.kernels.push(META, "text", MARK)
-    return client.kernels.output(version(1))[0]["model.pt"], DATA
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(truncate=150_000),
-        Fault(503),
-        Fault(drop="before"),
-        Fault(silent=0.6),
-        Fault(html=True),
-        Fault(429, retry_after="0"),
-    ],
-)
-def test_a_broken_download_goes_on(kaggle, client, output, fault, tmp_path):
-    kaggle.fail("GET output", fault)
-    client.kernels.download(output[0], tmp_path / "model.pt", lambda: output[0], len(DATA))
-    assert (tmp_path / "model.pt").read_bytes() == DATA
-    assert kaggle.calls[-1][1]["range"] == ("bytes=131072-" if fault.truncate else "")
-    assert not (tmp_path / "model.pt.partial").exists()
-
-
-def test_an_interrupted_download_is_taken_up_by_the_next_run(kaggle, client, output, tmp_path):
-    write(tmp_path / "model.pt.partial", DATA[:60_000])
-    client.kernels.download(output[0], tmp_path / "model.pt", lambda: output[0], len(DATA))
-    assert (tmp_path / "model.pt").read_bytes() == DATA
-    assert kaggle.calls[-1][1]["range"] == "bytes=60000-"
-
-
-def test_an_expired_url_is_renewed(kaggle, client, output, tmp_path):
-    renewals = []
-
-    def renew() -> str:
-        renewals.append(client.kernels.output(version(1))[0]["model.pt"])
-        return renewals[-1]
-
-    kaggle.expire_urls()
-    client.kernels.download(output[0], tmp_path / "model.pt", renew, len(DATA))
-    assert (tmp_path / "model.pt").read_bytes() == DATA
-    assert len(renewals) == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "error"), [(Fault(403, xml=True), Expired), (Fault(html=True), ServerError), (Fault(404), Expired)]
-)
-def test_an_error_page_is_never_saved_as_data(kaggle, client, output, fault, error, tmp_path):
-    kaggle.fail("GET output", *[fault] * 9)
-    with pytest.raises(error, match=r"download of model\.pt"):
-        client.kernels.download(output[0], tmp_path / "new" / "model.pt", lambda: output[0])
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_a_file_of_the_wrong_size_is_not_kept(kaggle, client, output, tmp_path):
-    with pytest.raises(ServerError, match="instead of 7"):
-        client.kernels.download(output[0], tmp_path / "new" / "model.pt", lambda: output[0], 7)
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "a\\b", "", "a\0b", "."])
-def test_names_that_leave_their_folder_are_refused(name):
-    with pytest.raises(Refused, match="nothing was written"):
-        safe_name(name)
-
-
-def test_a_kernel_that_names_such_a_file_is_refused(kaggle, client):
-    kaggle.plans = [Plan(outputs={"../../evil": b"x"})]
-    client.kernels.push(META, "text", MARK)
-    with pytest.raises(Refused, match="evil"):
-        client.kernels.output(version(1))
-
-
-# ---- the log of a running kernel ----
-
-
-def test_the_log_stream_goes_on_after_a_break_without_repeating(kaggle, client):
-    kaggle.plans = [Plan(running=99, log="one\ntwo\n±3\n")]
-    client.kernels.push(META, "text", MARK)
-    kaggle.fail("GET log", Fault(truncate=120), Fault(503))
-    assert list(client.kernels.log_stream(version(1))) == ["one\n", "two\n", "±3\n"]
-    assert kaggle.count("GET log") == 3
-
-
-def test_a_log_that_cannot_be_streamed_is_a_typed_error(kaggle, client):
-    with pytest.raises(Forbidden, match="log of kernel tester/none"):
-        list(client.kernels.log_stream(Version("tester", "none", 1)))
-
-
-# ---- credentials ----
-
-
-def test_a_wrong_key_is_told_as_such_not_as_a_wrong_slug(kaggle, monkeypatch):
-    monkeypatch.setenv("KAGGLE_KEY", "wrong")
-    with pytest.raises(Unauthorized, match=r"credentials were refused.*settings/api"):
-        connect().kernels.status(version(1))
-
-
-def test_no_credentials_names_every_way_to_give_them(kaggle, monkeypatch):
-    monkeypatch.delenv("KAGGLE_KEY")
-    with pytest.raises(Unauthorized, match=r"KAGGLE_API_TOKEN.*access_token.*kaggle\.json.*KAGGLE_USERNAME") as caught:
-        connect()
-    assert caught.value.exit_code == 2
-
-
-def test_a_token_is_checked_and_used(kaggle, monkeypatch):
-    monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
-    monkeypatch.delenv("KAGGLE_USERNAME")
-    monkeypatch.delenv("KAGGLE_KEY")
-    client = connect()
-    assert client.username == "tester"
-    assert client.competitions.history(SLUG) == []
-
-
-@pytest.mark.parametrize("where", ["variable", "file"])
-def test_a_wrong_token_is_told_with_its_place(kaggle, monkeypatch, where, tmp_path):
-    if where == "variable":
-        monkeypatch.setenv("KAGGLE_API_TOKEN", "wrong")
-    else:
-        write(tmp_path / "home" / ".kaggle" / "access_token", b"wrong\n")
-    with pytest.raises(Unauthorized, match=r"token from (KAGGLE_API_TOKEN|access_token) is not valid"):
-        connect()
-
-
-def test_a_server_error_while_checking_the_token_is_retried(kaggle, monkeypatch):
-    monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
-    kaggle.fail("IntrospectToken", Fault(503), Fault(drop="before"))
-    assert connect().username == "tester"
-
-
-SCRIPT = "import sys; sys.path.insert(0, {tools!r}); from lib.kaggle_api.client import connect; c = connect(); {then}"
-
-
-def in_process_of_its_own(tmp_path: Path, kaggle, then: str, **changes: str | None) -> subprocess.CompletedProcess:
-    """Run code with a client of its own: the official package reads some settings only when it is imported."""
-    tools = str(Path(__file__).resolve().parent.parent.parent / "tools")
-    environment = {"PATH": "/usr/bin:/bin"}
-    environment |= kaggle.environment(tmp_path / "other-home") | changes
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(tools=tools, then=then)],
-        capture_output=True,
-        text=True,
-        env={key: value for key, value in environment.items() if value is not None},
-    )
-
-
-def test_kaggle_json_signs_in_and_nothing_is_printed(kaggle, tmp_path):
-    write(
-        tmp_path / "other-home" / ".kaggle" / "kaggle.json",
-        json.dumps({"username": kaggle.user, "key": kaggle.key}).encode(),
-    ).chmod(0o600)
-    done = in_process_of_its_own(
-        tmp_path, kaggle, f"c.competitions.limits({SLUG!r})", KAGGLE_USERNAME=None, KAGGLE_KEY=None
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
-
-
-def test_a_broken_kaggle_json_is_named(kaggle, tmp_path):
-    write(tmp_path / "other-home" / ".kaggle" / "kaggle.json", b"{").chmod(0o600)
-    done = in_process_of_its_own(tmp_path, kaggle, "", KAGGLE_USERNAME=None, KAGGLE_KEY=None)
-    assert "kaggle.json has no username and key" in done.stderr
-    assert done.stdout == ""
-
-
-def test_the_import_makes_no_call(kaggle, tmp_path):
-    done = in_process_of_its_own(tmp_path, kaggle, "print(c.username)", KAGGLE_API_TOKEN=kaggle.token, VERBOSE="1")
-    assert (done.stdout, kaggle.count("IntrospectToken")) == ("tester\n", 1)
-
-
-# ---- small things ----
-
-
-def test_waiting_ends_at_its_deadline():
-    with pytest.raises(NotDone, match="the thing: not done after"):
-        Patience(pace=0.0001).wait_for(lambda: None, "the thing", 60)
-
-
-def test_waiting_returns_what_was_found():
-    answers = iter([None, None, 0])
-    assert Patience(pace=0.0001).wait_for(lambda: next(answers), "it", 60) == 0
-
-
-def test_timing_comes_from_the_environment(monkeypatch):
-    monkeypatch.setenv("ALIGN_TRIES", "3")
-    monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", "7.5")
-    assert (Patience.from_environment().tries, Patience.from_environment().timeout_seconds) == (3, 7.5)
-    monkeypatch.setenv("ALIGN_TRIES", "many")
-    with pytest.raises(InputError, match="ALIGN_TRIES='many'"):
-        Patience.from_environment()
+# ---- names ----
 
 
 @pytest.mark.parametrize("ref", ["tester", "a/b/c", "/b", "a/"])

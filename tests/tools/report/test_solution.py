@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import verify
+from forked import failed, succeeded
 
 
 @pytest.fixture
 def answers(tmp_path: Path) -> Path:
     """Known answers for the test captions of the drawn data."""
-    vectors = np.random.default_rng(5).normal(size=(100, 48)).astype(np.float32)
+    vectors = np.random.default_rng(5).normal(size=(100, 48)).astype(np.float32)  # the right one is the nearest
     path = tmp_path / "solution.npz"
     np.savez(path, **{"captions/ids": np.arange(1, 101), "images/embeddings": vectors})
     return path
@@ -30,8 +30,7 @@ def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, tool,
     images = np.load(answers)["images/embeddings"]
     guess = images + 4 * np.random.default_rng(0).normal(size=images.shape)
     path = submission(tmp_path / "guess.csv", guess, kernel)
-    outcome = tool(verify.main, "--solution", answers, "--run", path, "--json")
-    found = json.loads(outcome.out)
+    found = json.loads(succeeded(tool("verify", "--solution", answers, "--run", path, "--json")).stdout)
     ranks = [
         1 + sum(g @ other >= g @ own for j, other in enumerate(images) if j != i)
         for i, (g, own) in enumerate(zip(guess, images, strict=True))
@@ -40,7 +39,7 @@ def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, tool,
     assert found["scores"]["pool100_raw"]["mrr"] == pytest.approx(np.mean(gains), abs=1e-4)
     assert found["scores"]["pool100_raw"]["mrr_se"] == pytest.approx(np.std(gains, ddof=1) / 10, abs=1e-4)
     assert (found["captions"], found["pool"]) == (100, 100)
-    text = tool(verify.main, "--solution", answers, "--run", path).out
+    text = tool("verify", "--solution", answers, "--run", path).stdout
     assert re.search(rf"^raw: the official metric +{np.mean(gains):.4f} ", text, re.MULTILINE)
     assert "100 captions in pools of 100" in text
 
@@ -49,7 +48,7 @@ def test_two_submissions_are_compared(answers: Path, tmp_path: Path, tool, kerne
     images = np.load(answers)["images/embeddings"]
     good = submission(tmp_path / "good.csv", images, kernel)
     bad = submission(tmp_path / "bad.csv", np.random.default_rng(1).normal(size=images.shape), kernel)
-    text = tool(verify.main, "--solution", answers, "--run", good, "--against", bad).out
+    text = tool("verify", "--solution", answers, "--run", good, "--against", bad).stdout
     assert f"Better than {bad}: sure (raw MRR +0.9" in text
 
 
@@ -58,7 +57,7 @@ def test_a_run_s_own_submission_is_found(answers: Path, tmp_path: Path, tool, ke
     run.mkdir(parents=True)
     submission(run / kernel.SUBMISSION, np.load(answers)["images/embeddings"], kernel)
     for place in ("--run", run), ("--runs", run.parent):
-        found = json.loads(tool(verify.main, "--solution", answers, *place, "--json").out)
+        found = json.loads(tool("verify", "--solution", answers, *place, "--json").stdout)
         assert found["submission"] == str(run / kernel.SUBMISSION)
         assert found["scores"]["pool100_raw"]["recall@1"] > 0.99
 
@@ -80,23 +79,15 @@ def test_answers_that_do_not_fit_are_named(
     arrays = dict(np.load(answers))
     csv = submission(tmp_path / "guess.csv", arrays["images/embeddings"], kernel)
     np.savez(answers, **{key: array for key, array in (arrays | change).items() if array is not None})
-    refused(tool, message, "--solution", answers, "--run", csv)
+    failed(tool("verify", "--solution", answers, "--run", csv), 2, message)
 
 
 def test_what_cannot_be_read_is_named(answers: Path, tmp_path: Path, tool, kernel) -> None:
     csv = submission(tmp_path / "guess.csv", np.load(answers)["images/embeddings"], kernel)
-    refused(tool, "leave out --data and --output", "--solution", answers, "--run", csv, "--data", tmp_path)
-    refused(tool, "no such submission", "--solution", answers, "--run", tmp_path / "none.csv")
-    refused(tool, "no such submission", "--solution", answers, "--run", tmp_path)
-    refused(tool, "not a readable npz", "--solution", tmp_path / "none.npz", "--run", csv)
-    refused(tool, "not a readable npz", "--solution", csv, "--run", csv)
+    failed(tool("verify", "--solution", answers, "--run", csv, "--data", tmp_path), 2, "leave out --data and --output")
+    failed(tool("verify", "--solution", answers, "--run", tmp_path / "none.csv"), 2, "no such submission")
+    failed(tool("verify", "--solution", answers, "--run", tmp_path), 2, "no such submission")
+    failed(tool("verify", "--solution", tmp_path / "none.npz", "--run", csv), 2, "not a readable npz")
+    failed(tool("verify", "--solution", csv, "--run", csv), 2, "not a readable npz")
     answers.write_bytes(answers.read_bytes()[:-200])
-    refused(tool, "not a readable npz", "--solution", answers, "--run", csv)
-
-
-def refused(tool, message: str, *arguments: object) -> None:
-    outcome = tool(verify.main, *arguments)
-    assert outcome.code == 2
-    assert outcome.error.startswith("error: ")
-    assert message in outcome.error
-    assert not outcome.out
+    failed(tool("verify", "--solution", answers, "--run", csv), 2, "not a readable npz")

@@ -1,0 +1,94 @@
+"""Signing in: every kind of credentials, and what is said where they are wrong or missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from account import COMPETITION, version, write
+from lib.kaggle_api.client import connect
+from lib.kaggle_api.errors import (
+    Unauthorized,
+)
+from stand_in import Fault
+
+
+def test_a_wrong_key_is_told_as_such_not_as_a_wrong_slug(kaggle, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KEY", "wrong")
+    with pytest.raises(Unauthorized, match=r"credentials were refused.*settings/api"):
+        connect().kernels.status(version(1))
+
+
+def test_no_credentials_names_every_way_to_give_them(kaggle, monkeypatch):
+    monkeypatch.delenv("KAGGLE_KEY")
+    with pytest.raises(Unauthorized, match=r"KAGGLE_API_TOKEN.*access_token.*kaggle\.json.*KAGGLE_USERNAME") as caught:
+        connect()
+    assert caught.value.exit_code == 2
+
+
+def test_a_token_is_checked_and_used(kaggle, monkeypatch):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
+    monkeypatch.delenv("KAGGLE_USERNAME")
+    monkeypatch.delenv("KAGGLE_KEY")
+    client = connect()
+    assert client.username == "tester"
+    assert client.competitions.history(COMPETITION) == []
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_a_wrong_token_is_told_with_its_place(kaggle, monkeypatch, where, tmp_path):
+    if where == "variable":
+        monkeypatch.setenv("KAGGLE_API_TOKEN", "wrong")
+    else:
+        write(tmp_path / "home" / ".kaggle" / "access_token", b"wrong\n")
+    with pytest.raises(Unauthorized, match=r"token from (KAGGLE_API_TOKEN|access_token) is not valid"):
+        connect()
+
+
+def test_a_server_error_while_checking_the_token_is_retried(kaggle, monkeypatch):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
+    kaggle.fail("IntrospectToken", Fault(503), Fault(drop="before"))
+    assert connect().username == "tester"
+
+
+SCRIPT = "import sys; sys.path.insert(0, {tools!r}); from lib.kaggle_api.client import connect; c = connect(); {then}"
+
+
+def in_process_of_its_own(tmp_path: Path, kaggle, then: str, **changes: str | None) -> subprocess.CompletedProcess:
+    """Run code with a client of its own: the official package reads some settings only when it is imported."""
+    tools = str(Path(__file__).resolve().parent.parent.parent / "tools")
+    environment = {"PATH": "/usr/bin:/bin"}
+    environment |= kaggle.environment(tmp_path / "other-home") | changes
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(tools=tools, then=then)],
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in environment.items() if value is not None},
+    )
+
+
+def test_kaggle_json_signs_in_and_nothing_is_printed(kaggle, tmp_path):
+    write(
+        tmp_path / "other-home" / ".kaggle" / "kaggle.json",
+        json.dumps({"username": kaggle.user, "key": kaggle.key}).encode(),
+    ).chmod(0o600)
+    done = in_process_of_its_own(
+        tmp_path, kaggle, f"c.competitions.limits({COMPETITION!r})", KAGGLE_USERNAME=None, KAGGLE_KEY=None
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_a_broken_kaggle_json_is_named(kaggle, tmp_path):
+    write(tmp_path / "other-home" / ".kaggle" / "kaggle.json", b"{").chmod(0o600)
+    done = in_process_of_its_own(tmp_path, kaggle, "", KAGGLE_USERNAME=None, KAGGLE_KEY=None)
+    assert "kaggle.json has no username and key" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_import_makes_no_call(kaggle, tmp_path):
+    done = in_process_of_its_own(tmp_path, kaggle, "print(c.username)", KAGGLE_API_TOKEN=kaggle.token, VERBOSE="1")
+    assert (done.stdout, kaggle.count("IntrospectToken")) == ("tester\n", 1)

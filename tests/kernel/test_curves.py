@@ -1,0 +1,28 @@
+"""The picture that a run draws of its training."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+def test_curves_have_whole_epochs_a_line_of_the_blend_and_a_legend_beside_them(kernel, tmp_path, monkeypatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    rows = [
+        (phase, number, epoch, 3.0 / epoch, score, score)
+        for phase, score in (("validate", 0.5), ("refit", None))
+        for number in (1, 2)
+        for epoch in (1, 2, 3)
+    ]
+    table = pd.DataFrame(rows, columns=["phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine"])
+    kernel.draw_curves(tmp_path / "curves.png", table, SimpleNamespace(members=[SimpleNamespace(number=1)], mrr=0.625))
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+        assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+    labels = figure.axes[1].get_legend_handles_labels()[1]
+    assert {"the blend: 0.625", "candidate 1"} == set(labels)

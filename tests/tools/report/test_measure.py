@@ -1,0 +1,145 @@
+"""What verify measures, against loops that compute it anew."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.report import contents, numbers
+from lib.report.measure import measure, ridge
+from lib.weights import held_out, load_run, predict, repelled
+
+
+@pytest.fixture(scope="module")
+def pairs(run: Path, data: Path, kernel) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and gallery, computed without verify."""
+    bundle = kernel.load_weights(run / kernel.FINAL_MODEL)
+    train = kernel.read_train(data / "train/train/train.npz")
+    chosen = [train.image_names.index(name) for name in bundle["val_images"]]
+    views = [[5 * i + view for i in chosen] for view in range(5)]
+    predictions = [kernel.predict(bundle, train.text[view], [train.captions[i] for i in view]) for view in views]
+    return np.stack([kernel.repel(each, bundle["repulsion"], bundle["length"]) for each in predictions]), train.images[
+        chosen
+    ]
+
+
+def test_the_run_s_own_record_says_the_same(run: Path, verified: tuple[Path, dict], kernel) -> None:
+    recorded = json.loads((run / kernel.METRICS).read_text())["validation"]
+    for name, table in verified[1]["retrieval"]["pooled"].items():  # the blend is chosen here, half by half there
+        assert table["mrr"] == pytest.approx(recorded[name]["mrr"], abs=recorded[name]["mrr_se"])
+        assert table["recall@10"] == pytest.approx(recorded[name]["recall@10"], abs=0.02)
+    assert verified[1]["recorded"] == recorded["pool100_raw"]
+    assert not [line for line in verified[1]["warnings"] if "metrics.json" in line]
+
+
+def test_retrieval_against_loops(verified: tuple[Path, dict], pairs) -> None:
+    predictions, gallery = pairs
+    ranks = [
+        [
+            1 + sum(p @ other >= p @ own for j, other in enumerate(gallery) if j != i)
+            for i, (p, own) in enumerate(zip(view, gallery, strict=True))
+        ]
+        for view in predictions
+    ]
+    assert len(gallery) == 100
+    views = verified[1]["retrieval"]["views"]
+    for view, expected in zip(views, ranks, strict=True):
+        assert view["raw"]["mrr"] == pytest.approx(np.mean([1 / r if r < 100 else 0 for r in expected]), abs=1e-6)
+        assert view["raw"]["recall@5"] == pytest.approx(np.mean([r <= 5 for r in expected]))
+    assert verified[1]["baselines"][0]["raw"] == pytest.approx(np.mean([view["raw"]["mrr"] for view in views]))
+
+
+def test_distances_against_loops(verified: tuple[Path, dict], pairs) -> None:
+    predictions, gallery = pairs
+    table = verified[1]["distances"]
+    measures = {
+        "euclidean": lambda p, y: math.dist(p, y),
+        "manhattan": lambda p, y: sum(abs(a - b) for a, b in zip(p.tolist(), y.tolist(), strict=True)),
+        "cosine": lambda p, y: 1 - p @ y / np.sqrt((p @ p) * (y @ y)),
+    }
+    for metric, distance in measures.items():
+        own = [distance(view[i], gallery[i]) for view in predictions for i in range(len(gallery))]
+        assert table[metric]["own"]["mean"] == pytest.approx(np.mean(own), rel=1e-4)
+        assert table[metric]["own"]["sd"] == pytest.approx(np.std(own, ddof=1), rel=1e-3)
+        assert table[metric]["own"]["median"] == pytest.approx(np.median(own), rel=1e-4)
+        others = np.mean(
+            [
+                distance(view[i], gallery[j])
+                for view in predictions
+                for i in range(0, 100, 5)
+                for j in range(0, 100, 7)
+                if i != j
+            ]
+        )
+        assert table[metric]["random"]["mean"] == pytest.approx(others, rel=0.03)
+        assert (
+            table[metric]["improvement_low"] < table[metric]["improvement_percent"] < table[metric]["improvement_high"]
+        )
+
+
+def test_mean_image_and_permutation_are_chance(verified: tuple[Path, dict]) -> None:
+    rows = {row["model"]: row for row in verified[1]["baselines"]}
+    assert rows["mean image"]["raw"] == pytest.approx(0.0518, abs=1e-3)
+    assert rows["random permutation"]["raw"] == pytest.approx(0.0519, abs=0.025)
+    assert rows["ridge"]["raw"] > 0.1
+
+
+def test_ridge_is_ridge(run: Path, data: Path, kernel) -> None:
+    held = held_out(load_run(run)[0], data)
+    found = ridge(held)
+    inside = np.isin(held.train.image_of, held.seen)
+    x, y = held.train.text[inside].astype(float), held.train.images[held.train.image_of[inside]].astype(float)
+    penalty = kernel.Knobs().ridge * np.trace(np.cov(x.T, bias=True)) / x.shape[1]
+    weight = np.linalg.solve(
+        np.cov(x.T, bias=True) + penalty * np.eye(x.shape[1]),
+        (x - x.mean(0)).T @ (y - held.train.images[held.seen].mean(0)) / len(x),
+    )
+    expected = (held.train.text[held.views] - x.mean(0)) @ weight
+    cosine = (kernel.unit(found) * kernel.unit(expected)).sum(-1)
+    assert cosine.min() > 0.999
+
+
+def test_the_comparison_pairs_images(verified: tuple[Path, dict]) -> None:
+    rows, against = verified[1]["baselines"], verified[1]["against"]
+    assert rows[1]["model"].startswith("baseline")
+    for name in ("raw", "cosine"):
+        assert against[name]["difference"] == pytest.approx(rows[0][name] - rows[1][name], abs=1e-6)
+        assert against[name]["images"] == 100
+
+
+def test_pool_sizes_end_at_the_full_gallery(verified: tuple[Path, dict], kernel, pairs) -> None:
+    rows = verified[1]["pool_sizes"]
+    assert [row["pool"] for row in rows] == [10, 20, 50, 100]
+    assert rows[0]["chance"] == pytest.approx(0.2929, abs=1e-4)
+    ten = [
+        kernel.true_ranks(view[start : start + 10], pairs[1][start : start + 10], None)
+        for view in pairs[0]
+        for start in range(0, 100, 10)
+    ]
+    assert rows[0]["raw"] == pytest.approx(np.mean(1 / np.concatenate(ten)))
+    assert all(a["raw"] >= b["raw"] for a, b in pairwise(rows))
+
+
+def test_a_distance_that_says_nothing_is_called_so(verified: tuple[Path, dict]) -> None:
+    said = " ".join(verified[1]["distance_notes"])
+    assert "Euclidean and Manhattan distance say little" in said
+    vectors = np.random.default_rng(0).normal(size=(50, 8)) * np.linspace(1, 3, 50)[:, None]
+    assert numbers.distance_warnings(numbers.anisotropy(vectors[None], vectors)) == []
+
+
+def test_repulsion_and_seen_images_are_lines_of_the_table(run: Path, data: Path, tmp_path: Path, kernel) -> None:
+    bundle = load_run(run)[0] | {"repulsion": 0.3}
+    held = held_out(bundle, data)
+    plain = predict(bundle, held, held.views)
+    results, _ = measure(bundle, held, None)
+    rows = {row[0]: row[1] for row in contents.official_table(results | {"recorded": None})[1]}
+    assert rows["raw, without repulsion"] == f"{kernel.evaluate(plain, held.images)['pool100_raw']['mrr']:.4f}"
+    assert rows["raw: the official metric"] != rows["raw, without repulsion"]
+    views = kernel.caption_views(held.train.image_of, held.seen, 1)
+    seen = kernel.evaluate(repelled(bundle, predict(bundle, held, views)), held.train.images[held.seen])
+    assert rows[f"raw, {len(held.seen)} seen images (no measure of quality)"] == f"{seen['pool100_raw']['mrr']:.4f}"

@@ -1,0 +1,317 @@
+"""verify: its report, its page in a real browser, what it says of runs that are not whole, its bad inputs."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drawn import draw_data
+from forked import failed, succeeded
+from lib import plots
+from lib.report import contents, figures, numbers
+from lib.report.page import Picture
+
+FIGURES = {
+    "distances",
+    "baselines",
+    "pool_sizes",
+    "ranks",
+    "caption_length",
+    "hubness",
+    "calibration",
+    "contact_good",
+    "contact_median",
+    "contact_worst",
+}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is measured and said: pictures without their drawing."""
+    pictures = {name: Picture(f"{name} 1", b"light", b"dark") for name in FIGURES}
+    monkeypatch.setattr(contents, "draw_all", lambda *_: pictures)
+
+
+# ----------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_every_figure_is_written_and_inlined(verified: tuple[Path, dict]) -> None:
+    output, _ = verified
+    assert {path.stem for path in output.glob("*.png")} == FIGURES
+    assert {path.stem for path in output.glob("dark/*.png")} == FIGURES
+    text = (output / "report.html").read_text(encoding="utf-8")
+    for attribute, folder in (("src", output), ("srcset", output / "dark")):
+        inlined = [base64.b64decode(code) for code in re.findall(rf'{attribute}="data:image/png;base64,([^"]+)"', text)]
+        assert sorted(inlined) == sorted(path.read_bytes() for path in folder.glob("*.png"))
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "<b>" not in text
+    assert not list(output.rglob(".*"))
+
+
+def test_a_dark_page_has_dark_pictures(verified: tuple[Path, dict]) -> None:
+    for name in FIGURES:
+        corners = [
+            sum(Image.open(path / f"{name}.png").convert("RGB").getpixel((1, 1)))
+            for path in (verified[0], verified[0] / "dark")
+        ]
+        assert corners[0] > 700
+        assert corners[1] < 100
+
+
+def test_titles_state_numbers(verified: tuple[Path, dict]) -> None:
+    text = (verified[0] / "report.html").read_text(encoding="utf-8")
+    titles = re.findall(r'alt="([^"]+)"', text)
+    assert len(titles) == len(FIGURES)
+    assert [title for title in titles if not re.search(r"\d", title)] == []
+
+
+def test_the_page_opens_with_the_metric_and_the_verdict(verified: tuple[Path, dict]) -> None:
+    text = html.unescape((verified[0] / "report.html").read_text(encoding="utf-8"))
+    results = verified[1]
+    places = [
+        text.index(part)
+        for part in (
+            f"<h1>align: MRR {results['baselines'][0]['raw']:.3f}",
+            "Among 100 photos the right one comes first for",
+            f"than {results['baselines'][1]['model']}: ",
+            "<h2>The official metric</h2>",
+            "<h2>Distances</h2>",
+            "Euclidean and Manhattan distance say little",
+        )
+    ]
+    assert places == sorted(places)
+
+
+MEASURE = """<!doctype html><body>{frames}<pre id="found"></pre><script>
+onload = () => {{ found.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {{
+  const page = frame.contentDocument, root = page.documentElement
+  return {{width: root.clientWidth, needed: root.scrollWidth,
+          tables: [...page.querySelectorAll(".table")].map(table => table.scrollWidth > table.clientWidth),
+          images: [...page.images].map(image => image.complete ? image.clientWidth / image.naturalWidth : 0)}} }})) }}
+</script></body>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine (apt-get install chromium)")
+def test_the_page_in_a_browser(verified: tuple[Path, dict], tmp_path: Path) -> None:
+    """Frames of a phone's and a desktop's width: every figure is there, its smallest letters can be read, and nothing
+    is wider than the screen but tables, which scroll by themselves."""
+    report = html.escape((verified[0] / "report.html").read_text(encoding="utf-8"))
+    frames = "".join(
+        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{report}"></iframe>' for width in (390, 1280)
+    )
+    (tmp_path / "measure.html").write_text(MEASURE.format(frames=frames), encoding="utf-8")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-dev-shm-usage",
+    ]
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # its socket's path must not be long
+        done = subprocess.run(
+            [
+                CHROMIUM,
+                *flags,
+                f"--user-data-dir={short}/profile",
+                "--window-size=1400,1000",
+                "--dump-dom",
+                (tmp_path / "measure.html").as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"TMPDIR": short},
+        )
+    found = re.search(r'<pre id="found">(\[.*?\])</pre>', done.stdout)
+    assert found, done.stderr[-2000:]
+    for page, width in zip(json.loads(html.unescape(found[1])), (390, 1280), strict=True):
+        assert len(page["images"]) == len(FIGURES)
+        assert min(page["images"]) * plots.SMALL * plots.DPI / 72 > 9  # pixels of the screen
+        assert page["needed"] <= page["width"] <= width
+        assert any(page["tables"]) == (width == 390)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_json_is_all_of_stdout(run: Path, data: Path, tmp_path: Path, tool) -> None:
+    done = succeeded(tool("verify", "--run", run, "--data", data, "--output", tmp_path / "out", "--json"))
+    found = json.loads(done.stdout)
+    assert found["images"] == 100
+    assert Path(found["report"]).exists()
+    assert found["against"] is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(
+    run: Path, data: Path, tmp_path: Path, tool, kernel
+) -> None:
+    for age, name in enumerate(("20260102-000000-align", "20260101-000000-align")):
+        copy = shutil.copytree(run, tmp_path / "runs" / name)
+        os.utime(copy / kernel.VALIDATED_MODEL, (1e9 - age, 1e9 - age))
+    (tmp_path / "runs" / "20260103-000000-failed").mkdir()
+    done = succeeded(tool("verify", "--runs", tmp_path / "runs", "--data", data))
+    assert "20260102-000000-align" in done.stdout
+    assert (tmp_path / "runs/20260102-000000-align/verify/report.html").exists()
+    assert re.search(r"^ridge +0\.\d", done.stdout, re.MULTILINE)
+
+
+# ------------------------------------------------------------------------------------------------------------ photos
+
+
+def copy_of(data: Path, root: Path) -> Path:
+    return Path(shutil.copytree(data, root / "data"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_photos_captions_are_shown_and_it_is_said(run: Path, data: Path, tmp_path: Path, tool) -> None:
+    other = copy_of(data, tmp_path)
+    shutil.rmtree(other / "train/train/Images")
+    done = succeeded(tool("verify", "--run", run, "--data", other, "--output", tmp_path / "out"))
+    assert "No photos below" in done.stderr
+    row = {"rank": 3, "caption": "a dog runs", "image": 1, "retrieved": [0, 1]}
+    sheet = figures.contact_figure("title", [row], figures.Photos(), ["a cat sits .", "a dog lies ."])
+    assert [axes.texts[0].get_text() for axes in sheet.axes] == ["a dog lies.", "a cat sits.", "a dog lies."]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_missing_and_damaged_photos_are_counted_and_skipped(
+    run: Path, data: Path, tmp_path: Path, tool, kernel
+) -> None:
+    other = copy_of(data, tmp_path)
+    names = kernel.load_weights(run / kernel.FINAL_MODEL)["val_images"]
+    folder = other / "train/train/Images"
+    for name in names[:7]:
+        (folder / name).unlink()
+    for name in names[7:9]:
+        (folder / name).write_bytes((folder / name).read_bytes()[:200])
+    (folder / names[9]).write_text("no picture")
+    done = succeeded(tool("verify", "--run", run, "--data", other, "--output", tmp_path / "out", "--json"))
+    assert json.loads(done.stdout)["photos"] == {"shown_from": 90, "missing": 7, "damaged": 3}
+    assert "7 of 100 validation photos named in train.npz but missing on disk" in done.stderr
+    assert "3 of 100 validation photos damaged" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------- small, interrupted
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, tmp_path: Path, tool) -> None:
+    small = train("--recipe=closed_form", "--set=refit=false", "--set=val_fraction=0.25")
+    done = tool("verify", "--run", small, "--data", data, "--output", tmp_path, "--json")
+    found = json.loads(done.stdout)
+    assert (found["pool"], found["pools"]) == (60, "one pool of 60")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "in one pool of 60</h1>" in text
+    assert "Among 60 photos" in text
+    assert "pools of 100" not in text
+    ranks = np.tile(np.arange(1, 61), (5, 1))
+    figure = figures.rank_figure(ranks, numbers.Pools(60))
+    assert "of 60" in figure.get_suptitle()
+    assert "60" in figure.axes[0].get_xlabel()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()][-1] == "51-60"
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (None, "interrupted or still runs"),
+        (
+            {"complete": False, "stopped": "SIGTERM", "predicted_by": [{"candidate": 1, "refitted": False}]},
+            "not finished (SIGTERM); trained: candidate 0 in closed form, candidate 1 for 2.5 epochs, candidate 2 up "
+            "to epoch 4; its submission is predicted by candidate 1 (not refitted)",
+        ),
+        ({"complete": True, "stopped": "time budget"}, None),
+    ],
+)
+def test_a_run_that_is_not_finished_says_so(
+    run: Path, data: Path, tmp_path: Path, tool, kernel, manifest: dict | None, said: str | None
+) -> None:
+    partial = Path(shutil.copytree(run, tmp_path / "partial"))
+    (partial / kernel.MANIFEST).unlink()
+    if manifest:
+        (partial / kernel.MANIFEST).write_text(json.dumps(manifest))
+        record = json.loads((partial / kernel.METRICS).read_text())
+        record["members"] = [{"candidate": 0, "epochs": 0}, {"candidate": 1, "epochs": 2.5}]
+        kernel.save_torch(partial / kernel.RESUME_STATE.format("validate", 2), {"at": {"epoch": 3}})
+        (partial / kernel.RESUME_STATE.format("validate", 3)).write_bytes(b"damaged")
+        (partial / kernel.METRICS).write_text(json.dumps(record))
+    done = tool("verify", "--run", partial, "--data", data, "--output", tmp_path / "out")
+    page = html.unescape((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    for text in (done.stderr, page):
+        assert said in text if said else "not finished" not in text
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_runs_that_cannot_be_verified(run: Path, data: Path, tmp_path: Path, tool, kernel) -> None:
+    failed(tool("verify", "--run", tmp_path / "none", "--data", data), 2, "no such run")
+    (tmp_path / "empty").mkdir()
+    failed(tool("verify", "--run", tmp_path / "empty", "--data", data), 2, "no weights")
+    failed(tool("verify", "--runs", tmp_path, "--data", data), 2, f"no run with {kernel.VALIDATED_MODEL}")
+    (tmp_path / "empty" / kernel.VALIDATED_MODEL).write_bytes(b"no weights")
+    failed(tool("verify", "--run", tmp_path / "empty", "--data", data), 2, "the weights file cannot be read")
+    failed(tool("verify", "--run", run, "--data", tmp_path / "none"), 2, "no such folder")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_final_model_is_taken_only_where_nothing_was_refitted(
+    train, run: Path, data: Path, tmp_path: Path, tool, kernel
+) -> None:
+    plain = Path(shutil.copytree(run, tmp_path / "plain"))
+    (plain / kernel.VALIDATED_MODEL).unlink()
+    done = succeeded(tool("verify", "--run", plain, "--data", data))
+    assert "with refit=false it is the same model" in done.stderr
+    refitted = train("--recipe=closed_form")
+    (refitted / kernel.VALIDATED_MODEL).unlink()
+    failed(tool("verify", "--run", refitted, "--data", data), 2, "has seen the validation images")
+
+
+def test_other_data_is_refused(run: Path, tmp_path: Path, tool) -> None:
+    wider = draw_data(tmp_path / "wider", {"captions/embeddings": lambda x: np.tile(x, 2)}, images=40)
+    failed(tool("verify", "--run", run, "--data", wider), 2, "64-d captions and 48-d images, but the run has 32 and 48")
+    fewer = draw_data(tmp_path / "fewer", images=100)
+    failed(tool("verify", "--run", run, "--data", fewer), 2, "validation images are not in it")
+
+
+def test_a_run_of_another_split_is_no_comparison(run: Path, train, data: Path, tmp_path: Path, tool) -> None:
+    other = train("--recipe=closed_form", "--set=refit=false", "--set=split_seed=5")
+    failed(
+        tool("verify", "--run", run, "--data", data, "--against", other),
+        2,
+        "validated on other images; make it again with --set split_seed=0",
+    )
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_record_that_disagrees_is_pointed_out(run: Path, data: Path, tmp_path: Path, tool, kernel) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    record = json.loads((other / kernel.METRICS).read_text())
+    record["validation"]["pool100_raw"]["mrr"] = 0.2
+    (other / kernel.METRICS).write_text(json.dumps(record))
+    done = succeeded(tool("verify", "--run", other, "--data", data))
+    assert "says MRR 0.2000, measured here" in done.stderr
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_output_that_cannot_be_written_is_one_line(run: Path, data: Path, tmp_path: Path, tool) -> None:
+    (tmp_path / "file").write_text("mine")
+    failed(tool("verify", "--run", run, "--data", data, "--output", tmp_path / "file"), 1)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -1,0 +1,23 @@
+"""Every command, started from nothing: it says what it does, and an offline one never loads the Kaggle client."""
+
+from __future__ import annotations
+
+import pytest
+
+from forked import TOOLS, hide, succeeded
+
+COMMANDS = sorted(path.stem for path in TOOLS.glob("*.py"))
+OFFLINE = {"run_local", "sample_data", "verify", "benchmark", "kaggle_lint", "runs"}
+
+
+def test_the_offline_commands_are_there():
+    assert set(COMMANDS) >= OFFLINE
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_the_exit_codes(tool, tmp_path, command):
+    client = ["kaggle", "kagglesdk", "requests"] if command in OFFLINE else []
+    done = succeeded(tool.from_nothing(command, "--help", PYTHONPATH=hide(tmp_path / "hidden", *client)))
+    assert f"python tools/{command}.py" in done.stdout
+    assert "\n\nexit codes: " in done.stdout
+    assert done.stderr == ""
