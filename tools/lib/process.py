@@ -101,18 +101,13 @@ def locked(folder: Path) -> Iterator[int]:
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
     try:
-        take(lock, folder)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it goes with the last process that has the descriptor
+        except BlockingIOError:
+            raise InputError(f"{folder}: a run is at work in it; wait for its end or name another folder") from None
         yield lock
     finally:
         os.close(lock)
-
-
-def take(lock: int, folder: Path) -> None:
-    """Lock the folder; the lock goes with the last process that has the descriptor."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{folder}: a run is at work in it; wait for its end or name another folder") from None
 
 
 @contextlib.contextmanager

@@ -56,23 +56,23 @@ def load_run(run: Path) -> tuple[Bundle, list[str]]:
             f"{run}: no {kernel.VALIDATED_MODEL}, and {final.name} has seen the validation images; "
             "fetch the other file as well or run again with --set refit=false"
         )
-    return bundle, [
-        *notes,
-        f"{kernel.VALIDATED_MODEL} is missing; {final.name} is used: with refit=false it is the same model",
-    ]
+    missing = f"{kernel.VALIDATED_MODEL} is missing; {final.name} is used: with refit=false it is the same model"
+    return bundle, [*notes, missing]
 
 
 def unfinished(run: Path) -> list[str]:
     """What has to be said of a run that was interrupted: how far it came, and what its submission was predicted by."""
     manifest, metrics = (read_json(run / name, ADVICE, optional=True) for name in (kernel.MANIFEST, kernel.METRICS))
     if not manifest:
-        return [
-            f"{run} has no {kernel.MANIFEST}: it was interrupted or still runs, and the figures are of what it "
-            "has trained so far"
-        ]
+        why = "it was interrupted or still runs, and the figures are of what it has trained so far"
+        return [f"{run} has no {kernel.MANIFEST}: {why}"]
     if manifest.get("complete"):
         return []
-    trained = [f"candidate {one['candidate']} {duration(one)}" for one in metrics.get("members", [])] + under_way(run)
+    trained = []
+    for one in metrics.get("members", []):
+        how = f"for {one['epochs']:g} epochs" if one["epochs"] else "in closed form"
+        trained.append(f"candidate {one['candidate']} {how}")
+    trained += under_way(run)
     predicted = [
         f"candidate {one['candidate']}{'' if one['refitted'] else ' (not refitted)'}"
         for one in manifest.get("predicted_by", [])
@@ -81,10 +81,6 @@ def unfinished(run: Path) -> list[str]:
     parts += [f"trained: {', '.join(trained)}"] if trained else []
     parts += [f"its submission is predicted by {', '.join(predicted)}"] if predicted else []
     return ["; ".join(parts)]
-
-
-def duration(member: dict[str, Any]) -> str:
-    return f"for {member['epochs']:g} epochs" if member["epochs"] else "in closed form"
 
 
 def under_way(run: Path) -> list[str]:

@@ -1,8 +1,4 @@
-"""A run, its weights or its pairs, as a private Kaggle dataset: staged, checked, uploaded, waited for.
-
-A version that already holds the same content is not uploaded again. Nothing but the known files goes: a secret or a
-foreign file stops everything.
-"""
+"""A run, its weights or its pairs, as a private Kaggle dataset: staged, checked, uploaded, waited for."""
 
 from __future__ import annotations
 

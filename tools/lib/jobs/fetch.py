@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lib import kernel
-from lib.jobs.session import show_log_end, wait_for_end, whole_log
+from lib.jobs.session import wait_for_end
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.project import InputError, ToolError
 from lib.runs import damaged_files, read_run_json
 
-LOG = "kernel.log"
+LOG, LOG_LINES = "kernel.log", 20  # its last lines are shown where a kernel failed
 UNVERIFIED = "unverified"  # a folder below runs/, so that nothing takes what lies there for runs
 
 
@@ -127,8 +128,11 @@ class Output:
 
     def keep_log(self) -> None:
         """The log beside the files; where it did not come with them, what the stream has kept."""
+        if not self.log.strip():
+            stream = self.client.kernels.log_stream
+            self.log = glance(f"the log of {self.version}", lambda: "".join(stream(self.version)), "")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / LOG).write_text(whole_log(self.client, self.version, self.log), encoding="utf-8")
+        (self.folder / LOG).write_text(self.log, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------ what is not whole
@@ -170,7 +174,8 @@ def what_is_left(client: KaggleClient, version: Version, runs: Path, status: str
     left = glance(f"what {version} has left", lambda: fetch_partial(client, version, runs), None)
     if left is None:
         return f"kernel {version} {ended}; --again pushes anew"
-    show_log_end((left.folder / LOG).read_text(encoding="utf-8"))
+    for line in (left.folder / LOG).read_text(encoding="utf-8").splitlines()[-LOG_LINES:]:
+        print(f"  | {line}", file=sys.stderr)
     text = f"kernel {version} {ended}; the end of its log is above"
     if left.names:
         text += f"; what it left lies unverified in {left.folder}"

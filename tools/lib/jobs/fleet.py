@@ -1,8 +1,4 @@
-"""A table of runs, seen to their ends: as many at once as Kaggle admits, or here, one after another.
-
-A failed run is repeated a bounded number of times. Interrupted at any point, the same table goes on: nothing is pushed
-twice, nothing that was computed is lost.
-"""
+"""A table of runs, seen to their ends: as many at once as Kaggle admits, or here, one after another."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The history of submissions: Kaggle's, joined with the local record by the submission's ref.
-
-Each submission's message carries run, commit and validation score, so a lost record costs nothing; what Kaggle shows
-is kept in the record for offline use.
-"""
+"""The history of submissions: Kaggle's, joined with the local record by the submission's ref."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""All runs side by side, as people keep them in a spreadsheet: what each was, what it scored, what the board said.
-
-entries = read_ledger(RUNS)
-print(table(entries))
-"""
+"""All runs side by side: what each was, what it scored, what the board said; and two of them compared."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Kaggle's real rules for kernel-metadata.json, dataset-metadata.json and the kernel script.
-
-The official client checks little of this: it ignores unknown keys, turns the internet on by default, takes a retired
-accelerator and pushes under another slug than the one asked for. One line a finding: file, key, what is wrong, the fix.
-"""
+"""Kaggle's real rules for kernel-metadata.json, dataset-metadata.json and the kernel script."""
 
 from __future__ import annotations
 
@@ -42,6 +38,7 @@ ACCELERATORS = (
 )  # fmt: skip
 RETIRED_ACCELERATORS = {"NvidiaTeslaP100": "NvidiaTeslaT4"}
 RETIRED_ACCELERATORS |= dict.fromkeys(("TpuV38", "Tpu1VmV38", "tpuv232", "tpuv2256"), "TpuV5E8")
+LONGEST = 50  # characters of a slug or a title
 OWNED = r"[A-Za-z0-9_-]+/[A-Za-z0-9-]{%d,}"
 SOURCE_RULES = {
     "dataset_sources": (OWNED % 3 + r"(/\d+)?", "owner/slug or owner/slug/version"),
@@ -131,24 +128,22 @@ def lint_keys(name: str, metadata: dict[str, Any], known: Iterable[str], require
     return findings
 
 
-def lint_identity(
-    name: str, metadata: dict[str, Any], slug_length: tuple[int, int], title_length: tuple[int, int], staged: bool
-) -> list[Finding]:
+def lint_identity(name: str, metadata: dict[str, Any], shortest: int, staged: bool) -> list[Finding]:
     """`id` and `title`: shape, lengths, and one resolving to the other; the owner filled in where it is staged."""
     ref, title = str(metadata.get("id") or ""), metadata.get("title")
     owner, _, slug = ref.partition("/")
     findings = []
     if ref and not re.fullmatch(r"[A-Za-z0-9_-]+/[a-z0-9-]+", ref):
         findings.append(Finding(name, "id", f"{ref!r} is not owner/slug", "lower case, digits and hyphens, no version"))
-    elif ref and not slug_length[0] <= len(slug) <= slug_length[1]:
-        fix = f"make it {slug_length[0]} to {slug_length[1]}"
-        findings.append(Finding(name, "id", f"the slug {slug!r} has {len(slug)} characters", fix))
+    elif ref and not shortest <= len(slug) <= LONGEST:
+        what = f"the slug {slug!r} has {len(slug)} characters"
+        findings.append(Finding(name, "id", what, f"make it {shortest} to {LONGEST}"))
     if staged and owner == OWNER_PLACEHOLDER:
         findings.append(Finding(name, "id", "still has the placeholder owner", "push_kernel.py --init USER"))
     if title is None or not ref:
         return findings
-    if not isinstance(title, str) or not title_length[0] <= len(title) <= title_length[1]:
-        what = f"{title!r} is not a text of {title_length[0]} to {title_length[1]} characters"
+    if not isinstance(title, str) or not shortest <= len(title) <= LONGEST:
+        what = f"{title!r} is not a text of {shortest} to {LONGEST} characters"
         findings.append(Finding(name, "title", what, "shorten or lengthen it"))
     elif not findings and slug_of(title) != slug:
         what = f"{title!r} becomes the slug {slug_of(title)!r}, but id says {slug!r}"
@@ -185,7 +180,7 @@ def lint_kernel_metadata(path: Path = KERNEL_METADATA, staged: bool = False) -> 
     """Findings in a kernel-metadata.json; `staged`: the owner must be filled in."""
     metadata, name = read_metadata(path), path.name
     findings = lint_keys(name, metadata, KERNEL_KEYS, KERNEL_REQUIRED)
-    findings += lint_identity(name, metadata, (5, 50), (5, 50), staged)
+    findings += lint_identity(name, metadata, 5, staged)
     for key in KERNEL_BOOLEANS:
         if key in metadata and not isinstance(metadata[key], bool):
             findings.append(Finding(name, key, f"{metadata[key]!r} is not a boolean", "write true or false, no quotes"))
@@ -214,7 +209,7 @@ def lint_dataset_metadata(path: Path = DATASET_METADATA, staged: bool = False) -
     """Findings in a dataset-metadata.json; `staged`: the owner must be filled in and listed resources exist."""
     metadata, name = read_metadata(path), path.name
     findings = lint_keys(name, metadata, DATASET_KEYS, DATASET_REQUIRED)
-    findings += lint_identity(name, metadata, (6, 50), (6, 50), staged)
+    findings += lint_identity(name, metadata, 6, staged)
     subtitle = metadata.get("subtitle") or ""
     if subtitle and not 20 <= len(str(subtitle)) <= 80:
         findings.append(Finding(name, "subtitle", f"has {len(str(subtitle))} characters", "make it empty or 20 to 80"))

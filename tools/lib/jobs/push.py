@@ -16,7 +16,7 @@ from lib.jobs.lint import OVERRIDES_LINE
 from lib.jobs.order import NO_ACCELERATOR, Order, source_versions
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Ambiguous, Forbidden, Refused, SourcesRefused
-from lib.kaggle_api.kernels import Shown, Version
+from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
 from lib.project import InputError, ToolError
@@ -49,11 +49,6 @@ def record_pushed(runs: Path, order: Order, made: Version) -> None:
     record.append(runs, "pushed", **about, **version, run=run_folder(runs, made).name)
 
 
-def carries_out(shown: Shown, order: Order, mark: str | None) -> bool:
-    """Whether the version is a push of the order that Kaggle dropped no source of."""
-    return bool(shown.number and mark and shown.carries(mark) and not shown.lacks(order.metadata))
-
-
 def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool = False) -> Version | None:
     """The version that an earlier push of this order made, also one that was cut off before it could say so.
 
@@ -70,7 +65,9 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
     def check() -> Version | None:
         shown = client.kernels.shown(owner, slug)
         mark = last.get("mark") or order.any_mark(shown.text)
-        return Version(owner, slug, shown.number, mark or "") if carries_out(shown, order, mark) else None
+        if not (shown.number and mark and shown.carries(mark)) or shown.lacks(order.metadata):
+            return None  # another push, or one that Kaggle dropped a source of
+        return Version(owner, slug, shown.number, mark)
 
     if last:  # it may still be on its way through Kaggle
         found = client.patience.look(check, f"the push of {order.ref} that was begun at {last['time']}")

@@ -15,7 +15,6 @@ from lib.kaggle_api.patience import glance
 ENDED = ("complete", "error", "cancel_acknowledged")
 QUEUE_SECONDS = 12 * 3600.0  # in the queue, which is no part of the session's own time
 GRACE_SECONDS = 600.0  # in which Kaggle ends a session whose time is over, and shows it
-LOG_LINES = 20
 LISTED = 20
 
 
@@ -61,19 +60,6 @@ def follow_log(client: KaggleClient, version: Version) -> None:
             print(text, end="" if text.endswith("\n") else "\n", file=sys.stderr, flush=True)
     except KaggleError as error:
         print(f"no live log ({error}); it comes with the output", file=sys.stderr)
-
-
-def whole_log(client: KaggleClient, version: Version, listed: str = "") -> str:
-    """The log that came with the output; where that is empty, what the stream has kept."""
-    if listed.strip():
-        return listed
-    return glance(f"the log of {version}", lambda: "".join(client.kernels.log_stream(version)), "")
-
-
-def show_log_end(log: str) -> None:
-    """The last lines of a failed kernel's log on stderr."""
-    for line in log.splitlines()[-LOG_LINES:]:
-        print(f"  | {line}", file=sys.stderr)
 
 
 def sessions(client: KaggleClient) -> list[list[str | int]]:

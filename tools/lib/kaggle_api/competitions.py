@@ -118,8 +118,8 @@ class Competitions(Service):
 
     def submit_kernel(self, slug: str, version: Version, file_name: str, message: str, mark: str) -> int:
         """Submit an output file of a kernel version; the submission's ref."""
-        request = fill(self._types.ApiCreateCodeSubmissionRequest(), kernel_owner=version.owner, file_name=file_name)
-        fill(request, kernel_slug=version.slug, kernel_version=version.number)
+        made_by = {"kernel_owner": version.owner, "kernel_slug": version.slug, "kernel_version": version.number}
+        request = fill(self._types.ApiCreateCodeSubmissionRequest(), file_name=file_name, **made_by)
         return self._submit(slug, message, mark, self._api.create_code_submission, request)
 
     def _submit(self, slug: str, message: str, mark: str, method: Callable, request: Any) -> int:

@@ -67,18 +67,12 @@ def retry_after(response: requests.Response) -> float | None:
         return None
 
 
-def _body_of(response: requests.Response) -> dict:
-    """The JSON object of an answer, {} for anything else (an error page, a stream that broke)."""
-    try:
-        body = response.json()
-    except (ValueError, requests.RequestException):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
 def error_of(what: str, response: requests.Response) -> KaggleError:
     """The typed error for an HTTP answer; `code` in the body counts more than the status of the answer."""
-    body = _body_of(response)
+    try:
+        body = dict(response.json())
+    except (ValueError, TypeError, requests.RequestException):  # an error page, a stream that broke
+        body = {}
     status = int(body.get("code") or response.status_code)
     said = " ".join(str(body.get("message") or response.reason or "").split())[:300]
     kind = ServerError if status >= 500 or status < 400 else BY_STATUS.get(status, Refused)

@@ -30,12 +30,6 @@ T = TypeVar("T")
 SOURCES = ("dataset", "competition", "kernel", "model")
 
 
-def slug_of(source: str) -> str:
-    """The slug of a source: of `owner/slug`, with or without a version, or of a competition's `slug`."""
-    parts = source.lower().split("/")
-    return parts[min(1, len(parts) - 1)]
-
-
 @dataclass(frozen=True)
 class Version:
     """A version of a kernel; `mark` is a line of its script that no other version has, where it is known."""
@@ -70,7 +64,8 @@ class Shown:
             return ()
         mounted = {part for source in self.sources for part in source.lower().split("/")}  # with or without prefixes
         asked = [source for kind in SOURCES for source in metadata.get(f"{kind}_sources") or []]
-        return tuple(source for source in asked if slug_of(source) not in mounted)
+        slugs = {source: source.lower().split("/")[:2][-1] for source in asked}  # of a competition: all of it
+        return tuple(source for source, slug in slugs.items() if slug not in mounted)
 
 
 @dataclass(frozen=True)

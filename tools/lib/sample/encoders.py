@@ -1,8 +1,4 @@
-"""Fixed random encoders that stand in for RoBERTa and DINOv2.
-
-Hashed words and bigrams go through a random two-layer map to 1024-d; pooled colour and edge filters through a random
-layer to 1536-d, un-normalised around a strong common direction.
-"""
+"""Fixed random encoders that stand in for RoBERTa and DINOv2."""
 
 from __future__ import annotations
 

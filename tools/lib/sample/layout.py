@@ -1,8 +1,4 @@
-"""The drawn data sets in the competition's exact layout: all of a folder or nothing.
-
-`solution.npz` holds the test images' embeddings: what a competitor never sees, only a grader may read it. As in the
-competition, the test has captions and no pictures.
-"""
+"""The drawn data sets in the competition's exact layout: all of a folder or nothing."""
 
 from __future__ import annotations
 
