@@ -135,7 +135,7 @@ def test_the_method_names_what_the_kernel_has(kernel):
     assert set(names) <= known
 
 
-def test_the_readmes_length():
+def test_the_readme_keeps_its_length():
     assert 110 <= len(text_of(REPO / "README.md").splitlines()) <= 130
 
 

@@ -31,7 +31,7 @@ def look(tool, kaggle, tmp_path, monkeypatch):
     return run
 
 
-def test_all_is_green(look):
+def test_all_is_green_where_all_is_right(look):
     code, checks = look()
     assert code == 0
     assert [name for name, check in checks.items() if not check["ok"]] == []
@@ -49,7 +49,7 @@ def red(look, name: str, following: str) -> str:
     return checks[name]["found"]
 
 
-def test_old_packages(look, tmp_path, monkeypatch):
+def test_old_and_missing_packages_are_red(look, tmp_path, monkeypatch):
     (tmp_path / "requirements.txt").write_text("numpy>=99\nno-such-package\n# a comment\n")
     monkeypatch.setattr("lib.jobs.doctor.REPO", tmp_path)
     found = red(look, "packages", "pip install -r requirements.txt")
@@ -62,14 +62,14 @@ def test_data_that_is_missing_or_wrong(look, tmp_path):
     assert "captions.txt: has 5 bytes instead of 8" in red(look, "data", "download_data.py")
 
 
-def test_no_or_wrong_credentials(look, monkeypatch):
+def test_missing_and_wrong_credentials_are_red(look, monkeypatch):
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
     assert "credentials were refused" in red(look, "credentials", "settings/api")
     monkeypatch.delenv("KAGGLE_KEY")
     assert "no Kaggle credentials" in red(look, "credentials", "settings/api")
 
 
-def test_rules_quota_and_submissions(look, kaggle):
+def test_unaccepted_rules_and_used_up_limits_are_red(look, kaggle):
     competition = kaggle.competitions["aml-competition"]
     competition.rules_accepted = False
     red(look, "rules", "competitions/aml-competition/rules")

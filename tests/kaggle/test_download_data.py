@@ -130,13 +130,6 @@ def test_an_unknown_competition_is_named(kaggle, fetch):
     assert "https://www.kaggle.com/competitions/no-such" in done.error
 
 
-def test_no_credentials_and_a_wrong_key(kaggle, fetch, monkeypatch):
-    monkeypatch.setenv("KAGGLE_KEY", "wrong")
-    failed(fetch(), 2)
-    monkeypatch.delenv("KAGGLE_KEY")
-    failed(fetch(), 2, "KAGGLE_API_TOKEN")
-
-
 def test_images_bring_everything(kaggle, fetch, tmp_path):
     kaggle.fail("GET data", Fault(truncate=150_000))
     succeeded(fetch("--images"))

@@ -145,7 +145,7 @@ def test_an_empty_log_is_taken_from_the_stream(push, kaggle, finished, tmp_path)
     assert (tmp_path / "runs" / f"{SLUG}-v1" / "kernel.log").read_text() == "epoch 1\nepoch 2\n"
 
 
-def test_single_files_of_an_output(push, kaggle, finished, tmp_path):
+def test_single_files_of_an_output_are_fetched(push, kaggle, finished, tmp_path):
     succeeded(push("--no-wait"))
     for _ in range(3):
         succeeded(push("status"))

@@ -86,7 +86,7 @@ def test_the_right_metadata_has_no_findings(tmp_path):
         ({"model_sources": ["ada/model/pytorch/default"]}, "model_sources", "variation/version"),
     ],
 )
-def test_kernel_metadata_rules(tmp_path, changes, key, words):
+def test_each_fault_of_kernel_metadata_is_found(tmp_path, changes, key, words):
     findings = kernel_findings(tmp_path, **changes)
     assert [finding.key for finding in findings] == [key]
     assert words in str(findings[0])
@@ -108,7 +108,7 @@ def test_kernel_metadata_rules(tmp_path, changes, key, words):
         ({"resources": [{"path": "nothing.csv"}]}, "resources", "not in the folder"),
     ],
 )
-def test_dataset_metadata_rules(tmp_path, changes, key, words):
+def test_each_fault_of_dataset_metadata_is_found(tmp_path, changes, key, words):
     findings = [finding for finding in dataset_findings(tmp_path, **changes) if finding.key == key]
     assert len(findings) == 1
     assert words in str(findings[0])
@@ -128,7 +128,7 @@ def test_dataset_metadata_rules(tmp_path, changes, key, words):
         (b"# caf\xe9\n", "not UTF-8"),
     ],
 )
-def test_script_rules(tmp_path, text, words):
+def test_each_fault_of_a_script_is_found(tmp_path, text, words):
     findings = script_findings(tmp_path, text)
     assert len(findings) == 1
     assert words in str(findings[0])

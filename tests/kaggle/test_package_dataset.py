@@ -113,11 +113,11 @@ def test_the_secrets_of_the_kernel_script_are_found_as_well(package, tmp_path, m
 
 
 # ------------------------------------------------------------------------------------------------ bad runs
-def test_a_run_that_is_not_there(package, run):
+def test_a_run_that_is_not_there_is_named(package, run):
     failed(package("--run", run.parent / "nothing", "--dry-run"), 2, r"nothing.*manifest\.json.*run_local")
 
 
-def test_no_run_at_all(tool, tmp_path):
+def test_without_any_run_there_is_nothing_to_package(tool, tmp_path):
     done = tool("package_dataset", "--runs", tmp_path / "runs", "--dry-run")
     failed(done, 2, r"no finished run with pipeline_final_model\.pth")
 
@@ -129,20 +129,16 @@ def test_the_newest_run_with_weights_is_the_default(tool, tmp_path):
     assert "`newest`" in (tmp_path / "build" / "dataset" / "README.md").read_text()
 
 
-def test_a_run_that_is_not_finished(package, run):
+def test_a_run_that_is_not_finished_is_refused(package, run):
     make_run(run, complete=False)
     failed(package("--dry-run"), 2, "not a complete run")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data.swapcase()], ids=["short", "changed"])
-def test_a_damaged_run(package, run, kernel, damage):
+def test_a_damaged_run_is_refused(package, run, kernel, damage):
     path = run / kernel.FINAL_MODEL
     path.write_bytes(damage(path.read_bytes()))
     failed(package("--dry-run"), 2, r"pipeline_final_model\.pth .*damaged")
-
-
-def test_no_credentials(package):
-    failed(package(), 2, r"no Kaggle credentials.*KAGGLE_API_TOKEN")
 
 
 # ------------------------------------------------------------------------------------------------- upload

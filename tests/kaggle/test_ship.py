@@ -73,7 +73,7 @@ def test_predict_takes_the_newest_weights(run_ship, kaggle, competition, weights
     done_once(kaggle, competition)
 
 
-def test_no_submit(run_ship, kaggle, competition, weights):
+def test_with_no_submit_it_stops_before_the_submission(run_ship, kaggle, competition, weights):
     assert "verified output in" in succeeded(run_ship("--weights", weights, "--no-submit")).stdout
     assert not competition.submissions
     assert "public score" in succeeded(run_ship("--weights", weights)).stdout
@@ -167,14 +167,9 @@ def test_a_csv_of_another_dimension_is_not_submitted(run_ship, kaggle, kernel, c
     ("options", "words"),
     [(["--weights", "nothing"], "no readable manifest.json"), (["--set", "epoch=1"], "did you mean epochs")],
 )
-def test_bad_input(run_ship, kaggle, options, words):
+def test_wrong_input_pushes_nothing(run_ship, kaggle, options, words):
     failed(run_ship(*options), 2, words)
     assert kaggle.count("SaveKernel") == 0
-
-
-def test_no_credentials(run_ship, monkeypatch):
-    monkeypatch.delenv("KAGGLE_KEY")
-    failed(run_ship(), 2, "no Kaggle credentials")
 
 
 def test_a_failure_is_one_line_and_nothing_on_stdout(run_ship):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from account import COMPETITION, version, write
+from drawn import write_tree
+from forked import failed
 from lib.kaggle_api.client import connect
 from lib.kaggle_api.errors import (
     Unauthorized,
@@ -53,6 +55,26 @@ def test_a_server_error_while_checking_the_token_is_retried(kaggle, monkeypatch)
     monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
     kaggle.fail("IntrospectToken", Fault(503), Fault(drop="before"))
     assert connect().username == "tester"
+
+
+COMMANDS = {
+    "push_kernel": ["--runs", "runs"],
+    "package_dataset": ["--run", "runs/done", "--runs", "runs"],
+    "ship": ["--runs", "runs"],
+    "submit": ["runs/done", "--runs", "runs", "--data", "data"],
+    "scores": ["--runs", "runs"],
+    "sweep": ["--members", 2, "--runs", "runs", "--data", "data"],
+    "download_data": ["--data", "elsewhere"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_how_to_sign_in(tool, kaggle, weights, competition, tmp_path, monkeypatch, command):
+    write_tree(tmp_path / "runs" / "done", kaggle.plans[0].outputs)
+    monkeypatch.delenv("KAGGLE_KEY")
+    failed(tool(command, *COMMANDS[command]), 2, "no Kaggle credentials.*KAGGLE_API_TOKEN")
+    monkeypatch.setenv("KAGGLE_KEY", "wrong")
+    failed(tool(command, *COMMANDS[command]), 2, "credentials were refused")
 
 
 SCRIPT = "import sys; sys.path.insert(0, {tools!r}); from lib.kaggle_api.client import connect; c = connect(); {then}"

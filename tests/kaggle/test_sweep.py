@@ -125,7 +125,7 @@ def test_members_that_keep_failing_are_left_out(run_sweep, plans, kaggle):
     assert kaggle.count("SaveKernel") == 4
 
 
-def test_all_fail(run_sweep, kaggle, outputs, tmp_path):
+def test_where_every_run_fails_there_is_no_blend(run_sweep, kaggle, outputs, tmp_path):
     kaggle.plans = [Plan(outcome="ERROR", failure="out of luck")]
     failed(run_sweep("--members", 2, "--retries", 1), 1, "every run failed, the first one: out of luck")
     assert kaggle.count("SaveKernel") == 4
@@ -318,7 +318,7 @@ def test_local_sweep_goes_on_after_a_failure(tool, data, outputs, tmp_path, kern
         ("seed,knobs\n1,mode=predict\n", "run s01: all runs train"),
     ],
 )
-def test_bad_tables(tool, tmp_path, text, message):
+def test_wrong_tables_are_refused(tool, tmp_path, text, message):
     path = tmp_path / "table.csv"
     path.write_text(text)
     failed(tool("sweep", "--table", path, "--local", "--runs", tmp_path), 2, message)
@@ -327,7 +327,7 @@ def test_bad_tables(tool, tmp_path, text, message):
 @pytest.mark.parametrize(
     "options", [[], ["--members", "0"], ["--members", "2", "--sessions", "0"], ["--table", "/nonexistent.csv"]]
 )
-def test_bad_options(tool, options):
+def test_wrong_options_are_refused(tool, options):
     failed(tool("sweep", *options), 2)
 
 

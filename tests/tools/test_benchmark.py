@@ -62,7 +62,7 @@ def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: ob
 
 
 @pytest.mark.usefixtures("forked")
-def test_recipes_side_by_side(tool, tmp_path, kernel, monkeypatch):
+def test_recipes_are_measured_side_by_side(tool, tmp_path, kernel, monkeypatch):
     monkeypatch.setattr("lib.bench.measure.matmul_peak", lambda device, dtype: 1e11)  # has a test of its own
     data, output = draw_data(tmp_path / "data"), tmp_path / "bench"
     command = ["--recipes", "baseline", "closed_form", "--data", data, "--output", output, "--json"]
@@ -125,7 +125,7 @@ def test_passing_the_baseline_counts_the_slowest_seed():
         ({"network": "mlp", "loss": "cosine"}, 4 * 4 * 8 + 6 * 8 * 6),
     ],
 )
-def test_work_of_a_caption(kernel, settings, flops):
+def test_the_work_of_a_caption_is_counted_by_hand(kernel, settings, flops):
     knobs = kernel.resolve_knobs({"recipe": "align", "hidden": 8, **settings})
     assert network_flops(knobs, gallery=100, d_text=4, d_image=6) == flops
 

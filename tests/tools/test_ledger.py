@@ -106,7 +106,7 @@ def test_the_table_has_a_line_a_run_in_fixed_columns(tool, folder):
         (["--recipe", "none"], []),
     ],
 )
-def test_chosen_and_sorted(tool, folder, options, names):
+def test_runs_are_chosen_and_sorted(tool, folder, options, names):
     assert [one["run"] for one in shown(tool, "--runs", folder, *options)] == names
 
 
@@ -120,7 +120,7 @@ def test_the_picture_says_which_run_is_best_and_which_is_as_good_sooner(folder):
     assert ledger.finding(both) == "Best: sweep-1/s01 with 0.750 in 90 s; close is as good within the error in 3 s"
 
 
-def test_no_runs(tool, tmp_path):
+def test_a_folder_without_runs_says_so(tool, tmp_path):
     (tmp_path / "runs").mkdir()
     assert "no such runs yet" in succeeded(tool("runs", "--runs", tmp_path / "runs")).stdout
 
@@ -133,7 +133,7 @@ def test_no_runs(tool, tmp_path):
         (["--compare", ".", "."], "no readable manifest"),
     ],
 )
-def test_bad_options(tool, options, message):
+def test_wrong_options_are_one_line(tool, options, message):
     failed(tool("runs", *options), 2, message)
 
 

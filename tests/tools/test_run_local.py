@@ -39,7 +39,7 @@ def data(tmp_path_factory) -> Path:
     return draw_data(tmp_path_factory.mktemp("data"))
 
 
-def test_run_with_json(run_local, data, tmp_path):
+def test_a_run_is_checked_recorded_and_told_as_json(run_local, data, tmp_path):
     done = succeeded(run_local("--data", data, "--json", *CLOSED))
     result = json.loads(done.stdout)
     run = Path(result["run"])

@@ -40,7 +40,7 @@ def test_nothing_but_damaged_photos_is_an_error(fails, tmp_path: Path):
     assert "no photo is left" in fails("--photos", tmp_path / "photos")
 
 
-def test_missing_photos_and_a_limit(kernel, start, fails, source: Path, tmp_path: Path):
+def test_missing_photos_are_an_error_or_skipped_and_a_limit_is_kept(kernel, start, fails, source: Path, tmp_path: Path):
     some = write_csv(tmp_path / "some.csv", {"gone.jpg": ["a ghost"], **CAPTIONS})
     assert "1 of 12 photos are not below" in fails("--captions", some)
     succeeded(start("--captions", some, "--missing", "skip", "--limit", 3))

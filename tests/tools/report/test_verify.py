@@ -105,7 +105,7 @@ onload = () => {{ found.textContent = JSON.stringify([...document.querySelectorA
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine (apt-get install chromium)")
-def test_the_page_in_a_browser(verified: tuple[Path, dict], tmp_path: Path) -> None:
+def test_the_page_can_be_read_in_a_browser(verified: tuple[Path, dict], tmp_path: Path) -> None:
     """Frames of a phone's and a desktop's width: every figure is there, its smallest letters can be read, and nothing
     is wider than the screen but tables, which scroll by themselves."""
     report = html.escape((verified[0] / "report.html").read_text(encoding="utf-8"))
