@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lib.project import KERNEL, InputError
+from lib.project import KERNEL
 
 if TYPE_CHECKING:
     from pipeline import *  # noqa: F403 - what `kernel.` offers is what the script defines
@@ -48,8 +48,8 @@ def load_kernel() -> ModuleType:
 def load_script(path: Path) -> ModuleType:
     """A script as a module, loaded once in a process."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path}: cannot be loaded as a Python script")
+    assert spec is not None
+    assert spec.loader is not None  # it ends with .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)

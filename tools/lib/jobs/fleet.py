@@ -123,13 +123,8 @@ class Fleet:
         staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name, self.time.kaggle_seconds)
         order = replace(staged, sources=self.sources)
         version = push.earlier_version(self.client, order, self.runs)
-        pushed = record.find(self.runs, event="pushed", kernel=order.ref, content=order.content)
-        ours = {entry["version"] for entry in pushed}
-        failed = {
-            entry["version"]: entry["reason"]
-            for entry in record.find(self.runs, event="run_failed", kernel=order.ref)
-            if entry["version"] in ours
-        }
+        events = record.find(self.runs, event="run_failed", kernel=order.ref, content=order.content)
+        failed = {entry["version"]: entry["reason"] for entry in events}
         if version is not None and version.number in failed:
             version = None
         return Session(row, order, Outage(self.patience), failed, version)
@@ -246,7 +241,8 @@ class Fleet:
 
     def fail(self, one: Session, version: Version, reason: str) -> None:
         """Note that this version failed, so that no later sweep waits for it."""
-        record.append(self.runs, "run_failed", kernel=one.order.ref, version=version.number, reason=reason)
+        facts = {"kernel": one.order.ref, "content": one.order.content, "version": version.number}
+        record.append(self.runs, "run_failed", **facts, reason=reason)
         one.failures[version.number] = reason
         again = "pushing it again" if len(one.failures) <= self.retries else "giving it up"
         print(f"{version} failed: {reason}; {again}", file=sys.stderr)

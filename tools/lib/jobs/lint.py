@@ -6,7 +6,7 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -117,15 +117,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {by_lower[close[0]]}?" if close else "known: " + ", ".join(by_lower.values())
 
 
-def lint_keys(name: str, metadata: dict[str, Any], known: Iterable[str], required: Iterable[str]) -> list[Finding]:
+def lint_keys(name: str, metadata: dict[str, Any], known: Iterable[str], required: Iterable[str]) -> Iterator[Finding]:
     """Unknown keys, which Kaggle ignores in silence, and missing ones."""
-    unknown = [key for key in metadata if key not in known]
-    findings = [Finding(name, key, "unknown key, Kaggle ignores it", nearest(key, known)) for key in unknown]
+    for key in metadata:
+        if key not in known:
+            yield Finding(name, key, "unknown key, Kaggle ignores it", nearest(key, known))
     for key in required:
         if metadata.get(key) in (None, "", []):
             hint = "set it to false: left out it means true" if key == "enable_internet" else "add it"
-            findings.append(Finding(name, key, "missing", hint))
-    return findings
+            yield Finding(name, key, "missing", hint)
 
 
 def lint_identity(name: str, metadata: dict[str, Any], shortest: int, staged: bool) -> list[Finding]:
@@ -151,20 +151,18 @@ def lint_identity(name: str, metadata: dict[str, Any], shortest: int, staged: bo
     return findings
 
 
-def lint_sources(name: str, metadata: dict[str, Any]) -> list[Finding]:
+def lint_sources(name: str, metadata: dict[str, Any]) -> Iterator[Finding]:
     """Sources in the shape that the server takes: what it does not know it drops in silence."""
-    findings = []
     for key, (pattern, shape) in SOURCE_RULES.items():
         sources = metadata.get(key, [])
         if not isinstance(sources, list):
-            findings.append(Finding(name, key, "not a list", f"a list of {shape}"))
+            yield Finding(name, key, "not a list", f"a list of {shape}")
             continue
         for source in sources:
             if not isinstance(source, str) or not re.fullmatch(pattern, source):
-                findings.append(Finding(name, key, f"{source!r} would be dropped", f"write {shape}, no prefix"))
+                yield Finding(name, key, f"{source!r} would be dropped", f"write {shape}, no prefix")
             elif re.match(r"(datasets|competitions|kernels|code|models)/", source):
-                findings.append(Finding(name, key, f"{source!r} has a prefix", f"write {shape}"))
-    return findings
+                yield Finding(name, key, f"{source!r} has a prefix", f"write {shape}")
 
 
 def lint_accelerator(name: str, shape: Any) -> list[Finding]:
@@ -179,8 +177,7 @@ def lint_accelerator(name: str, shape: Any) -> list[Finding]:
 def lint_kernel_metadata(path: Path = KERNEL_METADATA, staged: bool = False) -> list[Finding]:
     """Findings in a kernel-metadata.json; `staged`: the owner must be filled in."""
     metadata, name = read_metadata(path), path.name
-    findings = lint_keys(name, metadata, KERNEL_KEYS, KERNEL_REQUIRED)
-    findings += lint_identity(name, metadata, 5, staged)
+    findings = [*lint_keys(name, metadata, KERNEL_KEYS, KERNEL_REQUIRED), *lint_identity(name, metadata, 5, staged)]
     for key in KERNEL_BOOLEANS:
         if key in metadata and not isinstance(metadata[key], bool):
             findings.append(Finding(name, key, f"{metadata[key]!r} is not a boolean", "write true or false, no quotes"))
@@ -192,7 +189,7 @@ def lint_kernel_metadata(path: Path = KERNEL_METADATA, staged: bool = False) -> 
     code_file = metadata.get("code_file")
     if code_file and not (path.parent / str(code_file)).is_file():
         findings.append(Finding(name, "code_file", f"{code_file} does not exist", "a path from the metadata's folder"))
-    return findings + lint_accelerator(name, metadata.get("machine_shape")) + lint_sources(name, metadata)
+    return [*findings, *lint_accelerator(name, metadata.get("machine_shape")), *lint_sources(name, metadata)]
 
 
 def lint_licences(name: str, licences: Any) -> list[Finding]:
@@ -208,8 +205,7 @@ def lint_licences(name: str, licences: Any) -> list[Finding]:
 def lint_dataset_metadata(path: Path = DATASET_METADATA, staged: bool = False) -> list[Finding]:
     """Findings in a dataset-metadata.json; `staged`: the owner must be filled in and listed resources exist."""
     metadata, name = read_metadata(path), path.name
-    findings = lint_keys(name, metadata, DATASET_KEYS, DATASET_REQUIRED)
-    findings += lint_identity(name, metadata, 6, staged)
+    findings = [*lint_keys(name, metadata, DATASET_KEYS, DATASET_REQUIRED), *lint_identity(name, metadata, 6, staged)]
     subtitle = metadata.get("subtitle") or ""
     if subtitle and not 20 <= len(str(subtitle)) <= 80:
         findings.append(Finding(name, "subtitle", f"has {len(str(subtitle))} characters", "make it empty or 20 to 80"))
@@ -221,31 +217,26 @@ def lint_dataset_metadata(path: Path = DATASET_METADATA, staged: bool = False) -
     return findings + lint_licences(name, metadata.get("licenses"))
 
 
-def imported(tree: ast.Module) -> list[tuple[int, str]]:
+def imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and top-level package of every import; a relative one is '.'."""
-    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name.partition(".")[0]) for alias in node.names]
+            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found.append((node.lineno, "." if node.level else str(node.module).partition(".")[0]))
-    return found
+            yield node.lineno, "." if node.level else str(node.module).partition(".")[0]
 
 
-def lint_imports(name: str, tree: ast.Module) -> list[Finding]:
+def lint_imports(name: str, tree: ast.Module) -> Iterator[Finding]:
     """Imports that the Kaggle image cannot satisfy: no internet there, and one file only."""
-    findings = []
     available = (sys.stdlib_module_names - GONE_IN_SCRIPT_PYTHON) | SCRIPT_PACKAGES
     of_repo = {"lib"} | {path.stem for folder in ("tools", "kernel", "tests") for path in (REPO / folder).glob("*.py")}
     for line, package in imported(tree):
         if package in available:
             continue
-        what, fix = f"imports {package}, not in the Kaggle image", "use the standard library, "
-        fix += ", ".join(sorted(SCRIPT_PACKAGES))
+        what, fix = "not in the Kaggle image", f"use the standard library, {', '.join(sorted(SCRIPT_PACKAGES))}"
         if package == "." or package in of_repo:
-            what, fix = f"imports {package}, a file that is not pushed", "the kernel is one file: move the code in"
-        findings.append(Finding(name, f"line {line}", what, fix))
-    return findings
+            what, fix = "a file that is not pushed", "the kernel is one file: move the code in"
+        yield Finding(name, f"line {line}", f"imports {package}, {what}", fix)
 
 
 def lint_script(path: Path) -> list[Finding]:
@@ -261,15 +252,14 @@ def lint_script(path: Path) -> list[Finding]:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         return [Finding(name, f"line {line}", f"does not parse: {getattr(error, 'msg', error)}", "write Python 3.12")]
-    findings = lint_imports(name, tree)
+    findings = list(lint_imports(name, tree))
     size = len(text.encode())
     if size >= SCRIPT_BYTES:
         fix = f"Kaggle takes less than {SCRIPT_BYTES:,}: move data to a dataset"
         findings.append(Finding(name, "size", f"has {size:,} bytes", fix))
     count = len(OVERRIDES_LINE.findall(text))
     if count != 1:
-        fix = "exactly one line `OVERRIDES: dict = {}`"
-        findings.append(Finding(name, "OVERRIDES", f"{count} such lines", fix))
+        findings.append(Finding(name, "OVERRIDES", f"{count} such lines", "exactly one line `OVERRIDES: dict = {}`"))
     return findings
 
 

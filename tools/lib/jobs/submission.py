@@ -84,7 +84,7 @@ def candidate_of(path: Path, made_by: Version | None = None) -> Candidate:
     if not path.is_file():
         raise InputError(f"{path}: no such file; make one: python kernel/pipeline.py --input data --output runs/NAME")
     digest = sha256_of(path)
-    check_manifest(path, digest, kernel.MANIFEST)
+    check_manifest(path, digest)
     scores = board_score(path)
     return Candidate(path, digest, path.resolve().parent.name, scores.get("mrr"), scores.get("mrr_se"), made_by)
 
@@ -99,12 +99,12 @@ def beside(path: Path, name: str) -> dict[str, Any]:
     return read_json(path.with_name(name), "it is damaged: make or fetch the run again", optional=True)
 
 
-def check_manifest(path: Path, digest: str, manifest: str) -> None:
+def check_manifest(path: Path, digest: str) -> None:
     """A csv that is not what its run wrote must not be submitted under the run's name."""
-    listed = beside(path, manifest).get("outputs", {}).get(path.name)
+    listed = beside(path, kernel.MANIFEST).get("outputs", {}).get(path.name)
     if listed and listed.get("sha256") != digest:
         raise InputError(
-            f"{path}: differs from {manifest} beside it: it was changed after the run; "
+            f"{path}: differs from {kernel.MANIFEST} beside it: it was changed after the run; "
             "submit it from a folder of its own, or run the kernel again"
         )
 

@@ -79,7 +79,7 @@ def _read_config(path: Path) -> dict[str, str]:
     """The content of kaggle.json, {} where it is missing or broken."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if os.name != "nt" and path.stat().st_mode & 0o044:
+        if path.stat().st_mode & 0o044:
             print(f"warning: {path} is readable by other users: chmod 600 {path}", file=sys.stderr)
     except (OSError, ValueError):
         return {}
