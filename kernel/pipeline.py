@@ -32,6 +32,7 @@ import fnmatch
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -49,7 +50,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -175,6 +176,7 @@ SUBMISSION, METRICS, MANIFEST = "pipeline_submission.csv", "metrics.json", "mani
 FINAL_MODEL, VALIDATED_MODEL = "pipeline_final_model.pth", "pipeline_validated_model.pth"
 TRAINING_LOG, CURVES, CHECKPOINT = "training_log.csv", "training_curves.png", "pipeline_model_checkpoint_epoch_{}.pth"
 RESUME_RUN, RESUME_STATE = "resume_run.json", "resume_{}_{}.pth"
+PHASES = ("validate", "refit")  # without the validation images, to choose; with them, to predict
 BUDGET = "time budget"  # the reason to stop that was asked for: such a run is complete
 POOL, TOP, VIEWS = 100, 99, 5  # the official evaluation: pools of 100, of which the first 99 ranks count
 PREDICTING = ("mode", "device", "infer_batch", "repulsion")  # the knobs that predicting honours
@@ -398,22 +400,17 @@ class Npz:
 
     def vectors(self, key: str, rows: int) -> np.ndarray:
         """Embeddings (rows, d) as float32: finite, and small enough for products in float32."""
-        array = self.read(key, rows, None, kind="f")
-        if not array.size:
-            raise self.fail(key, f"is empty: {array.shape}")
-        constant = 0
-        for start in range(0, rows, 4096):  # in blocks: a mask of the whole would cost a quarter of the data again
-            block = array[start : start + 4096]
-            bad = ~np.isfinite(block).all(axis=1)
-            if bad.any():
-                raise self.fail(key, f"row {start + int(bad.argmax())} holds NaN or infinity")
-            large = np.abs(block).max(axis=1).astype(np.float64)
-            if large.max() > 1e9:
-                raise self.fail(
-                    key, f"row {start + int(large.argmax())} holds {large.max():.3g}: no embedding is so long"
-                )
-            constant += int((block == block[:, :1]).all(axis=1).sum())
-        array = array.astype(np.float32, copy=False)
+        given = self.read(key, rows, None, kind="f")
+        if not given.size:
+            raise self.fail(key, f"is empty: {given.shape}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = given.astype(np.float32, copy=False)
+            bad = ~(np.einsum("ij,ij->i", array, array) < 1e18)  # NaN is not below anything
+        if bad.any():
+            row = int(bad.argmax())
+            value = given[row, np.abs(given[row]).argmax()]
+            raise self.fail(key, f"row {row} holds NaN, infinity or a number that no embedding has: {value:.3g}")
+        constant = int((array.max(axis=1) == array.min(axis=1)).sum())
         twins = rows - len({hash(row.tobytes()) for row in array})
         if constant or twins > rows // 100:
             found = f"{constant} vectors of {rows} are zero or constant, {twins} repeat another"
@@ -617,21 +614,18 @@ def habits(captions: list[str]) -> dict[str, float]:
 
 def cut_as_the_test(train: list[str], test: list[str], seed: int) -> list[str]:
     """Training texts cut at their first comma as often as the test's are (its captions.txt is cut at every one)."""
-    ours, theirs = habits(train)["commas"], habits(test)["commas"]
-    share = 1 - theirs / ours if ours > 0.02 else 0.0
+    ours, theirs = habits(train), habits(test)
+    for name, row in (("training", ours), ("test", theirs)):
+        opens = f"{row['commas']:.1%} have a comma, {row['quotes']:.1%} open with a quote"
+        log(f"{name} texts: {opens}, {row['words']:.1f} words on average")
+    share = 1 - theirs["commas"] / ours["commas"] if ours["commas"] > 0.02 else 0.0
     if share < 0.5:
         return train
     cut = np.random.default_rng(seed).random(len(train)) < share
-    return [caption.split(",")[0] if short else caption for caption, short in zip(train, cut, strict=True)]
-
-
-def log_habits(train: list[str], test: list[str], seen: list[str]) -> None:
-    """What the texts look like, and how many of training's lose what stands behind a comma."""
-    for name, row in (("training", habits(train)), ("test", habits(test))):
-        opens = f"{row['commas']:.1%} have a comma, {row['quotes']:.1%} open with a quote"
-        log(f"{name} texts: {opens}, {row['words']:.1f} words on average")
-    if cut := sum(one != other for one, other in zip(train, seen, strict=True)):
-        log(f"the test's texts are cut at a comma: so are the words of {cut} captions of training and validation")
+    seen = [caption.split(",")[0] if short else caption for caption, short in zip(train, cut, strict=True)]
+    shorter = sum(one != other for one, other in zip(train, seen, strict=True))
+    log(f"the test's texts are cut at a comma: so are the words of {shorter} captions of training and validation")
+    return seen
 
 
 # -------------------------------------------------------------------------------------- networks, losses
@@ -836,10 +830,14 @@ class Task:
     images: Tensor  # (m, d_image) float32
     weight: Tensor  # (m,) of an image's captions in the loss
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.galleries[0].dtype
 
-def softmax_loss(learner: Learner, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+
+def softmax_loss(learner: Learner, query: Tensor, task: Task, label: Tensor) -> Tensor:
     """Cross-entropy over the training images: a share of the captions against raw lengths, the rest against unit."""
-    galleries = list(task.galleries)
+    knobs, galleries = learner.knobs, list(task.galleries)
     if 0 < knobs.gallery < len(task.images):  # other negatives at each step do for all of them, in half the time
         drawn = torch.rand(len(task.images), generator=learner.random, device=query.device)
         drawn[label] = 2.0  # the batch's own come first
@@ -852,24 +850,24 @@ def softmax_loss(learner: Learner, query: Tensor, task: Task, label: Tensor, kno
     query = F.normalize(query, dim=1)
     cut = round(knobs.raw_weight * len(label))
     halves = [
-        GalleryLoss.apply(query[rows] * scale[k], galleries[k], label[rows], block)
+        GalleryLoss.apply(query[rows] * scale[k], galleries[k], label[rows], learner.block)
         for k, rows in ((0, slice(cut)), (1, slice(cut, None)))
     ]
     return torch.cat(halves)
 
 
-def triplet_loss(learner: Learner, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+def triplet_loss(learner: Learner, query: Tensor, task: Task, label: Tensor) -> Tensor:
     """Hinge against the hardest other images of the batch, on raw dot products (after VSE++, Faghri et al. 2018)."""
     images, own = label.unique(return_inverse=True)
     gallery = task.galleries[0][images]
     scores = (F.normalize(query, dim=1).to(gallery.dtype) @ gallery.T).float()
     right = scores.gather(1, own.unsqueeze(1))
     others = scores.scatter(1, own.unsqueeze(1), -math.inf)
-    count = min(knobs.negatives, len(images) - 1)  # none in a batch of one image
-    return F.relu(knobs.margin + others.topk(count, dim=1).values - right).sum(dim=1) / max(1, count)
+    count = min(learner.knobs.negatives, len(images) - 1)  # none in a batch of one image
+    return F.relu(learner.knobs.margin + others.topk(count, dim=1).values - right).sum(dim=1) / max(1, count)
 
 
-def cosine_loss(learner: Learner, query: Tensor, task: Task, label: Tensor, knobs: Knobs, block: int) -> Tensor:
+def cosine_loss(learner: Learner, query: Tensor, task: Task, label: Tensor) -> Tensor:
     """The original's: 1 - cosine to the own image."""
     return 1 - F.cosine_similarity(query, task.images[label], dim=1)
 
@@ -901,8 +899,8 @@ def predict(
 ) -> np.ndarray:
     """Predicted image vectors (n, d_image) float32 of captions and their vectors (n, d_text).
 
-    The weighted mean direction of the bundle's members at the mean length of the training images; a single mlp (the
-    baseline) keeps its own lengths.
+    The weighted mean direction of the bundle's members at the mean length of the training images: a prediction's own
+    length moves no rank.
     """
     d_text, d_image = bundle["dims"]
     if text.shape[1] != d_text:
@@ -913,8 +911,6 @@ def predict(
         network = network_of(knobs, member["state"], (d_text, d_image, len(bundle["vocabulary"])))
         words = torch.from_numpy(ids)
         output = network_predictions(network.to(device), torch.from_numpy(text), words, knobs.infer_batch)
-        if len(bundle["members"]) == 1 and knobs.network == "mlp":
-            return output
         total += np.float32(member["weight"]) * unit(output)
     return total * np.float32(bundle["length"])
 
@@ -999,9 +995,19 @@ class Blend:
     weights: np.ndarray  # (k,), sum 1
     repulsion: float
     predictions: np.ndarray  # (views, m, d): each image's by what was chosen on the other half of the images
+    tables: dict[str, dict[str, float]]  # of these
     chosen: bool  # weights were chosen; else they are the priors
     prior_mrr: float  # of the priors, before repulsion
     chosen_mrr: float  # of chosen weights: of each image by those of the other half
+
+    @property
+    def mrr(self) -> float:
+        return self.tables["pool100_raw"]["mrr"]
+
+    @property
+    def members(self) -> list[int]:
+        """Those that count, heaviest first."""
+        return [int(k) for k in np.argsort(-self.weights, kind="stable") if self.weights[k] > 0]
 
 
 def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float, priors: list[float]) -> Blend:
@@ -1029,7 +1035,8 @@ def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float
         best = max(strengths, key=lambda s: mean_gains(pool_leads(options[s], images))[queries].mean())
         picked.append((best, options[best]))
     honest = np.where((half == 1)[:, None], picked[0][1], picked[1][1])
-    return Blend(weights, picked[2][0], honest, chosen, float((crossed - gain).mean()), float(crossed.mean()))
+    priors_mrr, chosen_mrr = float((crossed - gain).mean()), float(crossed.mean())
+    return Blend(weights, picked[2][0], honest, evaluate(honest, images), chosen, priors_mrr, chosen_mrr)
 
 
 def pool_leads(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -1079,22 +1086,24 @@ class StateFile:
     def __init__(self, path: Path, fingerprint: str, device: str) -> None:
         self.path, self.fingerprint, self.device = path, fingerprint, device  # a state of others is not taken up
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> dict[str, Any]:
+        """What was written last; nothing where that is of no use."""
         if not self.path.exists():
-            return None
+            return {}
         try:
             state = load_torch(self.path)
             if state.pop("fingerprint") != self.fingerprint:
                 raise ValueError("it is of other data or knobs")
-            if self.device and state.get("device", self.device) != self.device:
+            if state.get("device", self.device) != self.device:
                 raise ValueError("it is of another kind of device, whose random numbers differ")
         except Exception as error:  # damage can show anywhere; a new start is as good
             log(f"{self.path.name}: not usable ({first_line(error)}); this network starts anew")
-            return None
+            return {}
         return state
 
     def write(self, state: dict[str, Any]) -> None:
-        save_torch(self.path, {"fingerprint": self.fingerprint, **state})
+        with atomic(self.path) as part:
+            save_torch(part, {"fingerprint": self.fingerprint, **state})
 
 
 def make_task(problem: Problem, phase: str, knobs: Knobs, device: torch.device, dtype: torch.dtype) -> Task:
@@ -1126,14 +1135,14 @@ def batch_size(knobs: Knobs, captions: int) -> int:
     return max(1, min(knobs.batch, captions * knobs.epochs // max(1, knobs.min_steps)))
 
 
-def epoch_batches(task: Task, knobs: Knobs, size: int, random: torch.Generator) -> list[Tensor]:
-    """An epoch's captions in random order, `size` at a time; for triplets whole images, so that sisters meet."""
-    device = task.captions.device
+def epoch_batches(task: Task, knobs: Knobs, seed: int) -> tuple[Tensor, ...]:
+    """An epoch's captions in random order, a batch at a time; for triplets whole images, so that sisters meet."""
+    size, random = batch_size(knobs, len(task.captions)), torch.Generator().manual_seed(seed)
     if knobs.loss == "triplet":
-        order = torch.randperm(len(task.sisters), generator=random, device=device)
-        return [task.sisters[images].flatten() for images in order.split(max(2, size // VIEWS))]
-    order = torch.randperm(len(task.captions), generator=random, device=device)
-    return list(task.captions[order].split(size))
+        order = torch.randperm(len(task.sisters), generator=random).to(task.sisters.device)
+        return tuple(task.sisters[images].flatten() for images in order.split(max(2, size // VIEWS)))
+    order = torch.randperm(len(task.captions), generator=random).to(task.captions.device)
+    return task.captions[order].split(size)
 
 
 def learning_rate(knobs: Knobs, step: int, progress: float) -> float:
@@ -1142,12 +1151,6 @@ def learning_rate(knobs: Knobs, step: int, progress: float) -> float:
         return knobs.lr
     warm_up = max((step + 1) / 200, 10 * progress)
     return knobs.lr * min(warm_up, 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed; an illegal access, say, is no reason to try again."""
-    words = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 class Diverged(Exception):
@@ -1159,9 +1162,7 @@ class Position:
     """Where a training stands; saved beside its weights."""
 
     lr: float
-    epoch_start: Tensor  # the generator's state when the epoch's order was drawn
-    epoch: int = 0
-    step: int = 0  # of the epoch
+    step: int = 0
     seconds: float = 0.0
     watched: float = 0.0
     loss_sum: float = 0.0  # of the epoch's steps
@@ -1172,15 +1173,16 @@ class Position:
 class Learner:
     """A network and all that its next step depends on."""
 
+    knobs: Knobs
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    random: torch.Generator  # of initial weights, order and dropout
+    random: torch.Generator  # of initial weights and dropout
+    block: int  # rows of logits held at once
 
     def state(self, at: Position) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
-        device = self.random.device.type
-        return {"at": vars(at), "random": self.random.get_state(), "device": device, **parts}
+        return {"at": vars(at), "random": self.random.get_state(), "device": self.random.device.type, **parts}
 
     def take_up(self, state: dict[str, Any]) -> Position:
         self.network.load_state_dict(state["network"])
@@ -1188,29 +1190,32 @@ class Learner:
         if state["scaler"] and self.scaler.is_enabled():  # the state may come from a card of another number type
             self.scaler.load_state_dict(state["scaler"])
         self.random.set_state(state["random"])
-        return Position(**state["at"])
+        at = Position(**state["at"])
+        self.knobs = dataclasses.replace(self.knobs, lr=at.lr)  # it may have been halved
+        return at
 
 
-def new_learner(name: str, knobs: Knobs, task: Task, dtype: torch.dtype) -> Learner:
+def new_learner(name: str, knobs: Knobs, task: Task) -> Learner:
     random = torch.Generator(task.text.device).manual_seed(seed_of(knobs.seed, name))
     dims = (task.text.shape[1], task.images.shape[1], task.n_words)
     centre = (task.label >= 0).float() @ task.text / len(task.captions)  # a mean without a copy of the captions
     network = build_network(dims, knobs, centre, random)
-    kind = torch.optim.AdamW if knobs.weight_decay else torch.optim.Adam
-    table = [weights for name, weights in network.named_parameters() if name.startswith("words.table")]
-    others = [weights for name, weights in network.named_parameters() if not name.startswith("words.table")]
+    table = [weights for key, weights in network.named_parameters() if key.startswith("words.table")]
+    others = [weights for key, weights in network.named_parameters() if not key.startswith("words.table")]
     groups = [{"params": others, "rate": 1.0}, {"params": table, "rate": knobs.word_rate}][: 1 + len(table)]
+    kind = torch.optim.AdamW if knobs.weight_decay else torch.optim.Adam
     optimizer = kind(groups, knobs.lr, weight_decay=knobs.weight_decay, fused=True)
-    scaler = torch.amp.GradScaler(random.device.type, enabled=dtype == torch.float16)
-    return Learner(network, optimizer, scaler, random)
+    scaler = torch.amp.GradScaler(random.device.type, enabled=task.dtype == torch.float16)
+    return Learner(knobs, network, optimizer, scaler, random, knobs.logit_block)
 
 
-def take_step(learner: Learner, task: Task, captions: Tensor, knobs: Knobs, dtype: torch.dtype, block: int) -> Tensor:
+def take_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
     """One step of the optimiser on a batch of captions; its loss, a tensor on the device."""
-    with torch.autocast(task.text.device.type, dtype, enabled=dtype != torch.float32):
+    learner.network.train()
+    with torch.autocast(task.text.device.type, task.dtype, enabled=task.dtype != torch.float32):
         query = learner.network(task.text[captions], task.words[captions])
     label = task.label[captions]
-    losses = LOSSES[knobs.loss](learner, query.float(), task, label, knobs, block)
+    losses = LOSSES[learner.knobs.loss](learner, query.float(), task, label)
     loss = (losses * task.weight[label]).sum() / task.weight[label].sum()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.scaler.scale(loss).backward()
@@ -1219,36 +1224,28 @@ def take_step(learner: Learner, task: Task, captions: Tensor, knobs: Knobs, dtyp
     return loss.detach()
 
 
-def careful_step(
-    learner: Learner, task: Task, captions: Tensor, knobs: Knobs, dtype: torch.dtype, block: int
-) -> tuple[Tensor, int]:
-    """`take_step`, once more with half the block of logits where memory runs out; the loss and the block that fits."""
+def careful_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
+    """`take_step`, once more with half the block of logits for as long as memory runs out."""
     failure = ""
     try:
-        return take_step(learner, task, captions, knobs, dtype, block), block
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
+        return take_step(learner, task, captions)
+    except RuntimeError as error:  # an illegal access, say, is no reason to try again
         failure = first_line(error)
+        signs = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "out of memory")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in signs):
+            raise
     # Behind the handler, whose exception keeps the failed attempt's tensors alive.
-    if block <= 16:
+    if learner.block <= 16:
         raise TrainingFailed(f"{failure}; lower --set hidden or --set batch")
-    log(f"out of memory: logits in blocks of {block // 2} rows from here on")
-    learner.scaler = torch.amp.GradScaler(
-        task.text.device.type, learner.scaler.get_scale(), enabled=learner.scaler.is_enabled()
-    )
-    return careful_step(learner, task, captions, knobs, dtype, block // 2)
+    learner.block //= 2
+    log(f"out of memory: logits in blocks of {learner.block} rows from here on")
+    scale, enabled = learner.scaler.get_scale(), learner.scaler.is_enabled()
+    learner.scaler = torch.amp.GradScaler(task.text.device.type, scale, enabled=enabled)
+    return careful_step(learner, task, captions)
 
 
 def train_network(
-    name: str,
-    knobs: Knobs,
-    task: Task,
-    dtype: torch.dtype,
-    allotted: float,
-    states: StateFile,
-    stop: Stop,
-    watch: Callable[[int, bool, nn.Module], dict[str, Any]],
+    name: str, knobs: Knobs, task: Task, allotted: float, states: StateFile, stop: Stop, watch: Callable[..., dict]
 ) -> Trained:
     """Train one network to the end of its schedule: its epochs or `allotted` seconds from now, whichever ends first.
 
@@ -1256,68 +1253,56 @@ def train_network(
     and dropout; `watch(epoch, last, network)` gives what the epoch's row of the log has beside its loss. Raises
     Interrupted after a signal, its state saved; Diverged; TrainingFailed.
     """
-    learner = new_learner(name, knobs, task, dtype)
-    at = Position(knobs.lr, learner.random.get_state())
+    learner, at = new_learner(name, knobs, task), Position(knobs.lr)
+    steps = len(epoch_batches(task, knobs, 0))  # an epoch
     if state := states.read():
         at = learner.take_up(state)
-        knobs = dataclasses.replace(knobs, lr=at.lr)  # it may have been halved
-        log(f"{name}: going on from epoch {at.epoch}, step {at.step}")
+        log(f"{name}: going on from epoch {at.step // steps}, step {at.step % steps}")
 
-    size, block, ends = batch_size(knobs, len(task.captions)), knobs.logit_block, at.seconds + max(allotted, 1e-9)
+    total, ends, batches = steps * knobs.epochs, at.seconds + max(allotted, 1e-9), None
     loss_sum = torch.tensor(at.loss_sum, device=task.text.device)
     wrong = torch.zeros_like(loss_sum)  # losses that are no number
     clock = saved = time.monotonic()
-    going = at.epoch < knobs.epochs
+    going = True
     while going:
-        here = learner.random.get_state()  # in a resumed epoch: behind its order and the dropout so far
-        learner.random.set_state(at.epoch_start)
-        batches = epoch_batches(task, knobs, size, learner.random)
-        if at.step:
-            learner.random.set_state(here)
-        learner.network.train()
-        for captions in batches[at.step :]:
-            progress = max((at.epoch + at.step / len(batches)) / knobs.epochs, at.seconds / ends)
-            for group in learner.optimizer.param_groups:
-                group["lr"] = group["rate"] * learning_rate(knobs, at.epoch * len(batches) + at.step, progress)
-            loss, block = careful_step(learner, task, captions, knobs, dtype, block)
-            loss_sum += loss.nan_to_num(0, 0, 0)
-            wrong += ~loss.isfinite()
-            at.step += 1
-            at.seconds, clock = at.seconds + time.monotonic() - clock, time.monotonic()
-            if stop.reason or at.seconds >= ends:
-                break
-            if clock - saved >= knobs.checkpoint_seconds:
-                at.loss_sum, saved = float(loss_sum), clock
-                states.write(learner.state(at))
-        if stop.signal:
-            at.loss_sum = float(loss_sum)
+        if stop.signal or clock - saved >= knobs.checkpoint_seconds:
+            at.loss_sum, saved = float(loss_sum), clock
             states.write(learner.state(at))
+        if stop.signal:
             raise Interrupted
+        if batches is None or at.step % steps == 0:
+            batches = epoch_batches(task, knobs, seed_of(knobs.seed, name, at.step // steps))
+        progress = max(at.step / total, at.seconds / ends)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = group["rate"] * learning_rate(learner.knobs, at.step, progress)
+        loss = careful_step(learner, task, batches[at.step % steps])
+        loss_sum += loss.nan_to_num(0, 0, 0)
+        wrong += ~loss.isfinite()
+        at.step += 1
+        at.seconds, clock = at.seconds + time.monotonic() - clock, time.monotonic()
+        going = at.step < total and at.seconds < ends and stop.reason != BUDGET
+        if going and at.step % steps:
+            continue
 
         # The end of an epoch, or of the schedule.
         in_numbers = all(weights.isfinite().all() for weights in learner.network.parameters())
         if not in_numbers or (wrong and not learner.scaler.is_enabled()):  # a scaler leaves such a step out
             raise Diverged
-        full = at.step == len(batches)
-        over = stop.reason == BUDGET  # a signal is looked at behind the next step
-        going = full and at.epoch + 1 < knobs.epochs and at.seconds < ends and not over
-        row = {"epoch": at.epoch + 1, "loss": float(loss_sum) / at.step}
-        at.history.append(row | watch(at.epoch + 1, not going, learner.network))
+        epoch = math.ceil(at.step / steps)
+        row = {"epoch": epoch, "loss": float(loss_sum) / (at.step - (epoch - 1) * steps)}
+        at.history.append(row | watch(epoch, not going, learner.network))
         log_row(at.history[-1])
-        at.epoch, at.step = (at.epoch + 1, 0) if full else (at.epoch, at.step)
-        at.epoch_start = learner.random.get_state()
         loss_sum.zero_()
         watched, clock = time.monotonic() - clock, time.monotonic()
         at.seconds, at.watched = at.seconds + watched, at.watched + watched
-    refuse_skipped(name, learner, at.epoch * len(batches) + at.step)
+    refuse_skipped(name, learner, at.step)
     weights = {key: value.detach().cpu().clone() for key, value in learner.network.state_dict().items()}
-    return Trained(weights, at.epoch + at.step / len(batches), at.seconds, at.watched, at.history)
+    return Trained(weights, at.step / steps, at.seconds, at.watched, at.history)
 
 
 def refuse_skipped(name: str, learner: Learner, steps: int) -> None:
     """Say how many steps float16 left out for gradients beyond its range; none taken is a failure."""
-    taken = [int(state["step"]) for state in learner.optimizer.state.values()]
-    skipped = steps - max(taken, default=0)
+    skipped = steps - max((int(state["step"]) for state in learner.optimizer.state.values()), default=0)
     if skipped == steps:
         raise TrainingFailed(f"{name}: none of {steps} steps had finite gradients; try --set dtype=float32")
     if skipped:
@@ -1361,23 +1346,6 @@ class Problem:
         own = self.train_images if phase == "validate" else np.arange(self.train.own)
         return np.concatenate([own, np.arange(self.train.own, len(self.train.images))]) if pairs else own
 
-    def refit_ratio(self, pairs: bool) -> float:
-        """How much longer a training on all images takes."""
-        return len(self.images_of("refit", pairs)) / len(self.images_of("validate", pairs))
-
-
-@dataclass
-class Candidate:
-    """A network that was trained without the validation images, what it says of them, and what predicts for it."""
-
-    number: int
-    knobs: Knobs
-    validated: Trained
-    predictions: np.ndarray  # (views, m, d) for the validation captions
-    figures: dict[str, float]  # of these alone: MRR by table
-    drawn: bool = False  # by the search
-    refitted: Trained | None = None
-
 
 def make_problem(
     train: TrainSet, test: TestSet, knobs: Knobs, candidates: list[Knobs], pairs: list[Path]
@@ -1388,12 +1356,152 @@ def make_problem(
     texts, vocabulary = train.captions, []
     if any(one.sees != "vector" for one in candidates):
         texts = cut_as_the_test(train.captions, test.captions, knobs.split_seed)
-        log_habits(train.captions, test.captions, texts)
         held_out = np.isin(train.image_of, val_images)
         seen = [caption for caption, out in zip(texts, held_out, strict=True) if not out]
-        vocabulary = make_vocabulary(seen, candidates[0].word_count)
+        vocabulary = make_vocabulary(seen, knobs.word_count)
     words, views = word_ids(texts, vocabulary), caption_views(train.image_of, val_images)
     return Problem(train, test, vocabulary, words, train_images, val_images, views), facts
+
+
+@dataclass
+class Candidate:
+    """A network of the recipe or of the search, how it was trained, and what validation says of it."""
+
+    number: int
+    knobs: Knobs
+    drawn: bool = False  # by the search
+    named: bool = False  # it leaves the named checkpoints
+    trained: dict[str, Trained] = field(default_factory=dict)  # by phase: "validate", then "refit" on all images
+    predictions: np.ndarray = field(default_factory=lambda: np.empty(0))  # (views, m, d) for the validation captions
+    figures: dict[str, float] = field(default_factory=dict)  # MRR of these by table
+
+
+def predictions_of(network: nn.Module, problem: Problem, rows: int) -> np.ndarray:
+    """(views, m, d) for the validation captions."""
+    captions = problem.views.ravel()
+    text, words = torch.from_numpy(problem.train.text[captions]), torch.from_numpy(problem.words[captions])
+    return network_predictions(network, text, words, rows).reshape(*problem.views.shape, -1)
+
+
+def figures_of(predictions: np.ndarray, problem: Problem) -> dict[str, float]:
+    return {name: table["mrr"] for name, table in evaluate(predictions, problem.val_vectors).items()}
+
+
+def blend_of(candidates: list[Candidate], problem: Problem, repulsion: float) -> Blend:
+    """The blend of all that is trained so far."""
+    priors = [0.0 if one.drawn else one.knobs.prior for one in candidates]
+    return choose_blend([one.predictions for one in candidates], problem.val_vectors, repulsion, priors)
+
+
+@dataclass
+class Job:
+    """A training to be done: of what, in which phase, in how many seconds at most."""
+
+    candidate: Candidate
+    phase: str
+    allotted: float
+
+
+class Plan:
+    """Which training comes next and in how much time, from what things were measured to cost."""
+
+    def __init__(
+        self, candidates: list[Candidate], knobs: Knobs, given: dict, problem: Problem, machine: Machine, stop: Stop
+    ) -> None:
+        self.candidates, self.knobs, self.given, self.problem, self.stop = candidates, knobs, given, problem, stop
+        self.workers, self.rate = len(machine.devices), machine.rate  # rate: FLOP/s of a worker in the last training
+        self.judging = 0.5  # seconds, as validating the last candidate took
+        self.waiting = [one for one in candidates if not one.trained]
+        self.refits = [one.number for one in candidates if "refit" in one.trained]  # done, begun or left out
+        self.running: list[Job] = []
+        self.left_out: list[str] = []
+
+    def next_job(self, members: list[Candidate]) -> Job | None:
+        """A refit of the best blend's members, else the recipe's next candidate, else for `search` a drawn one."""
+        if members and self.stop.signal:
+            return None
+        job = self.next_refit(members) or self.next_waiting(members) or self.next_draw(members)
+        self.running += [job] if job else []
+        return job
+
+    def next_refit(self, members: list[Candidate]) -> Job | None:
+        """Heaviest first. For a member that has no time for it, its validated weights go on predicting."""
+        for one in self.unrefitted(members):
+            self.refits.append(one.number)
+            if 0.9 * self.refit_seconds(one) <= self.left():
+                return Job(one, "refit", self.left())
+            self.leave_out(f"refit of candidate {one.number}: no time for it; it predicts with its validated weights")
+        return None
+
+    def next_waiting(self, members: list[Candidate]) -> Job | None:
+        """Short of time, all get fewer epochs, down to half of them, before the last ones have to wait."""
+        if not self.waiting:
+            return None
+        first, spare = self.waiting[0], self.spare(members)
+        counts = range(len(self.waiting), 0, -1)
+        shares = [spare / sum(self.seconds(one.knobs) for one in self.waiting[:count]) for count in counts]
+        share = next((share for share in shares if share >= 0.5), shares[-1])
+        if share >= 0.05 or first.knobs.network == "linear":
+            self.waiting.remove(first)
+            if share < 1 and first.knobs.network != "linear":
+                log(f"time budget: candidate {first.number} gets some {share:.0%} of its epochs")
+            return Job(first, "validate", share * training_flop(first.knobs, self.problem) / self.rate)
+        for one in self.waiting:
+            self.leave_out(f"candidate {one.number} ({describe(one.knobs, self.knobs)}): no time for it")
+        self.waiting = []
+        return None
+
+    def next_draw(self, members: list[Candidate]) -> Job | None:
+        """Around a member of the best blend, while there is time for it and its refit."""
+        if self.knobs.recipe != "search" or not members:
+            return None
+        number, tried = len(self.candidates), {one.knobs for one in self.candidates}
+        draw = random.Random(seed_of(self.knobs.seed, "draw", number))
+        bases = [one.knobs for one in members if one.knobs.network == "align"] or [self.knobs]
+        for _ in range(20):  # what was tried before, or takes too long, is drawn anew
+            knobs = draw_candidate(draw.choice(bases), self.given, self.problem, draw)
+            if knobs not in tried and self.seconds(knobs) <= self.spare(members):
+                self.candidates.append(Candidate(number, knobs, drawn=True))
+                log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
+                return Job(self.candidates[-1], "validate", math.inf)
+        return None
+
+    def left(self) -> float:
+        """Seconds until only the last submission and the records are left to write."""
+        return self.stop.deadline - self.stop.closing - time.monotonic()
+
+    def spare(self, members: list[Candidate]) -> float:
+        """Seconds of all workers that neither running trainings nor refits will need."""
+        promised = [self.seconds(job.candidate.knobs) for job in self.running]
+        promised += [self.refit_seconds(one) for one in self.unrefitted(members)]
+        return self.workers * self.left() - sum(promised)
+
+    def seconds(self, knobs: Knobs) -> float:
+        """Of a candidate: training, validation, its part in a submission, refit."""
+        training = training_flop(knobs, self.problem) / self.rate
+        return training * (1 + self.knobs.refit * self.refit_ratio(knobs)) + self.judging + self.stop.closing
+
+    def refit_ratio(self, knobs: Knobs) -> float:
+        """How much longer a training on all images takes."""
+        return len(self.problem.images_of("refit", knobs.pairs)) / len(self.problem.images_of("validate", knobs.pairs))
+
+    def refit_seconds(self, candidate: Candidate) -> float:
+        return candidate.trained["validate"].seconds * self.refit_ratio(candidate.knobs)
+
+    def unrefitted(self, members: list[Candidate]) -> list[Candidate]:
+        """Those whose refit is to come."""
+        return [one for one in members if self.knobs.refit and one.number not in self.refits]
+
+    def learn(self, candidate: Candidate) -> None:
+        """Learn from a training how fast they are here."""
+        trained, knobs = candidate.trained["validate"], candidate.knobs
+        if trained.epochs and trained.seconds > trained.watched:
+            flop = training_flop(knobs, self.problem) * trained.epochs / knobs.epochs
+            self.rate = flop / (trained.seconds - trained.watched)
+
+    def leave_out(self, what: str) -> None:
+        self.left_out.append(what)
+        log(f"time budget: {what}")
 
 
 def training_flop(knobs: Knobs, problem: Problem) -> float:
@@ -1410,9 +1518,6 @@ def training_flop(knobs: Knobs, problem: Problem) -> float:
     return float(captions * knobs.epochs * (6 * weights + 4 * shown * d_image + step))
 
 
-MIN_SHARE = 0.5  # of its epochs; a network that would get less makes room for those before it
-
-
 def draw_candidate(base: Knobs, given: dict[str, Any], problem: Problem, draw: random.Random) -> Knobs:
     """`base` with two of its knobs drawn anew; what the user set stays."""
     keys = draw.sample([key for key in DRAWS if key not in given], 2)
@@ -1421,21 +1526,9 @@ def draw_candidate(base: Knobs, given: dict[str, Any], problem: Problem, draw: r
     return with_epochs(dataclasses.replace(base, **{"epochs": 0, **changes, **given}), images)
 
 
-@dataclass
-class Job:
-    """One candidate to train: which, with what knobs, in how many seconds at most."""
-
-    number: int
-    knobs: Knobs
-    allotted: float = math.inf
-    drawn: bool = False  # by the search
-    named: bool = False  # keeps the named checkpoints
-    done: bool = False  # by the run that this one goes on from
-
-
 def side_by_side(
-    next_job: Callable[[], Job | None], work: Callable[[Job, torch.device], Any], devices: list[torch.device]
-) -> Iterator[tuple[Job, Future]]:
+    next_job: Callable[[], Job | None], work: Callable[[Job, torch.device], Trained], devices: list[torch.device]
+) -> Iterator[tuple[Job, Future[Trained]]]:
     """Do the jobs that `next_job` gives, one a device at a time, a thread each; yields each as it ends."""
     free, running = list(devices), {}
     with ThreadPoolExecutor(len(devices)) as pool:
@@ -1452,23 +1545,23 @@ def side_by_side(
 
 
 def train_candidate(
-    phase: str, job: Job, device: torch.device, problem: Problem, machine: Machine, folder: Folder, stop: Stop
+    job: Job, device: torch.device, problem: Problem, dtype: torch.dtype, folder: Folder, stop: Stop
 ) -> Trained:
-    """A candidate on the images of `phase` ("validate" or "refit"): taken up where it is finished, else trained."""
-    states = folder.state(phase, job.number, device.type)
-    if (state := states.read()) and "trained" in state:
-        return Trained(**state["trained"])
+    """A candidate on the images of its job's phase, from where an interrupted run left it."""
+    candidate = job.candidate
+    knobs, states = candidate.knobs, folder.state(job.phase, candidate.number, device.type)
+    if job.phase == "refit":  # for as many epochs as there was time for before
+        knobs = dataclasses.replace(knobs, epochs=max(1, round(candidate.trained["validate"].epochs)))
     try:
-        task = make_task(problem, phase, job.knobs, device, machine.dtype)
-        if job.knobs.network == "linear":
-            return fit_candidate(task, job.knobs)
-        watch = functools.partial(watch_training, phase, job, problem, folder)
-        trained = train_again_if_diverged(
-            f"{phase} {job.number}", job.knobs, states, task=task, dtype=machine.dtype,
-            allotted=job.allotted, stop=stop, watch=watch,
-        )  # fmt: skip
+        task = make_task(problem, job.phase, knobs, device, dtype)
+        if knobs.network == "linear":
+            trained = fit_candidate(task, knobs)
+        else:
+            watch, name = functools.partial(watch_training, job, problem, folder), f"{job.phase} {candidate.number}"
+            others = {"task": task, "allotted": job.allotted, "stop": stop, "watch": watch}
+            trained = train_again_if_diverged(name, knobs, states, **others)
     except (RuntimeError, ValueError) as error:  # of torch.linalg too
-        raise TrainingFailed(f"candidate {job.number}, {phase}: {first_line(error)}") from error
+        raise TrainingFailed(f"candidate {candidate.number}, {job.phase}: {first_line(error)}") from error
     states.write({"trained": vars(trained)})
     return trained
 
@@ -1481,249 +1574,168 @@ def fit_candidate(task: Task, knobs: Knobs) -> Trained:
 
 
 def watch_training(
-    phase: str, job: Job, problem: Problem, folder: Folder, epoch: int, last: bool, network: nn.Module
+    job: Job, problem: Problem, folder: Folder, epoch: int, last: bool, network: nn.Module
 ) -> dict[str, Any]:
     """At an epoch's end: validation where it is due, the named checkpoint; the rest of the row of the log."""
-    row: dict[str, Any] = {"phase": phase, "member": job.number}
-    if phase == "validate" and (last or epoch % job.knobs.eval_every == 0):
-        row |= figures_of(evaluate(predictions_of(network, problem, job.knobs.infer_batch), problem.val_vectors))
-    if job.named and epoch % job.knobs.checkpoint_every == 0:
+    candidate, knobs = job.candidate, job.candidate.knobs
+    row: dict[str, Any] = {"phase": job.phase, "member": candidate.number}
+    if job.phase == "validate" and (last or epoch % knobs.eval_every == 0):
+        row |= figures_of(predictions_of(network, problem, knobs.infer_batch), problem)
+    final = job.phase == ("refit" if knobs.refit else "validate")
+    if candidate.named and final and epoch % knobs.checkpoint_every == 0:
         weights = {key: value.cpu() for key, value in network.state_dict().items()}
-        bundle = make_bundle(problem, job.knobs, [member_of(job.knobs, weights, 1.0)], 0.0)
-        save_torch(folder.path / CHECKPOINT.format(epoch), bundle)
-    return row | {"seconds": round(time.monotonic() - STARTED, 2)}
+        bundle = make_bundle(problem, knobs, [member_of(knobs, weights, 1.0)], 0.0)
+        with atomic(folder.path / CHECKPOINT.format(epoch)) as part:
+            save_torch(part, bundle)
+    return row | {"seconds": round(run_seconds(), 2)}
 
 
-def predictions_of(network: nn.Module, problem: Problem, rows: int) -> np.ndarray:
-    """(views, m, d) for the validation captions."""
-    captions = problem.views.ravel()
-    text, words = torch.from_numpy(problem.train.text[captions]), torch.from_numpy(problem.words[captions])
-    return network_predictions(network, text, words, rows).reshape(*problem.views.shape, -1)
-
-
-def figures_of(tables: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {name: table["mrr"] for name, table in tables.items()}
-
-
-def candidate_of(job: Job, trained: Trained, problem: Problem, device: torch.device) -> Candidate:
-    """A trained candidate with its predictions for the validation captions."""
-    try:
-        network = network_of(job.knobs, trained.weights, problem.dims).to(device)
-        predictions = predictions_of(network, problem, job.knobs.infer_batch)
-        figures = figures_of(evaluate(predictions, problem.val_vectors))
-    except (RuntimeError, ValueError) as error:  # out of memory, or numbers that are none
-        raise TrainingFailed(f"candidate {job.number}, predicting: {first_line(error)}") from error
-    return Candidate(job.number, job.knobs, trained, predictions, figures, job.drawn)
-
-
-@dataclass
-class Outcome:
-    """The best blend so far: its members, heaviest first, and validation's honest word on it."""
-
-    members: list[Candidate]
-    weights: list[float]
-    repulsion: float
-    chosen: bool  # weights were chosen; else they are the priors
-    tables: dict[str, dict[str, float]]
-    submitted: bool = False  # what predicts now has predicted the submission
-
-    @property
-    def mrr(self) -> float:
-        return self.tables["pool100_raw"]["mrr"]
-
-
-def outcome_of(members: list[Candidate], problem: Problem, repulsion: float) -> Outcome:
-    """The blend of all that is trained so far."""
-    priors = [0.0 if one.drawn else one.knobs.prior for one in members]
-    blend = choose_blend([one.predictions for one in members], problem.val_vectors, repulsion, priors)
-    predictions = blend.predictions
-    if len(members) == 1 and members[0].knobs.network == "mlp":  # the baseline's predictions keep their lengths
-        predictions = members[0].predictions
-    order = [int(k) for k in np.argsort(-blend.weights, kind="stable") if blend.weights[k] > 0]
-    weights = [float(blend.weights[k]) for k in order]
-    tables = evaluate(predictions, problem.val_vectors)
-    return Outcome([members[k] for k in order], weights, blend.repulsion, blend.chosen, tables)
-
-
-class Schedule:
-    """Which candidate is trained next and in how much time, from what things were measured to cost."""
+class Run:
+    """A run under way: what is trained so far, the best blend of it, and the submission made of that."""
 
     def __init__(
-        self, jobs: list[Job], knobs: Knobs, given: dict[str, Any], problem: Problem, machine: Machine, stop: Stop
+        self, problem: Problem, knobs: Knobs, machine: Machine, folder: Folder, plan: Plan, stop: Stop, read: dict
     ) -> None:
-        self.jobs, self.knobs, self.given, self.problem, self.stop = jobs, knobs, given, problem, stop
-        self.workers, self.rate = len(machine.devices), machine.rate  # rate: FLOP/s of a worker in the last training
-        self.validating, self.measured = 0.5, False  # seconds, as the last candidate took; whether the rate was
-        self.waiting, self.running = list(jobs), list[Job]()
+        self.problem, self.knobs, self.machine, self.folder = problem, knobs, machine, folder
+        self.plan, self.stop, self.read = plan, stop, read  # read: what the manifest says of the files that were read
+        self.candidates: list[Candidate] = []  # that validation has judged
+        self.best: Blend | None = None
+        self.failures: list[str] = []
+        self.submitted = False  # whether what predicts now has predicted the submission
+        self.loaded, self.publishing = run_seconds(), 0.0  # seconds of reading, of all publications
 
-    def left(self) -> float:
-        """Seconds of all workers until only the last submission and the records are left to write."""
-        return self.workers * (self.stop.deadline - self.stop.closing - time.monotonic())
+    @property
+    def members(self) -> list[Candidate]:
+        return [self.candidates[k] for k in self.best.members] if self.best else []
 
-    def seconds(self, knobs: Knobs) -> float:
-        """Of a candidate: training, validation, its part in a submission, refit."""
-        training = training_flop(knobs, self.problem) / self.rate
-        refits = self.knobs.refit * self.problem.refit_ratio(knobs.pairs)
-        return training * (1 + refits) + self.validating + self.stop.closing
+    def train(self) -> None:
+        """Train what the plan gives; whenever validation says that a blend is better, it becomes the submission."""
+        for candidate in [one for one in self.plan.candidates if one.trained]:  # of the run that this one goes on from
+            self.judge(candidate)
+        if self.best:
+            self.publish()
+        for job, future in side_by_side(self.next_job, self.work, self.machine.devices):
+            self.plan.running.remove(job)
+            try:
+                job.candidate.trained[job.phase] = future.result()
+                if job.phase == "validate":
+                    self.judge(job.candidate)
+                else:
+                    self.submitted = False
+            except Interrupted:
+                continue
+            except TrainingFailed as error:
+                self.fail(error)
+            soon = sum(map(self.plan.refit_seconds, self.plan.unrefitted(self.members)))
+            if self.best and not self.submitted and not 0 < soon < 3 * self.stop.closing:  # else a better one follows
+                self.publish()
 
-    def spare(self, best: Outcome | None) -> float:
-        """Seconds that neither running trainings nor refits of the best blend's networks will need."""
-        members = best.members if best and self.knobs.refit else []
-        refits = sum(one.validated.seconds * self.problem.refit_ratio(one.knobs.pairs) for one in members)
-        return self.left() - sum(self.seconds(job.knobs) for job in self.running) - refits
-
-    def note(self, candidate: Candidate) -> None:
-        """Learn from a training how fast they are here."""
-        trained, knobs = candidate.validated, candidate.knobs
-        if trained.seconds > trained.watched and knobs.network != "linear":
-            flop = training_flop(knobs, self.problem) * trained.epochs / knobs.epochs
-            self.rate, self.measured = flop / (trained.seconds - trained.watched), True
-
-    def next_job(self, best: Outcome | None, records: Records) -> Job | None:
-        job = self.next_waiting(best, records) or self.next_draw(best)
-        self.running += [job] if job else []
+    def next_job(self) -> Job | None:
+        job = self.plan.next_job(self.members)
+        self.folder.write_index(self.machine, self.plan.candidates)
         return job
 
-    def next_waiting(self, best: Outcome | None, records: Records) -> Job | None:
-        """The recipe's next. Short of time, all get fewer epochs before the last ones are left out."""
-        if self.waiting and (self.waiting[0].done or self.waiting[0].knobs.network == "linear"):
-            return self.waiting.pop(0)
-        count, share = self.share_out(best)
-        while len(self.waiting) > count and (self.measured or self.spare(best) < 1):  # a guess leaves nobody out
-            out = self.waiting.pop()
-            records.leave_out(f"candidate {out.number} ({describe(out.knobs, self.knobs)}): no time for it")
-        if not self.waiting:
-            return None
-        job = self.waiting.pop(0)
-        job.allotted = share * training_flop(job.knobs, self.problem) / self.rate
-        if share < 1:
-            log(f"time budget: candidate {job.number} gets {job.allotted:.0f} s, some {share:.0%} of its epochs")
-        return job
+    def work(self, job: Job, device: torch.device) -> Trained:
+        return train_candidate(job, device, self.problem, self.machine.dtype, self.folder, self.stop)
 
-    def share_out(self, best: Outcome | None) -> tuple[int, float]:
-        """(how many of the waiting there is time for, the share of its epochs that each can have)."""
-        share = 0.0
-        for count in range(len(self.waiting), 0, -1):
-            share = self.spare(best) / sum(self.seconds(job.knobs) for job in self.waiting[:count])
-            if share >= MIN_SHARE or (count == 1 and share >= MIN_SHARE / 10):
-                return count, share
-        return 0, share
-
-    def next_draw(self, best: Outcome | None) -> Job | None:
-        """For `search`: a candidate around a member of the best blend, while there is time for it and its refit."""
-        if self.knobs.recipe != "search" or best is None:
-            return None
-        number, tried = len(self.jobs), {job.knobs for job in self.jobs}
-        draw = random.Random(seed_of(self.knobs.seed, "draw", number))
-        bases = [one.knobs for one in best.members if one.knobs.network == "align"] or [self.knobs]
-        for _ in range(20):  # what was tried before, or takes too long, is drawn anew
-            knobs = draw_candidate(draw.choice(bases), self.given, self.problem, draw)
-            if knobs not in tried and self.seconds(knobs) <= self.spare(best):
-                self.jobs.append(Job(number, knobs, drawn=True))
-                log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
-                return self.jobs[-1]
-        return None
-
-
-def train_and_submit(
-    problem: Problem, knobs: Knobs, machine: Machine, folder: Folder, records: Records, schedule: Schedule, stop: Stop
-) -> None:
-    """Train the candidates with the best blend always submitted, then its networks once more on all images."""
-    work = functools.partial(train_candidate, problem=problem, machine=machine, folder=folder, stop=stop)
-    with records.timed("train"):
-        best = validate_candidates(work, problem, knobs, machine, folder, records, schedule)
-    log_report(best, records, problem)
-    if stop.signal:
-        raise Interrupted
-    if knobs.refit:
-        with records.timed("refit"):
-            refit_members(best, work, machine, folder, records, schedule)
-    records.stopped, records.complete = stop.reason, not records.failures
-    publish(best, problem, knobs, machine, folder, records)
-
-
-def validate_candidates(
-    work: Callable[..., Trained],
-    problem: Problem,
-    knobs: Knobs,
-    machine: Machine,
-    folder: Folder,
-    records: Records,
-    schedule: Schedule,
-) -> Outcome:
-    """Train what the schedule gives; whenever validation says that a blend is better, it becomes the submission."""
-    best: Outcome | None = None
-
-    def next_job() -> Job | None:
-        job = schedule.next_job(best, records)
-        folder.write_index(machine, schedule.jobs)
-        return job
-
-    for job, future in side_by_side(next_job, functools.partial(work, "validate"), machine.devices):
-        schedule.running.remove(job)
-        start = time.monotonic()
+    def judge(self, candidate: Candidate) -> None:
+        """Ask validation about a candidate, alone and in a blend with the others."""
+        start, trained = time.monotonic(), candidate.trained["validate"]
         try:
-            candidate = candidate_of(job, future.result(), problem, machine.devices[0])
-        except TrainingFailed as error:
-            records.fail(error)
-            continue
-        records.candidates.append(candidate)
-        if not job.done:
-            schedule.note(candidate)
-        outcome = outcome_of(records.candidates, problem, knobs.repulsion)
-        schedule.validating = time.monotonic() - start
-        if best is None or outcome.mrr > best.mrr:
-            best = outcome
+            network = network_of(candidate.knobs, trained.weights, self.problem.dims).to(self.machine.devices[0])
+            candidate.predictions = predictions_of(network, self.problem, candidate.knobs.infer_batch)
+            candidate.figures = figures_of(candidate.predictions, self.problem)
+        except (RuntimeError, ValueError) as error:  # out of memory, or numbers that are none
+            self.fail(f"candidate {candidate.number}, predicting: {error}")
+            return
+        self.candidates.append(candidate)
+        blend = blend_of(self.candidates, self.problem, self.knobs.repulsion)
+        if self.best is None or blend.mrr > self.best.mrr:
+            self.best, self.submitted = blend, False
         else:
-            log(f"candidate {job.number}: a blend with it has {outcome.mrr:.4f}, the best so far {best.mrr:.4f}")
-        if best.submitted or any(one.done for one in schedule.waiting):
-            continue  # else the next one is there already
-        for member in best.members:
-            if knobs.refit and member.knobs.network == "linear" and not member.refitted:  # it takes a second
-                member.refitted = work("refit", Job(member.number, member.knobs), machine.devices[0])
-        publish(best, problem, knobs, machine, folder, records)
-        schedule.stop.closing = 1.5 * records.publish_seconds + 1
-    if best is None:
-        raise TrainingFailed("; ".join(records.failures) or "no candidate fits the time; raise --set max_minutes")
-    return best
+            figures = f"{blend.mrr:.4f}, the best so far {self.best.mrr:.4f}"
+            log(f"candidate {candidate.number}: a blend with it has {figures}")
+        self.plan.learn(candidate)
+        self.plan.judging = time.monotonic() - start
 
+    def fail(self, error: object) -> None:
+        self.failures.append(first_line(error))
+        log(f"failed: {self.failures[-1]}")
 
-def refit_members(
-    best: Outcome,
-    work: Callable[..., Trained],
-    machine: Machine,
-    folder: Folder,
-    records: Records,
-    schedule: Schedule,
-) -> None:
-    """Train the blend's networks once more on all images, heaviest first, as far as the time goes."""
-    pending = [one for one in best.members if one.refitted is None]
-    seconds = [
-        0.0
-        if folder.is_done("refit", one.number)
-        else one.validated.seconds * schedule.problem.refit_ratio(one.knobs.pairs)
-        for one in pending
-    ]
-    while pending and 0.9 * sum(seconds) > schedule.left():
-        seconds.pop()
-        number = pending.pop().number
-        records.leave_out(f"refit of candidate {number}: no time for it; it predicts with its validated weights")
-    share = schedule.left() / max(1e-9, sum(seconds))
-    first = min((one.number for one in pending), default=-1)
-    members, coming = {one.number: one for one in pending}, iter(zip(pending, seconds, strict=True))
+    def publish(self, complete: bool = False) -> None:
+        """Replace the submission and all that tells of it, together; the manifest, which vouches for it, comes last."""
+        start, best, test = time.monotonic(), cast(Blend, self.best), self.problem.test
+        with together(self.folder.path) as parts:
+            if not self.submitted:
+                final = self.bundle(best, "refit")
+                save_torch(parts / FINAL_MODEL, final)
+                save_torch(parts / VALIDATED_MODEL, self.bundle(best, "validate"))
+                write_submission(parts / SUBMISSION, test.caption_ids, predicted(final, test, self.machine.devices[0]))
+            self.publishing += time.monotonic() - start
+            self.write_records(parts, best, complete)
+        self.submitted, self.stop.closing = True, max(self.stop.closing, 1.5 * (time.monotonic() - start) + 1)
+        rows = f"{len(test.caption_ids)} rows, read back and checked"
+        log(f"submission: {self.folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
 
-    def next_job() -> Job | None:
-        if not (coming_next := next(coming, None)):
-            return None
-        one, planned = coming_next
-        knobs = dataclasses.replace(one.knobs, epochs=max(1, round(one.validated.epochs)))
-        return Job(one.number, knobs, share * planned, named=one.number == first)
+    def bundle(self, best: Blend, phase: str) -> dict[str, Any]:
+        """The best blend with the weights of a phase, as far as its members have come to that."""
+        members = []
+        for k in best.members:
+            one = self.candidates[k]
+            used = phase if phase in one.trained else "validate"
+            members.append(member_of(one.knobs, one.trained[used].weights, float(best.weights[k]), used == "refit"))
+        return make_bundle(self.problem, self.knobs, members, best.repulsion)
 
-    for job, future in side_by_side(next_job, functools.partial(work, "refit"), machine.devices):
-        try:
-            members[job.number].refitted, best.submitted = future.result(), False
-        except TrainingFailed as error:
-            records.fail(error)
+    def write_records(self, parts: Path, best: Blend, complete: bool) -> None:
+        """The training log, at the end its picture, metrics.json and the manifest."""
+        trained = {phase: [one.trained[phase] for one in self.candidates if phase in one.trained] for phase in PHASES}
+        rows = [row for phase in PHASES for one in trained[phase] for row in one.history]
+        table = pd.DataFrame(rows, columns=list(LOG_COLUMNS))
+        table.to_csv(parts / TRAINING_LOG, index=False)
+        if complete and rows:
+            draw_curves(parts / CURVES, table, [one.number for one in self.members], best.mrr)
+
+        train, refit = (sum(one.seconds for one in trained[phase]) for phase in PHASES)
+        seconds = {"load": self.loaded, "train": train, "refit": refit, "predict": self.publishing}
+        facts: dict[str, Any] = {
+            "recipe": self.knobs.recipe,
+            "device": self.machine.name,
+            "dtype": self.machine.dtype_name,
+            "repulsion": best.repulsion,
+            "seconds": {part: round(took, 2) for part, took in (seconds | {"total": run_seconds()}).items()},
+        }
+        members = members_of(best, self.candidates, self.knobs)
+        metrics = {
+            "validation": best.tables,
+            "pool": min(POOL, len(self.problem.val_images)),
+            "weights": "chosen" if best.chosen else "prior",
+            "members": members,
+            "left_out": self.plan.left_out,
+            "failures": self.failures,
+            "validate_seconds": round(sum(one.watched for one in trained["validate"]), 4),
+            **peak_memory(),
+        }
+        write_json(parts / METRICS, facts | metrics)
+        keys = ("candidate", "knobs", "weight", "refitted")
+        facts |= {"predicted_by": [{key: members[k][key] for key in keys} for k in best.members]}
+        facts |= {"stopped": self.stop.reason, "knobs": dataclasses.asdict(self.knobs), **self.read}
+        write_manifest(parts, self.folder.path, complete, facts)
+
+    def end(self) -> int:
+        """The last publication; the exit code. Raises TrainingFailed where something went wrong."""
+        if self.best:
+            log_report(self.best, self.candidates, self.knobs, self.problem)
+            self.publish(complete=not self.failures and not self.stop.signal)
+        if self.stop.signal:  # Kaggle mounts no output of a failed run, so there a valid submission counts
+            log(f"stopped by {self.stop.reason}; the same command goes on from here")
+            return 0 if self.best and "KAGGLE_KERNEL_RUN_TYPE" in os.environ else 128 + self.stop.signal
+        if not self.best:
+            raise TrainingFailed("; ".join(self.failures) or "no candidate fits the time; raise --set max_minutes")
+        if self.failures:
+            raise TrainingFailed(f"{'; '.join(self.failures)}; the submission is of the other candidates")
+        self.folder.forget()
+        log(f"done in {run_seconds():.1f} s; outputs in {self.folder.path}")
+        return 0
 
 
 # ------------------------------------------------------------------------------ weights and submission
@@ -1775,17 +1787,26 @@ def load_weights(path: Path) -> dict[str, Any]:
     return bundle
 
 
+def predicted(bundle: dict[str, Any], test: TestSet, device: torch.device) -> np.ndarray:
+    """What is submitted for the test captions."""
+    try:
+        predictions = predict(bundle, test.text, test.captions, device)
+    except RuntimeError as error:  # memory, above all
+        raise TrainingFailed(f"predicting: {first_line(error)}; lower --set infer_batch") from error
+    return repel(predictions, bundle["repulsion"], bundle["length"])
+
+
 def write_submission(path: Path, ids: np.ndarray, predictions: np.ndarray) -> None:
     """The competition's csv, read back and checked before it takes its place; six digits keep every rank."""
     if not np.isfinite(predictions).all():
         raise UserError(f"{path}: not written: predictions hold NaN or infinity; get the weights again")
-    with atomic(path) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
+    pattern = ", ".join(["%.6g"] * predictions.shape[1])
+    with atomic(path) as part:
+        with part.open("w", encoding="utf-8") as file:
             file.write("id,embedding\n")
-            pattern = ", ".join(["%.6g"] * predictions.shape[1])
             for number, row in zip(ids, predictions.tolist(), strict=True):
                 file.write(f'{number},"[{pattern % tuple(row)}]"\n')
-        check_submission(temporary, ids, predictions.shape[1])
+        check_submission(part, ids, predictions.shape[1])
 
 
 def check_submission(path: Path, ids: np.ndarray, dim: int) -> None:
@@ -1802,19 +1823,19 @@ def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: in
     header = next(reader, [])
     if header != ["id", "embedding"]:
         raise UserError(f"{path}: header is '{','.join(header)[:60]}', expected 'id,embedding'")
-    first, varies, count = None, False, 0
+    count, first, varies = 0, None, False
     for count, cells in enumerate(reader, 1):
         if count > len(ids):
             raise UserError(f"{path}: more than {len(ids)} rows")
-        if len(cells) != 2 or cells[0] != str(ids[count - 1]):
-            raise UserError(
-                f"{path}: row {count}: expected id {ids[count - 1]} and one quoted list, found '{','.join(cells)[:40]}'"
-            )
+        number = str(ids[count - 1])
+        if len(cells) != 2 or cells[0] != number:
+            found = ",".join(cells)[:40]
+            raise UserError(f"{path}: row {count}: expected id {number} and one quoted list, found '{found}'")
         values = json.loads(cells[1])
         if not isinstance(values, list) or len(values) != dim:
-            raise UserError(f"{path}: row {count} (id {cells[0]}): expected a list of {dim} numbers")
+            raise UserError(f"{path}: row {count} (id {number}): expected a list of {dim} numbers")
         if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-            raise UserError(f"{path}: row {count} (id {cells[0]}): NaN, infinity or no number")
+            raise UserError(f"{path}: row {count} (id {number}): NaN, infinity or no number")
         first = first or values
         varies |= values != first
     if count < len(ids):
@@ -1825,51 +1846,6 @@ def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: in
 
 # --------------------------------------------------------------------------- the output folder, records
 @dataclass
-class Records:
-    """What a run knows of itself, for metrics.json and the manifest."""
-
-    knobs: Knobs
-    inputs: dict[str, dict[str, Any]]  # sha256 and size of the files read
-    pairs: list[dict[str, Any]]  # of each pairs file: digest, and how many of its images joined
-    seconds: dict[str, float]
-    candidates: list[Candidate] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    stopped: str = ""
-    complete: bool = False
-    publish_seconds: float = 1.0  # of the last publication
-    part: str = "load"  # what the clock is running for
-    since: float = field(default_factory=lambda: STARTED)
-
-    def charge(self, part: str) -> None:
-        """Charge the time so far to the part that was running; `part` runs from here on."""
-        now = time.monotonic()
-        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.since
-        self.part, self.since = part, now
-
-    @contextlib.contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        before = self.part
-        self.charge(part)
-        yield
-        self.charge(before)
-
-    def fail(self, error: Exception) -> None:
-        self.failures.append(first_line(error))
-        log(f"failed: {self.failures[-1]}")
-
-    def leave_out(self, what: str) -> None:
-        self.left_out.append(what)
-        log(f"time budget: {what}")
-
-
-def output_files(folder: Path) -> list[Path]:
-    """What a run has left in `folder` so far, less the manifest that lists it."""
-    names = (SUBMISSION, METRICS, FINAL_MODEL, VALIDATED_MODEL, TRAINING_LOG, CURVES)
-    return [*filter(Path.exists, map(folder.joinpath, names)), *folder.glob(CHECKPOINT.format("*"))]
-
-
-@dataclass
 class Folder:
     """The output folder, with the states that an interrupted run goes on from."""
 
@@ -1879,20 +1855,22 @@ class Folder:
     def state(self, phase: str, number: int, device: str) -> StateFile:
         return StateFile(self.path / RESUME_STATE.format(phase, number), self.fingerprint, device)
 
-    def is_done(self, phase: str, number: int) -> bool:
-        return "trained" in (self.state(phase, number, "").read() or {})
+    def take_up(self, candidates: list[Candidate]) -> None:
+        """Give candidates what an interrupted run had trained."""
+        for one, phase in itertools.product(candidates, PHASES):
+            if trained := self.state(phase, one.number, "").read().get("trained"):
+                one.trained[phase] = Trained(**trained)
 
-    def write_index(self, machine: Machine, jobs: list[Job]) -> None:
+    def write_index(self, machine: Machine, candidates: list[Candidate]) -> None:
         """What a run that goes on from here needs to know before it reads a state."""
-        drawn = [dataclasses.asdict(job.knobs) for job in jobs if job.drawn]
+        drawn = [dataclasses.asdict(one.knobs) for one in candidates if one.drawn]
         content = {"fingerprint": self.fingerprint, "device": machine.devices[0].type, "drawn": drawn}
-        write_json(self.path / RESUME_RUN, content | {"dtype": str(machine.dtype).removeprefix("torch.")})
+        with atomic(self.path / RESUME_RUN) as part:
+            write_json(part, content | {"dtype": machine.dtype_name})
 
     def read_index(self, source: Path) -> dict[str, Any]:
         """The index of an unfinished run here or below the input root, whose states are then copied here; or {}."""
         path = self.path / RESUME_RUN
-        for half in self.path.glob(".*.part"):  # of a killed run
-            half.unlink(missing_ok=True)
         if not path.exists() and any(source.rglob(RESUME_RUN)):
             earlier = find_file(source, RESUME_RUN).parent
             for state in [*earlier.glob("resume_*_*"), earlier / RESUME_RUN]:  # the index last: it makes them count
@@ -1904,125 +1882,45 @@ class Folder:
             index["drawn"] = [Knobs(**one) for one in index["drawn"]]
             index["fingerprint"], DTYPES[index["dtype"]], index["device"]
         if index["fingerprint"] != self.fingerprint:
-            raise UserError(
-                f"{self.path}: holds an unfinished run of other data or knobs; choose another --output, "
-                "or delete resume_* there to start anew"
-            )
+            anew = "choose another --output, or delete resume_* there to start anew"
+            raise UserError(f"{self.path}: holds an unfinished run of other data or knobs; {anew}")
         return index
 
     def clear(self) -> None:
         """Take away what an earlier run left, the manifest first: old and new files never lie side by side."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        for old in output_files(self.path):
-            old.unlink()
+        for old in [self.path / MANIFEST, *output_files(self.path)]:
+            old.unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """A complete run has nothing to go on from."""
+        """A complete run has nothing to go on from; the index goes first: without it no state counts."""
         for state in [self.path / RESUME_RUN, *self.path.glob("resume_*")]:
             state.unlink(missing_ok=True)
 
 
-def publish(best: Outcome, problem: Problem, knobs: Knobs, machine: Machine, folder: Folder, records: Records) -> None:
-    """Replace the submission and all that tells of it, together; the manifest, which vouches for the rest, is last."""
-    start = time.monotonic()
-    with records.timed("predict"), together(folder.path) as parts:
-        if not best.submitted:
-            submit(best, problem, knobs, machine.devices[0], parts)
-        write_records(best, problem, knobs, machine, folder.path, parts, records)
-    best.submitted, records.publish_seconds = True, max(records.publish_seconds, time.monotonic() - start)
-    rows = f"{len(problem.test.caption_ids)} rows, read back and checked"
-    log(f"submission: {folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
+def output_files(folder: Path) -> list[Path]:
+    """What a run has left in `folder` so far, less the manifest that lists it."""
+    names = (SUBMISSION, METRICS, FINAL_MODEL, VALIDATED_MODEL, TRAINING_LOG, CURVES)
+    return [*filter(Path.exists, map(folder.joinpath, names)), *folder.glob(CHECKPOINT.format("*"))]
 
 
-def submit(best: Outcome, problem: Problem, knobs: Knobs, device: torch.device, parts: Parts) -> None:
-    """The weights that were validated, those that predict, and their predictions for the test captions."""
-    validated, final = [], []
-    for one, weight in zip(best.members, best.weights, strict=True):
-        validated.append(member_of(one.knobs, one.validated.weights, weight))
-        last = one.refitted or one.validated
-        final.append(member_of(one.knobs, last.weights, weight, refitted=one.refitted is not None))
-    save_torch(parts.new(VALIDATED_MODEL), make_bundle(problem, knobs, validated, best.repulsion))
-    bundle = make_bundle(problem, knobs, final, best.repulsion)
-    save_torch(parts.new(FINAL_MODEL), bundle)
-    write_submission(parts.new(SUBMISSION), problem.test.caption_ids, predicted(bundle, problem.test, device))
-
-
-def write_records(
-    best: Outcome, problem: Problem, knobs: Knobs, machine: Machine, folder: Path, parts: Parts, records: Records
-) -> None:
-    """The training log and its picture, metrics.json, the manifest."""
-    history = [row for one in records.candidates for row in one.validated.history]
-    history += [row for one in best.members if one.refitted for row in one.refitted.history]
-    table = pd.DataFrame(history, columns=list(LOG_COLUMNS))
-    table.to_csv(parts.new(TRAINING_LOG), index=False)
-    if records.complete and history:
-        draw_curves(parts.new(CURVES), table, best)
-    records.charge("predict")
-    seconds = {part: round(value, 2) for part, value in records.seconds.items()}
-    facts: dict[str, Any] = {
-        "recipe": knobs.recipe,
-        "device": machine.name,
-        "dtype": str(machine.dtype).removeprefix("torch."),
-        "seconds": seconds | {"total": round(time.monotonic() - STARTED, 2)},
-    }
-    write_json(parts.new(METRICS), facts | numbers_of(best, problem, knobs, records))
-    facts |= {"stopped": records.stopped, "inputs": records.inputs, "pairs": records.pairs}
-    facts |= {"knobs": dataclasses.asdict(knobs), "repulsion": best.repulsion, "predicted_by": blend_of(best, knobs)}
-    write_manifest(parts, folder, records.complete, facts)
-
-
-def predicted(bundle: dict[str, Any], test: TestSet, device: torch.device) -> np.ndarray:
-    """What is submitted for the test captions."""
-    try:
-        predictions = predict(bundle, test.text, test.captions, device)
-    except RuntimeError as error:  # memory, above all
-        raise TrainingFailed(f"predicting: {first_line(error)}; lower --set infer_batch") from error
-    return repel(predictions, bundle["repulsion"], bundle["length"])
-
-
-def write_manifest(parts: Parts, folder: Path, complete: bool, facts: dict[str, Any]) -> None:
+def write_manifest(parts: Path, folder: Path, complete: bool, facts: dict[str, Any]) -> None:
     """sha256 and size of every output beside what made it."""
-    outputs = {path.name: path for path in output_files(folder)} | parts
+    outputs = {path.name: path for place in (folder, parts) for path in output_files(place)}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     listed = {name: file_facts(path) for name, path in sorted(outputs.items())}
-    write_json(parts.new(MANIFEST), {"complete": complete, "versions": versions, **facts, "outputs": listed})
+    write_json(parts / MANIFEST, {"complete": complete, "versions": versions, **facts, "outputs": listed})
 
 
-def blend_of(best: Outcome, knobs: Knobs) -> list[dict[str, Any]]:
-    """Exactly what predicts."""
-    return [
-        {
-            "candidate": one.number,
-            "knobs": describe(one.knobs, knobs),
-            "weight": weight,
-            "refitted": one.refitted is not None,
-        }
-        for one, weight in zip(best.members, best.weights, strict=True)
-    ]
-
-
-def numbers_of(best: Outcome, problem: Problem, knobs: Knobs, records: Records) -> dict[str, Any]:
-    """What metrics.json has beside recipe, device and seconds."""
-    blend = {one["candidate"]: one for one in blend_of(best, knobs)}
-    members = [
-        {"candidate": one.number, "knobs": describe(one.knobs, knobs), "weight": 0.0, "refitted": False}
-        | blend.get(one.number, {})
-        | {"epochs": round(one.validated.epochs, 2), "seconds": round(one.validated.seconds, 2), **one.figures}
-        for one in records.candidates
-    ]
-    return {
-        "validate_seconds": round(sum(one.validated.watched for one in records.candidates), 4),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
-        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-        "pool": min(POOL, len(problem.val_images)),
-        "repulsion": best.repulsion,
-        "weights": "chosen" if best.chosen else "prior",
-        "members": members,
-        "left_out": records.left_out,
-        "failures": records.failures,
-        "validation": best.tables,
-    }
+def members_of(best: Blend, candidates: list[Candidate], knobs: Knobs) -> list[dict[str, Any]]:
+    """Every candidate: what it is, its weight in the blend, how it was trained and what it scores alone."""
+    members = []
+    weights = [*best.weights, *[0.0] * len(candidates)]  # later ones may not be in the best blend
+    for one, weight in zip(candidates, weights, strict=False):
+        trained, facts = one.trained["validate"], {"candidate": one.number, "knobs": describe(one.knobs, knobs)}
+        facts |= {"weight": float(weight), "refitted": "refit" in one.trained}
+        facts |= {"epochs": round(trained.epochs, 2), "seconds": round(trained.seconds, 2)}
+        members.append(facts | one.figures)
+    return members
 
 
 LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine", "full_cosine", "seconds")
@@ -2030,52 +1928,47 @@ LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosin
 
 def log_row(row: dict[str, Any]) -> None:
     """One line of the training table; its header where a network's training begins."""
+    width = max(map(len, LOG_COLUMNS))
     if row["epoch"] == 1:
-        log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
-    cells = [
-        f"{row[column]:.4f}" if column in LOG_COLUMNS[3:7] and column in row else row.get(column, "")
-        for column in LOG_COLUMNS
-    ]
-    log("  ".join(str(cell).rjust(max(9, len(column))) for column, cell in zip(LOG_COLUMNS, cells, strict=True)))
+        log(" ".join(column.rjust(width) for column in LOG_COLUMNS))
+    cells = [row.get(column, "") for column in LOG_COLUMNS]
+    log(" ".join((f"{cell:.4g}" if isinstance(cell, float) else str(cell)).rjust(width) for cell in cells))
 
 
-def log_report(best: Outcome, records: Records, problem: Problem) -> None:
+def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: Problem) -> None:
     """The validation table, and every candidate beside the blend."""
-    pool, weights = (
-        min(POOL, len(problem.val_images)),
-        {one.number: weight for one, weight in zip(best.members, best.weights, strict=True)},
+    images = len(problem.val_images)
+    pool = min(POOL, images)
+    log(f"\nvalidation on {images} unseen images, {VIEWS} captions each, pools of {pool}")
+    tables = pd.DataFrame(best.tables).T.rename(lambda name: name.replace("100", str(pool)))
+    log(tables.to_string(float_format="%.4f"))
+    members = pd.DataFrame(members_of(best, candidates, knobs)).rename(
+        columns=lambda name: name.removeprefix("pool100_")
     )
-    log(f"\nvalidation on {len(problem.val_images)} unseen images, {VIEWS} captions each, pools of {pool}")
-    log(f"{'':15}{'MRR':>7}{'+-':>8}" + "".join(f"{key:>11}" for key in list(best.tables["pool100_raw"])[2:]))
-    for name, row in best.tables.items():
-        label = name.replace("100", str(pool))
-        log(f"{label:15}{row['mrr']:7.4f}{row['mrr_se']:8.4f}" + "".join(f"{v:11.4f}" for v in list(row.values())[2:]))
-    log(f"\n{'candidate':>9}{'weight':>8}{'raw':>8}{'cosine':>8}{'full':>8}{'epochs':>8}{'seconds':>9}  what it is")
-    for one in records.candidates:
-        figures = "".join(f"{value:8.4f}" for value in one.figures.values())
-        trained = f"{one.validated.epochs:8.1f}{one.validated.seconds:9.1f}"
-        log(f"{one.number:9}{weights.get(one.number, 0):8.2f}{figures}{trained}  {describe(one.knobs, records.knobs)}")
+    widest = members["knobs"].str.len().max()
+    members["knobs"] = members.pop("knobs").str.ljust(widest)  # last, and aligned
+    log("\n" + members.to_string(index=False, float_format="%.4g"))
     kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
-    log(f"weights {kind}; repulsion {best.repulsion:g} of up to {records.knobs.repulsion:g}")
-    without = [one for one in records.candidates if not one.knobs.pairs]
-    if records.knobs.pairs_compare and without:
-        alone = figures_of(outcome_of(without, problem, records.knobs.repulsion).tables)
-        log(f"without extra pairs: raw {alone['pool100_raw']:.4f}, cosine {alone['pool100_cosine']:.4f}")
+    log(f"weights {kind}; repulsion {best.repulsion:g} of up to {knobs.repulsion:g}")
+    without = [one for one in candidates if not one.knobs.pairs]
+    if knobs.pairs_compare and without:
+        raw, cosine, _ = (table["mrr"] for table in blend_of(without, problem, knobs.repulsion).tables.values())
+        log(f"without extra pairs: raw {raw:.4f}, cosine {cosine:.4f}")
     log("")
 
 
-def draw_curves(path: Path, table: pd.DataFrame, best: Outcome) -> None:
+def draw_curves(path: Path, table: pd.DataFrame, members: list[int], mrr: float) -> None:
     """Loss and validation MRR by epoch, one line a network and phase; the blend's members are named, its MRR across."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
-    members = {one.number: f"C{k % 10}" for k, one in enumerate(best.members)}
+    colours = {number: f"C{k % 10}" for k, number in enumerate(members)}
     for (phase, number), rows in table.groupby(["phase", "member"]):
-        tested, colour = rows.dropna(subset="pool100_raw"), members.get(number, "lightgrey")
+        tested, colour = rows.dropna(subset="pool100_raw"), colours.get(number, "lightgrey")
         style, name = "-" if phase == "validate" else ":", f"candidate {number}" if number in members else None
         left.plot(rows["epoch"], rows["loss"], style, color=colour, label=name and f"{name}, {phase}")
         if len(tested):
             right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=name)
             right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
-    right.axhline(best.mrr, color="black", label=f"the blend: {best.mrr:.3f}")
+    right.axhline(mrr, color="black", label=f"the blend: {mrr:.3f}")
     left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
     right.set(xlabel="epoch", ylabel="MRR in pools", title="Validation on unseen images: raw, and cosine dashed")
     for axes in (left, right):
@@ -2087,8 +1980,20 @@ def draw_curves(path: Path, table: pd.DataFrame, best: Outcome) -> None:
 
 
 # -------------------------------------------------------------------------- machine, signals and files
-def first_line(error: Exception) -> str:
+def first_line(error: object) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def run_seconds() -> float:
+    return time.monotonic() - STARTED
+
+
+def peak_memory() -> dict[str, int]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "peak_rss_bytes": peak,
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+    }
 
 
 def log(text: str) -> None:
@@ -2106,6 +2011,10 @@ class Machine:
     devices: list[torch.device]  # one worker each
     dtype: torch.dtype
     rate: float  # of training, FLOP/s of one worker: a guess, until one was timed
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def name(self) -> str:
@@ -2207,52 +2116,39 @@ class Stop:
         return BUDGET if time.monotonic() > self.deadline - self.closing else ""
 
 
-class Parts(dict[str, Path]):
-    """Temporary paths of a folder's files by their names."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def new(self, name: str) -> Path:
-        self[name] = self.folder / f".{name}.{os.getpid()}.{threading.get_ident()}.part"
-        return self[name]
-
-
 @contextlib.contextmanager
-def together(folder: Path) -> Iterator[Parts]:
-    """Files that take their places together when the block succeeds, in the order they were asked for."""
-    parts = Parts(folder)
+def together(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files take their places in `folder` together when the block succeeds."""
     try:
-        yield parts
-        if MANIFEST in parts:  # a manifest vouches for the files beside it: it goes first and comes last
-            (folder / MANIFEST).unlink(missing_ok=True)
-        for name, part in parts.items():
-            part.replace(folder / name)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as scratch:
+            yield Path(scratch)
+            parts = sorted(Path(scratch).iterdir(), key=lambda part: part.name == MANIFEST)
+            if (
+                parts and parts[-1].name == MANIFEST
+            ):  # it vouches for the files beside it: it goes first, and comes last
+                (folder / MANIFEST).unlink(missing_ok=True)
+            for part in parts:
+                part.replace(folder / part.name)
     except OSError as error:
         raise WriteFailed(f"{folder}: cannot be written to ({error.strerror}); free some space") from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block succeeds: nobody ever sees half a file."""
-    with together(path.parent) as parts:
-        yield parts.new(path.name)
+    """A path to write to that becomes `path` when the block succeeds: nobody ever sees half a file."""
+    with together(path.parent) as scratch:
+        yield scratch / path.name
 
 
 def save_torch(path: Path, content: dict[str, Any]) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise WriteFailed(f"{path}: cannot be written (is the disk full?); free some space") from error
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise WriteFailed(f"{path.name}: cannot be written (is the disk full?); free some space") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -2264,6 +2160,8 @@ def file_facts(path: Path) -> dict[str, Any]:
 def make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
+        for half in output.glob(".*.part"):  # of a killed run
+            shutil.rmtree(half)
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
@@ -2271,10 +2169,8 @@ def make_folder(output: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------- command line
-def read_problem(
-    source: Path, knobs: Knobs, candidates: list[Knobs]
-) -> tuple[Problem, dict[str, dict[str, Any]], list[dict]]:
-    """The run's data, sha256 and size of the two files, and what became of extra pairs."""
+def read_problem(source: Path, knobs: Knobs, candidates: list[Knobs]) -> tuple[Problem, dict[str, Any]]:
+    """The run's data; for the manifest, digests of what was read and what became of extra pairs."""
     paths = [find_file(source, name) for name in ("train.npz", "test.clean.npz")]
     train, test = read_train(paths[0], knobs.consecutive_captions), read_test(paths[1])
     for key, ours, theirs in (
@@ -2290,65 +2186,39 @@ def read_problem(
         log(f"pairs: {len(files)} file(s) of external data join; whether the rules allow that is yours to look up")
     problem, pairs = make_problem(train, test, knobs, candidates, files)
     captions, images = (f"{len(rows)} x {rows.shape[1]}" for rows in (problem.train.text, problem.train.images))
-    seconds = time.monotonic() - STARTED
-    log(f"data: captions {captions}, images {images}, {len(test.text)} test captions; read in {seconds:.1f} s")
-    return problem, {path.name: file_facts(path) for path in paths}, pairs
-
-
-def plan_jobs(candidates: list[Knobs], knobs: Knobs, index: dict[str, Any], folder: Folder) -> list[Job]:
-    """The candidates, with those that the run which this one goes on from had drawn; what it finished is marked."""
-    drawn = index.get("drawn", [])
-    jobs = [Job(number, one, drawn=number >= len(candidates)) for number, one in enumerate([*candidates, *drawn])]
-    for job in jobs:
-        job.done = bool(index) and folder.is_done("validate", job.number)
-        job.named = not knobs.refit and job.knobs.network != "linear" and not any(one.named for one in jobs)
-    return jobs
+    seconds = f"{run_seconds():.1f} s"
+    log(f"data: captions {captions}, images {images}, {len(test.text)} test captions; read in {seconds}")
+    return problem, {"inputs": {path.name: file_facts(path) for path in paths}, "pairs": pairs}
 
 
 def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     """Read, train, submit; the exit code."""
-    knobs, candidates = resolve_knobs(given), resolve_candidates(given)
+    knobs, recipe = resolve_knobs(given), resolve_candidates(given)
     stop = Stop(knobs.max_minutes)
-    problem, inputs, pairs = read_problem(source, knobs, candidates)
+    problem, read = read_problem(source, knobs, recipe)
     if knobs.pairs_compare:
-        candidates += [dataclasses.replace(one, pairs=False) for one in candidates if one.pairs]
-    sizes = {choice: len(problem.images_of("refit", choice)) for choice in (False, True)}
-    knobs, *candidates = (with_epochs(one, sizes[one.pairs]) for one in (knobs, *candidates))
+        recipe += [dataclasses.replace(one, pairs=False) for one in recipe if one.pairs]
+    knobs, *recipe = (with_epochs(one, len(problem.images_of("refit", one.pairs))) for one in (knobs, *recipe))
 
     make_folder(output)
-    fixed = [key for key, one in FIELDS.items() if not one.metadata["free"]]
-    compared = [{key: getattr(one, key) for key in fixed} for one in candidates]
-    folder = Folder(output, hashlib.sha256(json.dumps([inputs, pairs, compared]).encode()).hexdigest())
+    fixed = [{key: getattr(one, key) for key in FIELDS if not FIELDS[key].metadata["free"]} for one in recipe]
+    folder = Folder(output, hashlib.sha256(json.dumps([read, fixed]).encode()).hexdigest())
     index = folder.read_index(source)
-    machine, jobs = choose_machine(knobs, index), plan_jobs(candidates, knobs, index, folder)
     if not index:
         folder.clear()
         folder.forget()
-    folder.write_index(machine, jobs)
+    candidates = [Candidate(number, one) for number, one in enumerate(recipe)]
+    candidates += [Candidate(number, one, drawn=True) for number, one in enumerate(index.get("drawn", []), len(recipe))]
+    folder.take_up(candidates)
+    if networks := [one for one in candidates if one.knobs.network != "linear"]:
+        networks[0].named = True
 
-    records = Records(knobs, inputs, pairs, {"train": 0.0, "refit": 0.0})
-    schedule = Schedule(jobs, knobs, given, problem, machine, stop)
-    log(f"recipe: {knobs.recipe}, {len(jobs)} candidate(s), {knobs.epochs} epochs, seed {knobs.seed}")
-    try:
-        train_and_submit(problem, knobs, machine, folder, records, schedule, stop)
-    except Interrupted:
-        return interrupted(folder, stop)
-    if records.failures:
-        raise TrainingFailed(f"{'; '.join(records.failures)}; the submission is of the other candidates")
-    folder.forget()
-    log(f"done in {time.monotonic() - STARTED:.1f} s; outputs in {output}")
-    return 0
-
-
-def interrupted(folder: Folder, stop: Stop) -> int:
-    """The exit code of a stopped run. Kaggle mounts no output of a failed one, so there a valid submission counts."""
-    manifest = folder.path / MANIFEST
-    log(f"stopped by {stop.reason}; the same command goes on from here")
-    if manifest.exists():
-        write_json(manifest, json.loads(manifest.read_text(encoding="utf-8")) | {"stopped": stop.reason})
-        if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
-            return 0
-    return 128 + stop.signal
+    machine = choose_machine(knobs, index)
+    log(f"recipe: {knobs.recipe}, {len(candidates)} candidate(s), {knobs.epochs} epochs, seed {knobs.seed}")
+    plan = Plan(candidates, knobs, given, problem, machine, stop)
+    run = Run(problem, knobs, machine, folder, plan, stop, read)
+    run.train()
+    return run.end()
 
 
 def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
@@ -2365,16 +2235,16 @@ def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     for member in bundle["members"] if "infer_batch" in given else []:
         member["knobs"]["infer_batch"] = knobs.infer_batch
     make_folder(output)
-    folder, device = Folder(output, ""), choose_device(knobs)
-    folder.clear()
+    Folder(output, "").clear()
+    device = choose_device(knobs)
     with together(output) as parts:
-        write_submission(parts.new(SUBMISSION), test.caption_ids, predicted(bundle, test, device))
+        write_submission(parts / SUBMISSION, test.caption_ids, predicted(bundle, test, device))
         facts = {
             "recipe": bundle["knobs"]["recipe"],
             "knobs": bundle["knobs"] | given,
             "repulsion": bundle["repulsion"],
             "inputs": {path.name: file_facts(path) for path in (weights, test_path)},
-            "seconds": {"total": round(time.monotonic() - STARTED, 2)},
+            "seconds": {"total": round(run_seconds(), 2)},
         }
         write_manifest(parts, output, True, facts)
     log(f"submission: {output / SUBMISSION} ({len(test.caption_ids)} rows, read back and checked)")

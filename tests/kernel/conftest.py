@@ -116,15 +116,13 @@ class Lab:
             self.rows.append((epoch, last))
             return {"phase": "validate", "member": 1}
 
-        task, kind, stop = self.task(problem, dtype, **knobs), self.kernel.DTYPES[dtype], stop or self.kernel.Stop(1e6)
         return learn(
             name,
             self.knobs(**knobs),
-            task=task,
-            dtype=kind,
+            task=self.task(problem, dtype, **knobs),
             allotted=allotted,
             states=self.states(),
-            stop=stop,
+            stop=stop or self.kernel.Stop(1e6),
             watch=watch,
         )
 

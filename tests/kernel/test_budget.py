@@ -90,23 +90,18 @@ def test_enough_time_leaves_nothing_out(server, data: Path, tmp_path: Path):
 
 def test_refits_without_time_are_left_out_and_said(kernel, data: Path, tmp_path: Path, run_here, monkeypatch, capsys):
     """The heaviest member is refitted first; who has no time predicts with its validated weights."""
-    right, stops = kernel.refit_members, []
 
-    class Stop(kernel.Stop):
-        def __init__(self, minutes: float) -> None:
-            super().__init__(minutes)
-            stops.append(self)
+    def next_refit(plan: Any, members: list[Any]) -> Any:
+        networks = [one for one in members if one.knobs.network != "linear"]
+        if plan.waiting or len(networks) < 2:
+            return None
+        plan.stop.deadline = time.monotonic() + plan.stop.closing + 60
+        for one, seconds in zip(networks, (5.0, 500.0, 500.0, 500.0, 500.0), strict=False):
+            one.trained["validate"].seconds = seconds
+        return right(plan, members)
 
-    def refit(best: Any, *others: Any) -> None:
-        networks = [one for one in best.members if one.knobs.network != "linear"]
-        assert len(networks) > 1
-        heaviest = networks[0].validated
-        heaviest.seconds, networks[1].validated.seconds = 5.0, 500.0
-        stops[0].deadline = time.monotonic() + stops[0].closing + 60
-        right(best, *others)
-
-    monkeypatch.setattr(kernel, "Stop", Stop)
-    monkeypatch.setattr(kernel, "refit_members", refit)
+    right = kernel.Plan.next_refit
+    monkeypatch.setattr(kernel.Plan, "next_refit", next_refit)
     assert run_here("--input", data, "--output", tmp_path / "out", *ENSEMBLE) == 0
     manifest, metrics = check_submitted(kernel, tmp_path / "out"), read_json(tmp_path / "out" / METRICS)
     networks = [one for one in manifest["predicted_by"] if "network=linear" not in one["knobs"]]

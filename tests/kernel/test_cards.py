@@ -103,18 +103,17 @@ def test_a_cpu_keeps_its_type_on_resume_whatever_the_timing_says(kernel, monkeyp
 
 # ---------------------------------------------------------------------------------------------- moved states
 class Signalled:
-    """A stop after so many questions; the 18th is the one at the end of an epoch of 17 steps."""
+    """A stop after so many steps; an epoch has 17."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.signal, self.reason = steps, 0, ""
+        self.steps, self.reason = steps, ""
         self.deadline, self.closing = float("inf"), 0.0
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "reason":
+        if name == "reason":  # asked after every step
             self.steps -= 1
-            if self.steps < 0:
-                self.signal = 15
-                return "SIGTERM"
+        if name == "signal":
+            return 15 if self.steps <= 0 else 0
         return object.__getattribute__(self, name)
 
 
@@ -162,7 +161,7 @@ def test_a_state_of_another_device_is_a_new_start(kernel, lab, capsys):
     stopped(kernel, lab, 30, problem=problem)
     states = lab.states()
     content = states.read()
-    content["random"] = content["at"]["epoch_start"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's
+    content["random"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's
     states.write(content | {"device": "cuda"})
     found = lab.train(problem)
     assert "not usable (it is of another kind of device" in capsys.readouterr().out
@@ -200,11 +199,11 @@ def test_no_tensor_of_a_step_lies_on_another_device(kernel, lab, monkeypatch, kn
     network = kernel.NETWORKS[full.network](problem.dims, full, None).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters())
     optimizer.param_groups[0]["rate"] = 1.0
-    learner = kernel.Learner(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), None)
+    learner = kernel.Learner(full, network, optimizer, torch.amp.GradScaler("cpu", enabled=False), None, 16)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no such device
     monkeypatch.setattr(torch.Tensor, "unique", lambda self, return_inverse: (self[:9], self))  # its size is data
     captions = torch.zeros(64, dtype=torch.int64, device=device)
-    loss = kernel.take_step(learner, task, captions, full, torch.float32, 16)
+    loss = kernel.take_step(learner, task, captions)
     assert loss.device == device and not loss.shape
     assert {weights.grad.device.type for weights in network.parameters() if weights.grad is not None} == {"meta"}
     for tensor in (*task.galleries, *vars(task).values()):

@@ -64,7 +64,7 @@ def test_triplets_are_the_hinge_against_the_hardest_other_images(kernel, lab, ne
     task, knobs = lab.task(problem), lab.knobs(loss="triplet", margin=0.3, negatives=negatives)
     captions = torch.cat([task.captions[:40], task.captions[300:310]])  # ten images, some with all their captions
     label, query = task.label[captions], torch.randn(50, IMAGE, generator=torch.Generator().manual_seed(0))
-    found = kernel.triplet_loss(None, query, task, label, knobs, 512)
+    found = kernel.triplet_loss(learner_of(kernel, knobs), query, task, label)
     scores = F.normalize(query, dim=1) @ task.galleries[0].T
     for i, own in enumerate(label):
         others = sorted((float(scores[i, j]) for j in label.unique() if j != own), reverse=True)[:negatives]
@@ -72,24 +72,25 @@ def test_triplets_are_the_hinge_against_the_hardest_other_images(kernel, lab, ne
         assert found[i].item() == pytest.approx(np.mean(hinges), rel=1e-4, abs=1e-6)
 
 
-def learner_of(kernel: Any, seed: int = 0) -> Any:
+def learner_of(kernel: Any, knobs: Any, seed: int = 0) -> Any:
     """As far as an objective looks at it."""
     network = torch.nn.Module()
     network.logit_scale = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
-    return kernel.Learner(network, None, None, torch.Generator().manual_seed(seed))
+    return kernel.Learner(knobs, network, None, None, torch.Generator().manual_seed(seed), 16)
 
 
 def test_the_share_of_raw_lengths_is_what_each_caption_is_scored_on(kernel, lab):
-    task, learner = lab.task(lab.problem()), learner_of(kernel)
+    task = lab.task(lab.problem())
     label, query = task.label[task.captions[:64]], torch.randn(64, IMAGE, generator=torch.Generator().manual_seed(0))
-    scale = learner.network.logit_scale.exp()
     for share in (0.0, 0.25, 1.0):
+        learner = learner_of(kernel, lab.knobs(raw_weight=share))
+        scale = learner.network.logit_scale.exp()
         cut, unit = round(64 * share), F.normalize(query, dim=1)
         expected = [
             F.cross_entropy(unit[rows] * scale[k] @ task.galleries[k].T, label[rows], reduction="none")
             for k, rows in ((0, slice(cut)), (1, slice(cut, None)))
         ]
-        found = kernel.softmax_loss(learner, query, task, label, lab.knobs(raw_weight=share), 16)
+        found = kernel.softmax_loss(learner, query, task, label)
         assert torch.allclose(found, torch.cat(expected), rtol=1e-4)
 
 
@@ -98,8 +99,7 @@ def test_a_gallery_that_is_large_enough_is_all_images(kernel, lab, gallery: int)
     task = lab.task(lab.problem())
     label, query = task.label[task.captions[:64]], torch.randn(64, IMAGE, generator=torch.Generator().manual_seed(0))
     found = [
-        kernel.softmax_loss(learner_of(kernel, seed), query, task, label, lab.knobs(gallery=gallery), 16)
-        for seed in (0, 1)
+        kernel.softmax_loss(learner_of(kernel, lab.knobs(gallery=gallery), seed), query, task, label) for seed in (0, 1)
     ]
     assert torch.equal(*found)
 
@@ -111,7 +111,7 @@ def test_a_sampled_gallery_holds_the_own_images_and_others_by_chance(kernel, lab
     captions = task.captions[torch.randperm(1080, generator=torch.Generator().manual_seed(1))[:64]]
     label, query = task.label[captions], torch.randn(64, IMAGE, generator=torch.Generator().manual_seed(0))
     whole, first, again, other = (
-        kernel.softmax_loss(learner_of(kernel, seed), query, task, label, lab.knobs(gallery=size), 16)
+        kernel.softmax_loss(learner_of(kernel, lab.knobs(gallery=size), seed), query, task, label)
         for size, seed in ((0, 0), (gallery, 0), (gallery, 0), (gallery, 1))
     )
     assert (first <= whole + 1e-5).all() and (first < whole - 1e-3).any() and torch.equal(first, again)
@@ -123,7 +123,7 @@ def test_the_baselines_loss_is_one_minus_cosine(kernel, lab):
     label, query = task.label[task.captions[:20]], torch.randn(20, IMAGE, generator=torch.Generator().manual_seed(0))
     image = task.images[label]
     expected = 1 - (query * image).sum(1) / query.norm(dim=1) / image.norm(dim=1)
-    found = kernel.cosine_loss(None, query, task, label, lab.knobs(), 512)
+    found = kernel.cosine_loss(None, query, task, label)
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -212,9 +212,9 @@ def test_initial_weights_follow_the_generator_and_no_global_state(kernel, lab, k
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        networks.append(kernel.new_learner(name, lab.knobs(**knobs), task, torch.float32).network.state_dict())
+        networks.append(kernel.new_learner(name, lab.knobs(**knobs), task).network.state_dict())
         assert torch.equal(torch.get_rng_state(), before)
-    other = kernel.new_learner("validate 2", lab.knobs(**knobs), task, torch.float32).network.state_dict()
+    other = kernel.new_learner("validate 2", lab.knobs(**knobs), task).network.state_dict()
     weights = [key for key, value in other.items() if "expand" in key or "project" in key or "table" in key]
     assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
     assert weights and not any(torch.equal(networks[0][key], other[key]) for key in weights)

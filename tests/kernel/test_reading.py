@@ -169,7 +169,7 @@ WRONG_TRAIN = {
     "key missing": ({"captions/embeddings": None}, "captions/embeddings: this key is missing"),
     "names missing": ({"images/names": None}, "images/names: this key is missing"),
     "text NaN": ({"captions/embeddings": with_value(411, np.nan)}, "captions/embeddings: row 411 holds NaN"),
-    "image infinite": ({"images/embeddings": with_value(9, np.inf)}, "images/embeddings: row 9 holds NaN or infinity"),
+    "image infinite": ({"images/embeddings": with_value(9, np.inf)}, "images/embeddings: row 9 holds NaN, infinity or"),
     "label empty row": ({"captions/label": with_value(1199, False)}, "captions/label: row 1199 names 0 images"),
     "label double row": ({"captions/label": double}, "captions/label: row 17 names 2 images"),
     "label short": ({"captions/label": lambda label: label[:-1]}, "captions/label: is bool of shape (1199, 240)"),

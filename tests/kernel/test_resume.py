@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,21 +148,16 @@ def test_a_stop_at_any_moment_leaves_a_submission(kernel, server, data, undistur
 def test_a_stop_before_the_refits_leaves_them_to_be_done(
     kernel, server, data, undisturbed, run_here, tmp_path, monkeypatch
 ):
-    arguments, right = command(data, tmp_path / "out"), kernel.log_report
-    stops: list = []
+    arguments, right = command(data, tmp_path / "out"), kernel.Plan.next_refit
 
-    class Stop(kernel.Stop):
-        def __init__(self, minutes: float) -> None:
-            super().__init__(minutes)
-            stops.append(self)
-
-    def report(*others: object) -> None:
-        right(*others)
-        stops[0].signal = signal.SIGTERM
+    def stopped(plan: Any, members: list[Any]) -> Any:
+        job = right(plan, members)
+        if job and job.candidate.number == 1:
+            plan.stop.signal = signal.SIGTERM
+        return job
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernel, "Stop", Stop)
-        patch.setattr(kernel, "log_report", report)
+        patch.setattr(kernel.Plan, "next_refit", stopped)
         assert run_here(*arguments) == 143
     assert check_submitted(kernel, tmp_path / "out")["complete"] is False
     assert server.run(*arguments).returncode == 0
@@ -210,26 +206,28 @@ def test_signals_of_nohup_are_left_alone_and_the_second_one_does_not_wait(kernel
 
 def test_a_resumed_run_keeps_the_better_blend_of_the_one_before(kernel, data, tmp_path: Path, run_here, monkeypatch):
     """What an undisturbed run had turned down is turned down again, though all of it is there at once."""
-    right = kernel.outcome_of
+    right = kernel.blend_of
 
-    def outcome(members: list, *others: object) -> object:
+    def blend(members: list, *others: object) -> object:
         found = right(members, *others)
         if len(members) > 1:
             found.tables["pool100_raw"]["mrr"] = 0.01
         return found
 
-    def stopped(*_: object) -> None:
-        raise kernel.Interrupted
+    def stopped(run: Any, end: Callable[[Any], int]) -> int:
+        run.stop.signal = signal.SIGTERM
+        return end(run)
 
-    monkeypatch.setattr(kernel, "outcome_of", outcome)
+    monkeypatch.setattr(kernel, "blend_of", blend)
     shas = []
     for name in ("whole", "stopped"):
         output = tmp_path / name
         arguments = [*command(data, output, "ensemble"), "--set=epochs=1"]
         if name == "stopped":
             with monkeypatch.context() as patch:
-                patch.setattr(kernel, "log_report", stopped)
-                assert run_here(*arguments) == 128
+                end = kernel.Run.end
+                patch.setattr(kernel.Run, "end", lambda run, end=end: stopped(run, end))
+                assert run_here(*arguments) == 143
             assert check_submitted(kernel, output)["predicted_by"][0]["candidate"] == 0
         assert run_here(*arguments) == 0
         shas.append(sha256_of(output / SUBMISSION))
@@ -299,7 +297,8 @@ def test_a_damaged_index_is_one_line(server, interrupted):
 
 def test_halves_of_files_of_a_killed_run_are_taken_away(server, undisturbed, interrupted):
     output, arguments = interrupted
-    (output / f".{FINAL}.123.456.part").write_bytes(b"half")
+    (output / ".abc.part").mkdir()
+    (output / ".abc.part" / FINAL).write_bytes(b"half")
     assert server.run(*arguments).returncode == 0
     assert_same(output, undisturbed("align"))
 

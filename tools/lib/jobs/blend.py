@@ -70,12 +70,12 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
     facts: dict[str, Any] = {"recipe": "sweep", "device": "cpu", "dtype": "float32"}
     with kernel.together(output) as parts:
         predictions = kernel.repel(mean, found.repulsion, exam.length)
-        kernel.write_submission(parts.new(kernel.SUBMISSION), exam.held.test.caption_ids, predictions)
+        kernel.write_submission(parts / kernel.SUBMISSION, exam.held.test.caption_ids, predictions)
         facts |= {"seconds": {"total": round(time.monotonic() - start, 2)}}
         validation = kernel.evaluate(found.predictions, exam.held.images)
         scores = {"equal_weights_mrr": found.prior_mrr, "fitted_weights_mrr": found.chosen_mrr}
         metrics = facts | {"validation": validation, "members": members, "repulsion": found.repulsion, **scores}
-        kernel.write_json(parts.new(kernel.METRICS), metrics)
+        kernel.write_json(parts / kernel.METRICS, metrics)
         names = {name: run.folder.name for name, run in runs.items()}
         kernel.write_manifest(parts, output, True, facts | {"inputs": inputs, "knobs": {}, "members": names})
 
