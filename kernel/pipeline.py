@@ -32,7 +32,6 @@ import fnmatch
 import functools
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -1094,7 +1093,7 @@ class StateFile:
             state = load_torch(self.path)
             if state.pop("fingerprint") != self.fingerprint:
                 raise ValueError("it is of other data or knobs")
-            if state.get("device", self.device) != self.device:
+            if self.device and state.get("device", self.device) != self.device:
                 raise ValueError("it is of another kind of device, whose random numbers differ")
         except Exception as error:  # damage can show anywhere; a new start is as good
             log(f"{self.path.name}: not usable ({first_line(error)}); this network starts anew")
@@ -1864,8 +1863,10 @@ class Folder:
 
     def take_up(self, candidates: list[Candidate]) -> None:
         """Give candidates what an interrupted run had trained."""
-        for one, phase in itertools.product(candidates, PHASES):
-            if trained := self.state(phase, one.number, "").read().get("trained"):
+        for one in candidates:
+            for phase in PHASES:
+                if not (trained := self.state(phase, one.number, device="").read().get("trained")):
+                    break
                 one.trained[phase] = Trained(**trained)
 
     def write_index(self, machine: Machine, candidates: list[Candidate]) -> None:
