@@ -1427,7 +1427,7 @@ class Plan:
         """Heaviest first. For a member that has no time for it, its validated weights go on predicting."""
         for one in self.unrefitted(members):
             self.refits.append(one.number)
-            if 0.9 * self.refit_seconds(one) <= self.left():
+            if one.knobs.network == "linear" or 0.9 * self.refit_seconds(one) <= self.left():
                 return Job(one, "refit", self.left())
             self.leave_out(f"refit of candidate {one.number}: no time for it; it predicts with its validated weights")
         return None
@@ -1936,11 +1936,11 @@ LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosin
 
 def log_row(row: dict[str, Any]) -> None:
     """One line of the training table; its header where a network's training begins."""
-    width = max(map(len, LOG_COLUMNS))
     if row["epoch"] == 1:
-        log(" ".join(column.rjust(width) for column in LOG_COLUMNS))
+        log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
     cells = [row.get(column, "") for column in LOG_COLUMNS]
-    log(" ".join((f"{cell:.4g}" if isinstance(cell, float) else str(cell)).rjust(width) for cell in cells))
+    texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+    log("  ".join(text.rjust(max(9, len(column))) for column, text in zip(LOG_COLUMNS, texts, strict=True)))
 
 
 def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: Problem) -> None:
