@@ -1433,22 +1433,32 @@ class Plan:
         return None
 
     def next_waiting(self, members: list[Candidate]) -> Job | None:
-        """Short of time, all get fewer epochs, down to half of them, before the last ones have to wait."""
+        """The recipe's next candidate, as long as there is a second for it."""
         if not self.waiting:
             return None
-        first, spare = self.waiting[0], self.spare(members)
-        counts = range(len(self.waiting), 0, -1)
-        shares = [spare / sum(self.seconds(one.knobs) for one in self.waiting[:count]) for count in counts]
-        share = next((share for share in shares if share >= 0.5), shares[-1])
-        if share >= 0.05 or first.knobs.network == "linear":
-            self.waiting.remove(first)
+        first, share = self.waiting[0], self.share(members)
+        seconds = share * self.training_seconds(first.knobs, refit=False)
+        if seconds >= 1 or first.knobs.network == "linear":
             if share < 1 and first.knobs.network != "linear":
                 log(f"time budget: candidate {first.number} gets some {share:.0%} of its epochs")
-            return Job(first, "validate", share * training_flop(first.knobs, self.problem) / self.rate)
+            return Job(self.waiting.pop(0), "validate", seconds)
         for one in self.waiting:
             self.leave_out(f"candidate {one.number} ({describe(one.knobs, self.knobs)}): no time for it")
         self.waiting = []
         return None
+
+    def share(self, members: list[Candidate]) -> float:
+        """What the next candidate gets of its epochs.
+
+        Short of time, epochs halve before the last candidates have to wait; and where not even the next one would get
+        half of them, refits are given up: a tenth more photos is worth less than twice the epochs.
+        """
+        spare, shares = self.spare(members), []
+        for refit in [True, False] if self.knobs.refit else [False]:
+            for count in range(len(self.waiting), 0, -1):
+                training = sum(self.training_seconds(one.knobs, refit) for one in self.waiting[:count])
+                shares.append((spare - count * self.overhead()) / max(1e-9, training))
+        return next((share for share in shares if share >= 0.5), shares[-1])
 
     def next_draw(self, members: list[Candidate]) -> Job | None:
         """Around a member of the best blend, while there is time for it and its refit."""
@@ -1459,7 +1469,8 @@ class Plan:
         bases = [one.knobs for one in members if one.knobs.network == "align"] or [self.knobs]
         for _ in range(20):  # what was tried before, or takes too long, is drawn anew
             knobs = draw_candidate(draw.choice(bases), self.given, self.problem, draw)
-            if knobs not in tried and self.seconds(knobs) <= self.spare(members):
+            needed = self.training_seconds(knobs, self.knobs.refit) + self.overhead()
+            if knobs not in tried and needed <= self.spare(members):
                 self.candidates.append(Candidate(number, knobs, drawn=True))
                 log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
                 return Job(self.candidates[-1], "validate", math.inf)
@@ -1471,14 +1482,19 @@ class Plan:
 
     def spare(self, members: list[Candidate]) -> float:
         """Seconds of all workers that neither running trainings nor refits will need."""
-        promised = [self.seconds(job.candidate.knobs) for job in self.running]
+        promised = [
+            self.training_seconds(job.candidate.knobs, self.knobs.refit) + self.overhead() for job in self.running
+        ]
         promised += [self.refit_seconds(one) for one in self.unrefitted(members)]
         return self.workers * self.left() - sum(promised)
 
-    def seconds(self, knobs: Knobs) -> float:
-        """Of a candidate: training, validation, its part in a submission, refit."""
-        training = training_flop(knobs, self.problem) / self.rate
-        return training * (1 + self.knobs.refit * self.refit_ratio(knobs)) + self.judging + self.stop.closing
+    def training_seconds(self, knobs: Knobs, refit: bool) -> float:
+        """Of a candidate, with its refit or without."""
+        return training_flop(knobs, self.problem) / self.rate * (1 + refit * self.refit_ratio(knobs))
+
+    def overhead(self) -> float:
+        """Seconds of a candidate beside its training: validation, and its part in a submission."""
+        return self.judging + self.stop.closing
 
     def refit_ratio(self, knobs: Knobs) -> float:
         """How much longer a training on all images takes."""
@@ -2042,7 +2058,7 @@ def choose_machine(knobs: Knobs, index: dict[str, Any]) -> Machine:
     devices = [
         torch.device("cuda", k % count) if device.type == "cuda" else device for k in range(knobs.workers or count)
     ]
-    return Machine(devices, dtype, 0.3 * product_rate(dtype, device))
+    return Machine(devices, dtype, 0.6 * product_rate(dtype, device))
 
 
 def choose_device(knobs: Knobs) -> torch.device:
