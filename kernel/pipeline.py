@@ -1409,7 +1409,7 @@ class Plan:
     ) -> None:
         self.candidates, self.knobs, self.given, self.problem, self.stop = candidates, knobs, given, problem, stop
         self.workers, self.rate = len(machine.devices), machine.rate  # rate: FLOP/s of a worker in the last training
-        self.judging = 0.5  # seconds, as validating the last candidate took
+        self.judging = self.publishing = 0.5  # seconds, as validating the last candidate and submitting took
         self.waiting = [one for one in candidates if not one.trained]
         self.refits = [one.number for one in candidates if "refit" in one.trained]  # done, begun or left out
         self.running: list[Job] = []
@@ -1438,8 +1438,9 @@ class Plan:
             return None
         first, share = self.waiting[0], self.share(members)
         seconds = share * self.training_seconds(first.knobs, refit=False)
-        if seconds >= 1 or first.knobs.network == "linear":
-            if share < 1 and first.knobs.network != "linear":
+        whole = share >= 1 or first.knobs.network == "linear"
+        if whole or seconds >= 1:
+            if not whole:
                 log(f"time budget: candidate {first.number} gets some {share:.0%} of its epochs")
             return Job(self.waiting.pop(0), "validate", seconds)
         for one in self.waiting:
@@ -1494,7 +1495,7 @@ class Plan:
 
     def overhead(self) -> float:
         """Seconds of a candidate beside its training: validation, and its part in a submission."""
-        return self.judging + self.stop.closing
+        return self.judging + self.publishing
 
     def refit_ratio(self, knobs: Knobs) -> float:
         """How much longer a training on all images takes."""
@@ -1695,7 +1696,8 @@ class Run:
                 write_submission(parts / SUBMISSION, test.caption_ids, predicted(final, test, self.machine.devices[0]))
             self.publishing += time.monotonic() - start
             self.write_records(parts, best, complete)
-        self.submitted, self.stop.closing = True, max(self.stop.closing, 1.5 * (time.monotonic() - start) + 1)
+        self.submitted, self.plan.publishing = True, time.monotonic() - start
+        self.stop.closing = max(self.stop.closing, 1.5 * self.plan.publishing + 1)
         rows = f"{len(test.caption_ids)} rows, read back and checked"
         log(f"submission: {self.folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
 
@@ -2119,7 +2121,7 @@ class Stop:
 
     def __init__(self, max_minutes: float) -> None:
         self.deadline = STARTED + 60 * max_minutes
-        self.closing = 2.0  # seconds that the last submission and the records take
+        self.closing = 1.5  # seconds that the last submission and the records take
         self.signal = 0
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
