@@ -613,18 +613,21 @@ def habits(captions: list[str]) -> dict[str, float]:
 
 def cut_as_the_test(train: list[str], test: list[str], seed: int) -> list[str]:
     """Training texts cut at their first comma as often as the test's are (its captions.txt is cut at every one)."""
-    ours, theirs = habits(train), habits(test)
-    for name, row in (("training", ours), ("test", theirs)):
-        opens = f"{row['commas']:.1%} have a comma, {row['quotes']:.1%} open with a quote"
-        log(f"{name} texts: {opens}, {row['words']:.1f} words on average")
-    share = 1 - theirs["commas"] / ours["commas"] if ours["commas"] > 0.02 else 0.0
+    ours, theirs = habits(train)["commas"], habits(test)["commas"]
+    share = 1 - theirs / ours if ours > 0.02 else 0.0
     if share < 0.5:
         return train
     cut = np.random.default_rng(seed).random(len(train)) < share
-    seen = [caption.split(",")[0] if short else caption for caption, short in zip(train, cut, strict=True)]
-    shorter = sum(one != other for one, other in zip(train, seen, strict=True))
-    log(f"the test's texts are cut at a comma: so are the words of {shorter} captions of training and validation")
-    return seen
+    return [caption.split(",")[0] if short else caption for caption, short in zip(train, cut, strict=True)]
+
+
+def log_habits(train: list[str], test: list[str], seen: list[str]) -> None:
+    """What the texts look like, and how many of training's lose what stands behind a comma."""
+    for name, row in (("training", habits(train)), ("test", habits(test))):
+        opens = f"{row['commas']:.1%} have a comma, {row['quotes']:.1%} open with a quote"
+        log(f"{name} texts: {opens}, {row['words']:.1f} words on average")
+    if cut := sum(one != other for one, other in zip(train, seen, strict=True)):
+        log(f"the test's texts are cut at a comma: so are the words of {cut} captions of training and validation")
 
 
 # -------------------------------------------------------------------------------------- networks, losses
@@ -1355,6 +1358,7 @@ def make_problem(
     texts, vocabulary = train.captions, []
     if any(one.sees != "vector" for one in candidates):
         texts = cut_as_the_test(train.captions, test.captions, knobs.split_seed)
+        log_habits(train.captions, test.captions, texts)
         held_out = np.isin(train.image_of, val_images)
         seen = [caption for caption, out in zip(texts, held_out, strict=True) if not out]
         vocabulary = make_vocabulary(seen, knobs.word_count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ def test_curves_have_whole_epochs_a_line_of_the_blend_and_a_legend_beside_them(k
         for epoch in (1, 2, 3)
     ]
     table = pd.DataFrame(rows, columns=["phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine"])
-    kernel.draw_curves(tmp_path / "curves.png", table, SimpleNamespace(members=[SimpleNamespace(number=1)], mrr=0.625))
+    kernel.draw_curves(tmp_path / "curves.png", table, [1], 0.625)
     (figure,) = drawn
     figure.draw_without_rendering()
     for axes in figure.axes:
