@@ -79,7 +79,7 @@ def weights(tmp_path, kaggle, kernel) -> Path:
 @pytest.fixture
 def lagging(kaggle, monkeypatch) -> None:
     """Every listing lags a minute, at a pace at which a tool's start takes less than that."""
-    kaggle.clock.pace = 0.05
+    kaggle.clock.pace = 0.02
     monkeypatch.setenv("ALIGN_PACE", str(kaggle.clock.pace))
     for name in ("history_lag", "kernel_lag", "dataset_lag", "files_lag", "output_lag", "session_lag"):
         setattr(kaggle.habits, name, 60.0)

@@ -371,7 +371,6 @@ def test_a_killed_submission_whose_history_lags_is_found(submit, kaggle, competi
     assert len(competition.submissions) == 1
 
 
-@pytest.mark.slow
 def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(submit, kaggle, competition):
     kaggle.habits.history_lag = 10**7
     with stop_at(submission, "record_submitted"):
@@ -383,7 +382,6 @@ def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(submi
     assert len(competition.submissions) == 2
 
 
-@pytest.mark.slow
 def test_without_a_count_there_is_no_proof(submit, kaggle, competition):
     kaggle.fail("CreateSubmission", Fault(drop="before"))
     failed(submit(), 1)

@@ -85,7 +85,6 @@ def check_blend(result: dict, kernel, data: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------- on Kaggle
-@pytest.mark.slow
 def test_eight_members_two_of_them_failing(run_sweep, plans, kaggle, kernel, data, tmp_path, monkeypatch):
     plans(".E..T")
     kaggle.session_limit = 3
