@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from drawn import BENT, LEARNING, draw_data
 from forked import Ended, KernelServer
@@ -161,3 +162,43 @@ def test_a_search_goes_on_with_what_it_had_drawn(kernel, server, data: Path, tmp
     assert all(int(number) > 5 + drawn_before for number in drawn)
     check_submitted(kernel, tmp_path / "out")
     assert len(read_json(tmp_path / "out" / METRICS)["members"]) >= 8 and mrr(tmp_path / "out") >= score
+
+
+# --------------------------------------------------------------------------------------------- the plan
+@pytest.fixture
+def plan_for(kernel, lab) -> Callable[..., Any]:
+    """A plan of equal networks that take ten seconds each, a refit eleven, everything else nothing."""
+
+    def plan(seconds: float, networks: int = 2, **knobs: Any) -> Any:
+        problem, stop = lab.problem(), kernel.Stop(1e6)
+        candidates = [kernel.Candidate(number, lab.knobs(**knobs)) for number in range(networks)]
+        machine = kernel.Machine([torch.device("cpu")], torch.float32, 1.0)
+        made = kernel.Plan(candidates, lab.knobs(**knobs), {}, problem, machine, stop)
+        made.rate = kernel.training_flop(candidates[0].knobs, problem) / 10
+        made.judging = made.publishing = stop.closing = 0.0
+        stop.deadline = time.monotonic() + seconds
+        return made
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("seconds", "refit", "share"),
+    [
+        (84.4, True, 2.0),  # twice what both of them and their refits take
+        (23.0, True, 0.545),  # fewer epochs for both
+        (15.0, True, 0.711),  # one has to wait
+        (10.4, True, 0.52),  # not half of its epochs for one with its refit: none is refitted, and there are two again
+        (9.0, True, 0.9),  # one has to wait, and none is refitted
+        (9.0, False, 0.9),
+        (3.0, True, 0.3),
+    ],
+)
+def test_short_of_time_epochs_then_candidates_then_refits_go(plan_for, seconds: float, refit: bool, share: float):
+    assert plan_for(seconds, refit=refit).share([]) == pytest.approx(share, rel=0.02)
+
+
+def test_what_has_less_than_a_second_is_left_out(plan_for):
+    plan = plan_for(0.5)
+    assert plan.next_job([]) is None
+    assert [line.split(" (")[0] for line in plan.left_out] == ["candidate 0", "candidate 1"]
