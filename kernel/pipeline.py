@@ -530,33 +530,31 @@ def join_pairs(
             if ours.shape[1] != theirs.shape[1]:
                 raise UserError(f"{path}: {theirs.shape[1]} dimensions, but the training data has {ours.shape[1]}")
             warn_if_foreign(path, ours, theirs)
-        known = set(train.image_names)
-        like_asked = np.zeros(len(extra.images), bool)
-        like_asked[extra.image_of[nearest_cosine(extra.text, asked) >= SAME_CAPTION]] = True
-        same_name = np.array([name in known for name in extra.image_names])
-        same_vector = nearest_cosine(extra.images, train.images) >= SAME_IMAGE
-        kept = np.flatnonzero(~(like_asked | same_name | same_vector))
-        captions = np.flatnonzero(np.isin(extra.image_of, kept))
-        counts = {
-            "images": len(extra.images),
-            "like_test_or_validation": int(like_asked.sum()),
-            "same_name": int(same_name.sum()),
-            "same_vector": int(same_vector.sum()),
-            "joined_images": len(kept),
-            "joined_captions": len(captions),
-        }
+        known, guards = set(train.image_names), {"like_test_or_validation": np.zeros(len(extra.images), bool)}
+        guards["like_test_or_validation"][extra.image_of[nearest_cosine(extra.text, asked) >= SAME_CAPTION]] = True
+        guards["same_name"] = np.array([name in known for name in extra.image_names])
+        guards["same_vector"] = nearest_cosine(extra.images, train.images) >= SAME_IMAGE
+        counts = {"images": len(extra.images), **{name: int(images.sum()) for name, images in guards.items()}}
+        before, train = train, with_images(train, extra, np.flatnonzero(~np.any(list(guards.values()), axis=0)))
+        counts["joined_images"] = len(train.images) - len(before.images)
+        counts["joined_captions"] = len(train.text) - len(before.text)
         log(f"pairs: {path}: " + ", ".join(f"{key.replace('_', ' ')} {count}" for key, count in counts.items()))
         facts.append({"file": path.name, **file_facts(path), **counts})
-        train = TrainSet(
-            np.concatenate([train.caption_ids, extra.caption_ids[captions]]),
-            train.captions + [extra.captions[i] for i in captions],
-            np.concatenate([train.text, extra.text[captions]]),
-            np.concatenate([train.image_of, len(train.images) + np.searchsorted(kept, extra.image_of[captions])]),
-            train.image_names + [extra.image_names[i] for i in kept],
-            np.concatenate([train.images, extra.images[kept]]),
-            train.extra + len(kept),
-        )
     return train, facts
+
+
+def with_images(train: TrainSet, extra: TrainSet, images: np.ndarray) -> TrainSet:
+    """`train` with some images of `extra`, and their captions, behind its own."""
+    captions = np.flatnonzero(np.isin(extra.image_of, images))
+    return TrainSet(
+        np.concatenate([train.caption_ids, extra.caption_ids[captions]]),
+        train.captions + [extra.captions[i] for i in captions],
+        np.concatenate([train.text, extra.text[captions]]),
+        np.concatenate([train.image_of, len(train.images) + np.searchsorted(images, extra.image_of[captions])]),
+        train.image_names + [extra.image_names[i] for i in images],
+        np.concatenate([train.images, extra.images[images]]),
+        train.extra + len(images),
+    )
 
 
 def nearest_cosine(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
