@@ -1970,11 +1970,10 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
     log(f"\nvalidation on {images} unseen images, {VIEWS} captions each, pools of {pool}")
     tables = pd.DataFrame(best.tables).T.rename(lambda name: name.replace("100", str(pool)))
     log(tables.to_string(float_format="%.4f"))
-    members = pd.DataFrame(members_of(best, candidates, knobs)).rename(
-        columns=lambda name: name.removeprefix("pool100_")
-    )
-    widest = members["knobs"].str.len().max()
-    members["knobs"] = members.pop("knobs").str.ljust(widest)  # last, and aligned
+    members = pd.DataFrame(members_of(best, candidates, knobs))
+    members.columns = [name.removeprefix("pool100_") for name in members]
+    what = members.pop("knobs")
+    members["knobs"] = what.str.ljust(what.str.len().max())  # last, and aligned
     log("\n" + members.to_string(index=False, float_format="%.4g"))
     kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
     log(f"weights {kind}; repulsion {best.repulsion:g} of up to {knobs.repulsion:g}")
@@ -2150,12 +2149,9 @@ def together(folder: Path) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as scratch:
             yield Path(scratch)
-            parts = sorted(Path(scratch).iterdir(), key=lambda part: part.name == MANIFEST)
-            if (
-                parts and parts[-1].name == MANIFEST
-            ):  # it vouches for the files beside it: it goes first, and comes last
+            if (Path(scratch) / MANIFEST).exists():  # it vouches for the files beside it: it goes first, and comes last
                 (folder / MANIFEST).unlink(missing_ok=True)
-            for part in parts:
+            for part in sorted(Path(scratch).iterdir(), key=lambda part: part.name == MANIFEST):
                 part.replace(folder / part.name)
     except OSError as error:
         raise WriteFailed(f"{folder}: cannot be written to ({error.strerror}); free some space") from error
