@@ -157,17 +157,17 @@ def find_runs(runs: Path) -> list[Run]:
 # ------------------------------------------------------------------------------------------------------------ made
 def new_folder(runs: Path, name: str) -> Path:
     """A new folder `runs`/<UTC time>-<name>, which sorts by time; two of one second get two folders."""
-    begin = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
-    for number in itertools.count(1):
-        folder = runs / (begin if number == 1 else f"{begin}-{number}")
+    begin, number = runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}", 1
+    folder = begin
+    while True:
         try:
             folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
-            continue
+            number += 1
+            folder = begin.with_name(f"{begin.name}-{number}")
         except OSError as error:
             raise InputError(f"{folder}: cannot be made ({error.strerror}); --runs DIR names another place") from None
-        return folder
-    raise AssertionError("counting ended")
 
 
 def named_folder(folder: Path, again: bool) -> Path:
@@ -179,9 +179,8 @@ def named_folder(folder: Path, again: bool) -> Path:
             f"{folder}: holds a finished run; name another --output, or --again keeps that one aside and runs anew"
         )
     with locked(folder):
-        aside = next(
-            path for number in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{number}")).exists()
-        )
+        places = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+        aside = next(place for place in places if not place.exists())
         folder.rename(aside)
     print(f"the finished run is kept as {aside}", file=sys.stderr)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 
@@ -23,23 +24,16 @@ def wait_for_end(client: KaggleClient, version: Version, seconds: float) -> tupl
     shown, start = ("", 0), client.patience.now()
     follower = threading.Thread(target=follow_log, args=(client, version), daemon=True)
 
-    def look() -> tuple[str, str]:
+    def look(enough: Callable[[str], bool]) -> tuple[str, str] | None:
         nonlocal shown
         status, message = client.kernels.status(version)
         minutes = int((client.patience.now() - start) / 60)
         if (status, minutes) != shown:
             print(f"{version}: {status} ({minutes} min)", file=sys.stderr, flush=True)
             shown = (status, minutes)
-        return status, message
+        return (status, message) if enough(status) else None
 
-    def begun() -> tuple[str, str] | None:
-        found = look()
-        return None if found[0] == "queued" else found
-
-    def ended() -> tuple[str, str] | None:
-        found = look()
-        return found if found[0] in ENDED else None
-
+    begun, ended = partial(look, lambda status: status != "queued"), partial(look, ENDED.__contains__)
     try:
         found = client.patience.wait_for(begun, f"kernel {version} in the queue", QUEUE_SECONDS)
         if found[0] not in ENDED:
