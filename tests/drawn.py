@@ -15,15 +15,16 @@ import numpy as np
 
 TEXT, IMAGE, LATENT = 32, 48, 16
 TRAIN, TEST = "train/train/train.npz", "test/test/test.clean.npz"  # as the download is nested
-SMALL = [
-    "--set=hidden=32",
-    "--set=epochs=3",
-    "--set=batch=64",
-    "--set=min_steps=0",
-    "--set=device=cpu",
-    "--set=dtype=float32",
-    "--set=word_width=16",
-]
+KNOBS = {
+    "hidden": 32,
+    "epochs": 3,
+    "batch": 64,
+    "min_steps": 0,
+    "device": "cpu",
+    "dtype": "float32",
+    "word_width": 16,
+}  # of a network that trains in no time
+SMALL = [f"--set={name}={value}" for name, value in KNOBS.items()]
 TINY = ["--recipe=align", *SMALL]
 CLOSED = ["--recipe=closed_form", *SMALL]
 # Data on which networks beat the closed form within a second, and knobs for it (a later --set wins).

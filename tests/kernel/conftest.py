@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,27 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from drawn import BENT, JOINED, draw_arrays, draw_data
-from forked import Ended, KernelServer
+from drawn import BENT, JOINED, KNOBS, draw_arrays, draw_data
+from forked import Ended, KernelServer, succeeded
 
-QUICK = {
-    "recipe": "align",
-    "hidden": 32,
-    "epochs": 3,
-    "batch": 64,
-    "min_steps": 0,
-    "word_width": 16,
-    "device": "cpu",
-    "dtype": "float32",
-}
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
-    server = KernelServer(tmp_path_factory.mktemp("server"), pictures=False)
-    server.run("--mode=ready?")  # no test's time is what the first imports take
-    yield server
-    server.close()
+QUICK = {"recipe": "align", **KNOBS}
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(server: KernelServer, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """One finished run: where it wrote and what it said."""
     output = tmp_path_factory.mktemp("first") / "out"
-    ended = server.run("--input", data, "--output", output, *JOINED, "--set=checkpoint_every=3")
-    assert ended.returncode == 0 and not ended.stderr, ended
+    ended = succeeded(server.run("--input", data, "--output", output, *JOINED, "--set=checkpoint_every=3"))
+    assert not ended.stderr, ended
     return output, ended
 
 

@@ -13,7 +13,6 @@ from drawn import IMAGE
 from forked import Ended, KernelServer, same_weights
 from lib.project import sha256_of
 
-TRAIN, TEST = "train/train/train.npz", "test/test/test.clean.npz"
 SUBMISSION, MANIFEST, METRICS = "pipeline_submission.csv", "manifest.json", "metrics.json"
 FINAL, VALIDATED = "pipeline_final_model.pth", "pipeline_validated_model.pth"
 LOG, CURVES = "training_log.csv", "training_curves.png"
@@ -53,7 +52,8 @@ def check_outputs(kernel: Any, output: Path, checkpoints: tuple[int, ...] = ()) 
         names -= {CURVES}
     assert {path.name for path in output.iterdir()} == names
     manifest = check_submitted(kernel, output)
-    assert manifest["complete"] is True and set(manifest["outputs"]) == names - {MANIFEST}
+    assert manifest["complete"] is True
+    assert set(manifest["outputs"]) == names - {MANIFEST}
     assert {"inputs", "knobs", "versions", "device", "seconds"} <= set(manifest)
     return manifest
 
@@ -82,8 +82,10 @@ def assert_same(output: Path, expected: Path) -> None:
 def fails(server: KernelServer, message: str, output: Path, source: Path, *arguments: object, code: int = 2) -> Ended:
     """A run that ends in one line and leaves nothing half-written."""
     ended = server.run("--input", source, "--output", output, *arguments)
-    assert ended.returncode == code and "Traceback" not in ended.stdout + ended.stderr, ended
-    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr
+    assert ended.returncode == code, ended
+    assert "Traceback" not in ended.stdout + ended.stderr, ended
+    assert ended.stderr.startswith("error: "), ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
     assert message in ended.stderr, ended.stderr
     if output.is_dir():
         left = {path.name for path in output.iterdir()}

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from drawn import BENT, LEARNING, draw_data
-from forked import Ended, KernelServer
+from forked import Ended, KernelServer, failed, succeeded
 from outputs import FINAL, MANIFEST, METRICS, SUBMISSION, check_submitted, mrr, read_json
 
 SLACK = 4.0  # seconds that a loaded machine may take for what is measured in tenths
@@ -32,9 +32,11 @@ def run_for(server: KernelServer, seconds: float, output: Path, data: Path, *set
 
 def check_budget(kernel: Any, output: Path, ended: Ended) -> dict[str, Any]:
     """A run that its budget ended is complete, no worse than the closed form, and tells all that is missing."""
-    assert ended.returncode == 0 and not ended.stderr, ended
+    assert ended.returncode == 0, ended
+    assert not ended.stderr, ended
     manifest, metrics = check_submitted(kernel, output), read_json(output / METRICS)
-    assert manifest["complete"] is True and not list(output.glob("resume_*"))
+    assert manifest["complete"] is True
+    assert not list(output.glob("resume_*"))
     assert manifest["stopped"] in ("", "time budget")
     first = float(re.search(r"^submission: .*; ([\d.]+) raw", ended.stdout, re.M)[1])
     assert mrr(output) >= first - 5e-5, "worse than the closed form"
@@ -45,7 +47,8 @@ def check_budget(kernel: Any, output: Path, ended: Ended) -> dict[str, Any]:
         assert line in ended.stdout
     trained = {one["candidate"] for one in metrics["members"]}
     dropped = {int(re.search(r"candidate (\d+)", line)[1]) for line in metrics["left_out"] if "refit" not in line}
-    assert trained | dropped == set(range(6)) and not trained & dropped
+    assert trained | dropped == set(range(6))
+    assert not trained & dropped
     return metrics
 
 
@@ -56,7 +59,8 @@ def test_a_run_ends_within_its_time_with_the_best_so_far(kernel, server, data, t
     metrics = check_budget(kernel, tmp_path / "out", ended)
     assert took < seconds + SLACK
     if seconds < 0.1:
-        assert len(metrics["left_out"]) == 5 and [one["candidate"] for one in metrics["members"]] == [0]
+        assert len(metrics["left_out"]) == 5
+        assert [one["candidate"] for one in metrics["members"]] == [0]
     if seconds == 5:
         assert any(0 < one["epochs"] < epochs for one in metrics["members"])
 
@@ -84,7 +88,9 @@ def test_a_run_ends_within_its_time_on_a_busy_machine(kernel, server, busy, tmp_
 def test_enough_time_leaves_nothing_out(server, data: Path, tmp_path: Path):
     ended, _ = run_for(server, 600, tmp_path / "out", data, *ENSEMBLE)
     metrics = read_json(tmp_path / "out" / METRICS)
-    assert ended.returncode == 0 and not metrics["left_out"] and "time budget" not in ended.stdout
+    assert ended.returncode == 0
+    assert not metrics["left_out"]
+    assert "time budget" not in ended.stdout
     assert all(one["epochs"] in (0, 8) for one in metrics["members"])
     assert read_json(tmp_path / "out" / MANIFEST)["stopped"] == ""
 
@@ -110,26 +116,28 @@ def test_refits_without_time_are_left_out_and_said(kernel, data: Path, tmp_path:
     said = capsys.readouterr().out
     for one in networks[1:]:
         line = f"refit of candidate {one['candidate']}: no time for it; it predicts with its validated weights"
-        assert line in metrics["left_out"] and line in said
+        assert line in metrics["left_out"]
+        assert line in said
     assert manifest["complete"] is True
 
 
 def test_a_run_that_its_budget_ended_can_be_packaged_and_predicts(kernel, server, data: Path, tmp_path: Path):
     run_for(server, 3.0, tmp_path / "out", data, *ENSEMBLE, "--set=epochs=3000")
-    ended = server.run("--input", tmp_path, "--output", tmp_path / "again", "--mode=predict", "--set=device=cpu")
-    assert ended.returncode == 2  # no test data below it
+    predict = ["--output", tmp_path / "again", "--mode=predict", "--set=device=cpu"]
+    failed(server.run("--input", tmp_path, *predict), 2)  # no test data below it
     root = draw_data(tmp_path / "input", **BENT)
     (root / FINAL).write_bytes((tmp_path / "out" / FINAL).read_bytes())
-    ended = server.run("--input", root, "--output", tmp_path / "again", "--mode=predict", "--set=device=cpu")
-    assert ended.returncode == 0, ended.stderr
+    succeeded(server.run("--input", root, *predict))
     assert (tmp_path / "again" / SUBMISSION).read_bytes() == (tmp_path / "out" / SUBMISSION).read_bytes()
 
 
 def test_no_time_for_the_only_network_is_said(server, data: Path, tmp_path: Path):
     """The baseline has no closed form to fall back on."""
     ended, _ = run_for(server, 0.06, tmp_path / "out", data, "--recipe=baseline", *LEARNING, "--set=epochs=3000")
-    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
-    assert "raise --set max_minutes" in ended.stderr and not (tmp_path / "out" / SUBMISSION).exists()
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "raise --set max_minutes" in ended.stderr
+    assert not (tmp_path / "out" / SUBMISSION).exists()
 
 
 # ------------------------------------------------------------------------------------------------- search
@@ -137,11 +145,14 @@ def test_no_time_for_the_only_network_is_said(server, data: Path, tmp_path: Path
 def test_the_search_draws_until_its_time_is_out(kernel, server, data: Path, tmp_path: Path):
     seconds = 12.0
     ended, took = run_for(server, seconds, tmp_path / "out", data, "--recipe=search", *LEARNING, "--set=epochs=2")
-    assert ended.returncode == 0 and not ended.stderr, ended
+    assert ended.returncode == 0, ended
+    assert not ended.stderr, ended
     manifest, metrics = check_submitted(kernel, tmp_path / "out"), read_json(tmp_path / "out" / METRICS)
-    assert manifest["complete"] is True and not list((tmp_path / "out").glob("resume_*"))
+    assert manifest["complete"] is True
+    assert not list((tmp_path / "out").glob("resume_*"))
     drawn = re.findall(r"^candidate (\d+) is drawn: (.*)$", ended.stdout, re.M)
-    assert len(drawn) >= 2 and [int(number) for number, _ in drawn] == list(range(6, 6 + len(drawn)))
+    assert len(drawn) >= 2
+    assert [int(number) for number, _ in drawn] == list(range(6, 6 + len(drawn)))
     assert len({knobs for _, knobs in drawn}) == len(drawn)
     assert all("epochs=" not in knobs and "hidden=" not in knobs for _, knobs in drawn), "the user set those"
     assert len(metrics["members"]) == 6 + len(drawn)
@@ -157,11 +168,13 @@ def test_a_search_goes_on_with_what_it_had_drawn(kernel, server, data: Path, tmp
     assert drawn_before >= 2
     score = mrr(tmp_path / "out")
     again, _ = run_for(server, 10.0, tmp_path / "out", data, "--recipe=search", *LEARNING, "--set=epochs=2")
-    assert again.returncode == 0 and not again.stderr
+    assert again.returncode == 0
+    assert not again.stderr
     drawn = re.findall(r"^candidate (\d+) is drawn", again.stdout, re.M)
     assert all(int(number) > 5 + drawn_before for number in drawn)
     check_submitted(kernel, tmp_path / "out")
-    assert len(read_json(tmp_path / "out" / METRICS)["members"]) >= 8 and mrr(tmp_path / "out") >= score
+    assert len(read_json(tmp_path / "out" / METRICS)["members"]) >= 8
+    assert mrr(tmp_path / "out") >= score
 
 
 # --------------------------------------------------------------------------------------------- the plan

@@ -54,7 +54,8 @@ def test_greedy_weights_equal_a_brute_force(kernel, images: int, seed: int):
     units = [kernel.unit(one) for one in members]
     leads = np.stack([kernel.pool_leads(one, gallery) for one in units])
     found, expected = kernel.greedy_weights(leads), greedy_by_hand(kernel, units, gallery)
-    assert found == pytest.approx(expected, abs=1e-6) and (found > 0).sum() > 1
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert (found > 0).sum() > 1
 
 
 def test_leads_rank_as_the_metric_does(kernel):
@@ -86,14 +87,16 @@ def test_each_half_is_predicted_by_what_was_chosen_on_the_other(kernel):
     blend = choose(kernel, members, gallery, priors=[0.0] * 3)
     first = kernel.evaluate(blend.predictions[:, :100], gallery[:100])["pool100_raw"]["mrr"]
     alone = kernel.evaluate(members[2][:, :100], gallery[:100])["pool100_raw"]["mrr"]
-    assert first == pytest.approx(alone, abs=0.1) and first < 0.9
+    assert first == pytest.approx(alone, abs=0.1)
+    assert first < 0.9
     assert blend.weights[0] > 0  # what predicts the test is chosen on all
 
 
 def test_the_priors_stay_where_choosing_gains_nothing(kernel):
     members, gallery = draw_members(200, [0.5, 0.5, 0.5])
     blend = choose(kernel, members, gallery)
-    assert not blend.chosen and blend.weights == pytest.approx([1 / 3] * 3)
+    assert not blend.chosen
+    assert blend.weights == pytest.approx([1 / 3] * 3)
     assert blend.chosen_mrr == pytest.approx(blend.prior_mrr, abs=0.01)
     mean = sum(kernel.unit(one) for one in members)
     assert score(kernel, blend.predictions, gallery) == pytest.approx(score(kernel, mean, gallery), abs=1e-6)
@@ -102,14 +105,16 @@ def test_the_priors_stay_where_choosing_gains_nothing(kernel):
 def test_weights_follow_their_priors(kernel):
     members, gallery = draw_members(200, [0.0, 0.5, 0.3])
     blend = choose(kernel, members, gallery, priors=[0.0, 2.0, 1.0])
-    assert not blend.chosen and blend.weights == pytest.approx([0, 2 / 3, 1 / 3])
+    assert not blend.chosen
+    assert blend.weights == pytest.approx([0, 2 / 3, 1 / 3])
 
 
 def test_a_member_without_a_prior_gets_weight_where_that_gains(kernel):
     """So come the closed form and what a search has drawn into a blend."""
     members, gallery = draw_members(200, [0.2, 0.8])
     blend = choose(kernel, members, gallery, priors=[1.0, 0.0])
-    assert blend.chosen and blend.weights[1] > 0.5
+    assert blend.chosen
+    assert blend.weights[1] > 0.5
     alone = choose(kernel, members[:1], gallery, priors=[0.0])
     assert alone.weights.tolist() == [1.0]
 
@@ -118,7 +123,9 @@ def test_weights_are_chosen_where_that_gains(kernel):
     members, gallery = draw_members(200, [0.8, 0.0, 0.0, 0.0])
     blend = choose(kernel, members, gallery)
     assert blend.chosen_mrr > blend.prior_mrr + 0.03
-    assert blend.chosen and blend.weights[0] > 0.7 and blend.weights.sum() == pytest.approx(1)
+    assert blend.chosen
+    assert blend.weights[0] > 0.7
+    assert blend.weights.sum() == pytest.approx(1)
     assert score(kernel, blend.predictions, gallery) > score(kernel, sum(map(kernel.unit, members)), gallery) + 0.03
 
 
@@ -126,7 +133,8 @@ def test_weights_are_chosen_where_that_gains(kernel):
 def test_less_than_a_pool_is_halved_by_its_queries(kernel, images: int):
     members, gallery = draw_members(images, [0.5, 0.5])
     blend = choose(kernel, members, gallery, 0.2)
-    assert blend.predictions.shape == (5, images, 12) and np.isfinite(blend.predictions).all()
+    assert blend.predictions.shape == (5, images, 12)
+    assert np.isfinite(blend.predictions).all()
     assert blend.weights.sum() == pytest.approx(1)
 
 
@@ -134,7 +142,8 @@ def test_less_than_a_pool_is_halved_by_its_queries(kernel, images: int):
 def test_repulsion_stays_within_a_pool_and_moves_no_length(kernel):
     predictions = np.random.default_rng(0).normal(size=(230, 8)).astype(np.float32)
     whole = kernel.repel(predictions, 0.3, 5.0)
-    assert whole.shape == predictions.shape and np.allclose(np.linalg.norm(whole, axis=1), 5, rtol=1e-4)
+    assert whole.shape == predictions.shape
+    assert np.allclose(np.linalg.norm(whole, axis=1), 5, rtol=1e-4)
     parts = [kernel.repel(predictions[s : s + 100], 0.3, 5.0) for s in (0, 100, 200)]
     assert np.allclose(whole, np.concatenate(parts), atol=1e-6)
     assert kernel.repel(predictions[:1], 0.3, 5.0).shape == (1, 8)
@@ -160,6 +169,8 @@ def test_repulsion_is_taken_where_validation_gains_and_left_where_it_loses(kerne
         for strength in (0.0, 0.1, 0.2, -0.2, -0.4)
     }
     blend = choose(kernel, members, gallery.astype(np.float32), 0.2)
-    assert blend.repulsion == max((0.0, 0.1, 0.2), key=options.get) and options[0.0] != options[0.2]
+    assert blend.repulsion == max((0.0, 0.1, 0.2), key=options.get)
+    assert options[0.0] != options[0.2]
     spoilt = choose(kernel, members, gallery.astype(np.float32), -0.4)  # a pull: it loses
-    assert max(options[-0.4], options[-0.2]) < options[0.0] and spoilt.repulsion == 0
+    assert max(options[-0.4], options[-0.2]) < options[0.0]
+    assert spoilt.repulsion == 0

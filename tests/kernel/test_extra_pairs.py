@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drawn import BENT, JOINED, draw_arrays, draw_data
-from outputs import MANIFEST, TRAIN, check_submitted, read_json
+from drawn import BENT, JOINED, TRAIN, draw_arrays, draw_data
+from forked import failed, succeeded
+from outputs import MANIFEST, check_submitted, read_json
 
 NEW = slice(300, 340)  # images of the drawing that are in neither file
 
@@ -48,12 +49,14 @@ def test_new_pairs_join_behind_the_own_ones(kernel, sets, tmp_path: Path, label:
     path = draw_pairs(tmp_path, label=label)
     joined, (facts,) = kernel.join_pairs(train, test, held_out, [path])
     assert (facts["images"], facts["joined_images"], facts["joined_captions"]) == (40, 40, 200)
-    assert facts["file"] == "pairs.npz" and len(facts["sha256"]) == 64
+    assert facts["file"] == "pairs.npz"
+    assert len(facts["sha256"]) == 64
     assert (joined.extra, joined.own, len(joined.images)) == (40, 240, 280)
     for name in ("text", "image_of", "images", "caption_ids"):
         assert (getattr(joined, name)[: len(getattr(train, name))] == getattr(train, name)).all(), name
     assert (joined.image_of[1200:] == np.repeat(np.arange(240, 280), 5)).all()
-    assert joined.image_names[240:] == [f"new{i}.jpg" for i in range(300, 340)] and len(joined.captions) == 1400
+    assert joined.image_names[240:] == [f"new{i}.jpg" for i in range(300, 340)]
+    assert len(joined.captions) == 1400
 
 
 def test_images_that_validation_or_the_test_could_ask_for_stay_out(kernel, sets, tmp_path: Path):
@@ -75,16 +78,20 @@ def test_images_that_validation_or_the_test_could_ask_for_stay_out(kernel, sets,
 
     path = draw_pairs(tmp_path, captions_embeddings=captions, images_embeddings=images, images_names=names)
     joined, (facts,) = kernel.join_pairs(train, test, held_out, [path])
-    assert facts["like_test_or_validation"] == 2 and facts["same_name"] == 1 and facts["same_vector"] == 1
+    assert facts["like_test_or_validation"] == 2
+    assert facts["same_name"] == 1
+    assert facts["same_vector"] == 1
     left = [f"new{300 + i}.jpg" for i in range(40) if i not in (1, 12, 20, 30)]
-    assert joined.image_names[240:] == left and facts["joined_captions"] == 180
+    assert joined.image_names[240:] == left
+    assert facts["joined_captions"] == 180
 
 
 def test_a_second_file_does_not_bring_the_first_ones_again(kernel, sets, tmp_path: Path):
     train, test, held_out = sets
     paths = [draw_pairs(tmp_path, "pairs1.npz"), draw_pairs(tmp_path, "pairs2.npz", rows=slice(320, 350))]
     joined, facts = kernel.join_pairs(train, test, held_out, paths)
-    assert [one["joined_images"] for one in facts] == [40, 10] and joined.extra == 50
+    assert [one["joined_images"] for one in facts] == [40, 10]
+    assert joined.extra == 50
 
 
 def test_vectors_of_another_encoder_are_warned_of(kernel, sets, tmp_path: Path, capsys):
@@ -104,11 +111,14 @@ def test_extra_pairs_are_trained_on_and_never_validated_on(kernel, sets, lab, tm
     train, test, _ = sets
     knobs = lab.knobs(pairs=True, val_fraction=0.4, pairs_weight=0.25)
     problem, _ = kernel.make_problem(train, test, knobs, [knobs], [draw_pairs(tmp_path)])
-    assert problem.val_images.max() < 240 and len(problem.val_images) == 96
+    assert problem.val_images.max() < 240
+    assert len(problem.val_images) == 96
     for phase, own in (("validate", 144), ("refit", 240)):
-        assert len(problem.images_of(phase, False)) == own and len(problem.images_of(phase, True)) == own + 40
+        assert len(problem.images_of(phase, False)) == own
+        assert len(problem.images_of(phase, True)) == own + 40
         task = lab.task(problem, phase=phase, pairs=True, pairs_weight=0.25)
-        assert task.weight.tolist() == [1.0] * own + [0.25] * 40 and len(task.captions) == 5 * (own + 40)
+        assert task.weight.tolist() == [1.0] * own + [0.25] * 40
+        assert len(task.captions) == 5 * (own + 40)
         assert lab.task(problem, phase=phase).weight.tolist() == [1.0] * own
     plain = lab.train(problem)
     light, heavy = (lab.train(problem, pairs=True, pairs_weight=weight) for weight in (1e-3, 1.0))
@@ -120,12 +130,15 @@ def test_extra_pairs_are_trained_on_and_never_validated_on(kernel, sets, lab, tm
 def test_a_run_with_pairs_says_what_joined(kernel, server, tmp_path: Path, compare: bool):
     root = draw_data(tmp_path / "data", **BENT)
     draw_pairs(root / "more", "pairs_mine.npz")
-    ended = server.run(
-        "--input", root, "--output", tmp_path / "out", *JOINED, "--set=pairs=true", f"--set=pairs_compare={compare}"
+    ended = succeeded(
+        server.run(
+            "--input", root, "--output", tmp_path / "out", *JOINED, "--set=pairs=true", f"--set=pairs_compare={compare}"
+        )
     )
-    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    assert not ended.stderr, ended.stderr
     manifest = check_submitted(kernel, tmp_path / "out")
-    assert [one["joined_images"] for one in manifest["pairs"]] == [40] and "joined images 40" in ended.stdout
+    assert [one["joined_images"] for one in manifest["pairs"]] == [40]
+    assert "joined images 40" in ended.stdout
     members = read_json(tmp_path / "out" / "metrics.json")["members"]
     assert len(members) == (4 if compare else 2)
     assert sum("pairs=False" in one["knobs"] for one in members) == (2 if compare else 0)
@@ -135,8 +148,9 @@ def test_a_run_with_pairs_says_what_joined(kernel, server, tmp_path: Path, compa
 def test_pairs_are_not_joined_unasked_and_missing_ones_are_an_error(server, data: Path, tmp_path: Path):
     root = draw_data(tmp_path / "data", **BENT)
     draw_pairs(root)
-    ended = server.run("--input", root, "--output", tmp_path / "out", *JOINED, "--set=epochs=1")
-    assert ended.returncode == 0 and "pairs:" not in ended.stdout
+    ended = succeeded(server.run("--input", root, "--output", tmp_path / "out", *JOINED, "--set=epochs=1"))
+    assert "pairs:" not in ended.stdout
     assert read_json(tmp_path / "out" / MANIFEST)["pairs"] == []
-    ended = server.run("--input", data, "--output", tmp_path / "none", *JOINED, "--set=pairs=true")
-    assert ended.returncode == 2 and "no pairs*.npz below it" in ended.stderr and not (tmp_path / "none").exists()
+    ended = failed(server.run("--input", data, "--output", tmp_path / "none", *JOINED, "--set=pairs=true"), 2)
+    assert "no pairs*.npz below it" in ended.stderr
+    assert not (tmp_path / "none").exists()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from drawn import JOINED, SMALL, TINY
+from forked import failed, succeeded
 from lib.project import sha256_of
 from outputs import (
     MANIFEST,
@@ -33,10 +34,14 @@ def test_a_later_failure_leaves_the_best_so_far(kernel, data, tmp_path, monkeypa
     monkeypatch.setattr(kernel, "WordBag", failing)
     assert run_here("--input", data, "--output", tmp_path / "out", "--recipe=ensemble", *SMALL) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: candidate ") and captured.err.count("\n") == 1
-    assert "device-side assert triggered" in captured.err and "Traceback" not in captured.out
+    assert captured.err.startswith("error: candidate ")
+    assert captured.err.count("\n") == 1
+    assert "device-side assert triggered" in captured.err
+    assert "Traceback" not in captured.out
     manifest, metrics = check_submitted(kernel, tmp_path / "out"), read_json(tmp_path / "out" / METRICS)
-    assert manifest["complete"] is False and len(metrics["failures"]) == 2 and len(metrics["members"]) == 4
+    assert manifest["complete"] is False
+    assert len(metrics["failures"]) == 2
+    assert len(metrics["members"]) == 4
     assert all("sees=" not in one["knobs"] for one in manifest["predicted_by"])
 
 
@@ -62,8 +67,10 @@ def test_the_only_candidate_that_fails_leaves_nothing(kernel, data, tmp_path: Pa
     monkeypatch.setattr(kernel, "fit_closed_form", failing)
     assert run_here("--input", data, "--output", tmp_path / "out", "--recipe=closed_form", *SMALL) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: candidate 0") and captured.err.count("\n") == 1
-    assert not (tmp_path / "out" / SUBMISSION).exists() and not (tmp_path / "out" / MANIFEST).exists()
+    assert captured.err.startswith("error: candidate 0")
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "out" / SUBMISSION).exists()
+    assert not (tmp_path / "out" / MANIFEST).exists()
 
 
 GUARDED = {"memory": torch.OutOfMemoryError("CUDA out of memory"), "no number": ValueError("predictions hold NaN")}
@@ -92,7 +99,9 @@ def test_memory_that_runs_out_in_predicting_is_one_line(kernel, data, tmp_path, 
     monkeypatch.setattr(kernel, "predict", failing)
     code = run_here("--input", data, "--output", tmp_path / "out", "--recipe=closed_form", *SMALL)
     said = capsys.readouterr().err
-    assert code == 1 and "out of memory" in said and "disk" not in said
+    assert code == 1
+    assert "out of memory" in said
+    assert "disk" not in said
 
 
 @pytest.mark.parametrize("limit", [3_000, 30_000, 60_000])
@@ -100,15 +109,17 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(kernel, server, data,
     """No file may grow past the limit: at one size it is weights that fail, at others the csv or a resume state."""
     output = tmp_path / "out"
     arguments = ("--input", data, "--output", output, *JOINED, "--set=checkpoint_every=3")
-    ended = server.run(*arguments, "--set=checkpoint_seconds=0", file_limit=limit)
-    assert ended.returncode == 1 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended
-    assert "cannot be written" in ended.stderr and "free some space" in ended.stderr
+    ended = failed(server.run(*arguments, "--set=checkpoint_seconds=0", file_limit=limit), 1)
+    assert ended.stderr.startswith("error: "), ended
+    assert ended.stderr.count("\n") == 1, ended
+    assert "cannot be written" in ended.stderr
+    assert "free some space" in ended.stderr
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
     assert (output / MANIFEST).exists() == (limit > 50_000), "the closed form's is smaller than a network's state"
     if (output / MANIFEST).exists():  # what is there is whole
         check_submitted(kernel, output)
     for path in output.glob("*.pth"):
         assert kernel.load_torch(path)
-    assert not server.run(*arguments).returncode
+    succeeded(server.run(*arguments))
     assert sha256_of(output / SUBMISSION) == sha256_of(first[0] / SUBMISSION)
     check_outputs(kernel, output, checkpoints=(3, 6))

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-from outputs import TEST, TRAIN
+from drawn import TEST, TRAIN, draw_data
 
 HERE = Path(__file__).resolve().parent
 SEED, SECONDS = 20260, 20.0
@@ -133,8 +133,6 @@ class Corpus:
     """A small finished run and a small interrupted one, and the way each kind of file is read."""
 
     def __init__(self, kernel: ModuleType, folder: Path) -> None:
-        from drawn import draw_data
-
         self.kernel, self.folder, self.ids = kernel, folder, np.arange(1, 21)
         self.root = draw_data(folder / "data", images=40, captions=3, test=20)
         tiny = {
@@ -182,7 +180,9 @@ class Corpus:
         with contextlib.redirect_stderr(errors):
             code = self.kernel.main(list(map(str, arguments)))
         if code:
-            assert code == 2 and errors.getvalue().startswith("error: ") and errors.getvalue().count("\n") == 1, errors
+            assert code == 2, errors
+            assert errors.getvalue().startswith("error: "), errors
+            assert errors.getvalue().count("\n") == 1, errors
             raise self.kernel.UserError(errors.getvalue())
 
     def predict(self, _: Path) -> None:
@@ -297,7 +297,8 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path):
     outcomes = found["outcomes"]
     assert sum(sum(counts.values()) for counts in outcomes.values()) >= 500
     assert not found["wrong"], "\n".join(found["wrong"])
-    assert not found["left"] and found["growth"] < 2, found
+    assert not found["left"], found
+    assert found["growth"] < 2, found
     for name, counts in outcomes.items():  # the damage is real: much of it is noticed
         assert name == "state" or counts["refused"] > 0.25 * sum(counts.values()), found
     assert "Traceback" not in done.stderr

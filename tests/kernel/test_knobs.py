@@ -96,7 +96,8 @@ def test_candidates_that_settings_make_equal_are_trained_once(kernel):
     names = [one.activation for one in kernel.resolve_candidates({"recipe": "ensemble"}) if one.loss == "triplet"]
     assert names == ["silu", "square"]
     same = kernel.resolve_candidates({"recipe": "ensemble", "activation": "square"})
-    assert sum(one.loss == "triplet" for one in same) == 1 and len(same) == len(kernel.RECIPES["ensemble"]) - 1
+    assert sum(one.loss == "triplet" for one in same) == 1
+    assert len(same) == len(kernel.RECIPES["ensemble"]) - 1
 
 
 def test_a_runs_knobs_are_what_its_candidates_share(kernel):
@@ -114,7 +115,10 @@ def test_every_knob_says_why_and_every_number_has_bounds(kernel):
 def test_epochs_grow_with_the_photos_by_default(kernel):
     counts = [100, 2_000, 6_000, 12_000, 25_000]
     epochs = [kernel.with_epochs(kernel.Knobs(), count).epochs for count in counts]
-    assert epochs == sorted(epochs) and epochs[0] >= 1 and epochs[-1] > 1.5 * epochs[2] and epochs[-1] <= 60
+    assert epochs == sorted(epochs)
+    assert epochs[0] >= 1
+    assert epochs[-1] > 1.5 * epochs[2]
+    assert epochs[-1] <= 60
     assert kernel.with_epochs(kernel.Knobs(epochs=3, epoch_factor=2.0), 6_000).epochs == 3
     assert kernel.with_epochs(kernel.Knobs(epoch_factor=2.0), 6_000).epochs == 2 * epochs[2]
 
@@ -123,7 +127,8 @@ def test_draws_change_what_the_user_left_free(kernel, lab):
     base, problem = kernel.resolve_knobs({"recipe": "search", "hidden": 64}), lab.problem()
     base = kernel.with_epochs(base, 240)
     drawn = [kernel.draw_candidate(base, {"hidden": 64}, problem, random.Random(seed)) for seed in range(60)]
-    assert {one.hidden for one in drawn} == {64} and len(set(drawn)) > 30
+    assert {one.hidden for one in drawn} == {64}
+    assert len(set(drawn)) > 30
     changed = {key for one in drawn for key, value in dataclasses.asdict(one).items() if value != getattr(base, key)}
     assert changed - {"epochs"} == set(kernel.DRAWS) - {"hidden"}
     assert all(one == kernel.with_epochs(dataclasses.replace(one, epochs=0), 240) for one in drawn)

@@ -114,7 +114,9 @@ def test_a_sampled_gallery_holds_the_own_images_and_others_by_chance(kernel, lab
         kernel.softmax_loss(learner_of(kernel, lab.knobs(gallery=size), seed), query, task, label)
         for size, seed in ((0, 0), (gallery, 0), (gallery, 0), (gallery, 1))
     )
-    assert (first <= whole + 1e-5).all() and (first < whole - 1e-3).any() and torch.equal(first, again)
+    assert (first <= whole + 1e-5).all()
+    assert (first < whole - 1e-3).any()
+    assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
@@ -190,8 +192,10 @@ def test_dropout_keeps_the_mean_and_follows_its_generator(kernel):
     dropped = one(values)
     assert dropped.mean() == pytest.approx(1, abs=0.02)
     assert (dropped == 0).float().mean() == pytest.approx(0.6, abs=0.01)
-    assert torch.equal(dropped, other(values)) and not torch.equal(dropped, one(values))
-    assert one.eval()(values) is values and kernel.Dropout(0.0, None).train()(values) is values
+    assert torch.equal(dropped, other(values))
+    assert not torch.equal(dropped, one(values))
+    assert one.eval()(values) is values
+    assert kernel.Dropout(0.0, None).train()(values) is values
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,8 @@ def test_initial_weights_follow_the_generator_and_no_global_state(kernel, lab, k
     other = kernel.new_learner("validate 2", lab.knobs(**knobs), task).network.state_dict()
     weights = [key for key, value in other.items() if "expand" in key or "project" in key or "table" in key]
     assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
-    assert weights and not any(torch.equal(networks[0][key], other[key]) for key in weights)
+    assert weights
+    assert not any(torch.equal(networks[0][key], other[key]) for key in weights)
     assert all(value.isfinite().all() for value in networks[0].values())
 
 
@@ -285,7 +290,8 @@ def test_weights_are_read_back_checked(kernel, bundle, tmp_path: Path):
     text, captions = problem.test.text, problem.test.captions
     assert np.array_equal(kernel.predict(loaded, text, captions), kernel.predict(whole, text, captions))
     assert loaded["val_images"] == [problem.train.image_names[i] for i in problem.val_images]
-    assert loaded["dims"] == [TEXT, IMAGE] and loaded["repulsion"] == 0.2
+    assert loaded["dims"] == [TEXT, IMAGE]
+    assert loaded["repulsion"] == 0.2
     broken = [{key: value for key, value in whole.items() if key != left_out} for left_out in whole]
     broken += [whole | {"dims": [TEXT, IMAGE + 1]}, whole | {"members": [{}]}, whole | {"knobs": None}]
     broken += [

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drawn import draw_arrays, draw_data
-from outputs import TEST, TRAIN
+from drawn import TEST, TRAIN, draw_arrays, draw_data
 
 IMAGE_OF = np.repeat(np.arange(240), 5)
 
@@ -63,13 +62,16 @@ def test_images_without_a_caption_are_left_out_and_named(kernel, tmp_path: Path,
     train = draw_arrays()[0]
     found = kernel.read_train(draw_data(tmp_path, {"captions/label": without}) / TRAIN)
     kept = np.setdiff1d(np.arange(240), [2, 3])
-    assert len(found.images) == len(found.image_names) == 238 and set(found.image_of) == set(range(238))
+    assert len(found.images) == len(found.image_names) == 238
+    assert set(found.image_of) == set(range(238))
     assert (found.images == train["images/embeddings"][kept]).all()
     assert found.image_names == train["images/names"][kept].tolist()
     names = np.array(found.image_names)[found.image_of]
-    assert set(names[10:20]) == {"1050.jpg"} and (names[:10] == train["images/names"][IMAGE_OF[:10]]).all()
+    assert set(names[10:20]) == {"1050.jpg"}
+    assert (names[:10] == train["images/names"][IMAGE_OF[:10]]).all()
     said = capsys.readouterr().out
-    assert "2 images without a caption are left out: 1002.jpg, 1003.jpg" in said and said.count("\n") == 1
+    assert "2 images without a caption are left out: 1002.jpg, 1003.jpg" in said
+    assert said.count("\n") == 1
 
 
 # ---------------------------------------------------------------------------------------- ids and metadata
@@ -109,7 +111,8 @@ def test_python_objects_are_refused_with_the_way_to_save_them(kernel, tmp_path: 
     path = draw_data(tmp_path, {key: change}) / TRAIN
     with pytest.raises(kernel.UserError) as error:
         kernel.read_train(path)
-    assert f"{path}: {key}" in str(error.value) and "\n" not in str(error.value)
+    assert f"{path}: {key}" in str(error.value)
+    assert "\n" not in str(error.value)
     assert "save text as array.astype('U') and vectors as float32" in str(error.value)
 
 
@@ -145,7 +148,9 @@ def test_zero_and_constant_vectors_are_told_with_their_number(kernel, tmp_path: 
     path = draw_data(tmp_path, {"captions/embeddings": at_row(slice(5, 8), value)}) / TRAIN
     kernel.read_train(path)
     said = capsys.readouterr().out
-    assert said.startswith("warning: ") and "captions/embeddings" in said and " 3 " in said.replace("of 1200", ""), said
+    assert said.startswith("warning: "), said
+    assert "captions/embeddings" in said, said
+    assert " 3 " in said.replace("of 1200", ""), said
 
 
 def test_many_equal_vectors_are_told(kernel, tmp_path: Path, capsys):
@@ -155,7 +160,8 @@ def test_many_equal_vectors_are_told(kernel, tmp_path: Path, capsys):
 
     kernel.read_train(draw_data(tmp_path, {"images/embeddings": repeated}) / TRAIN)
     said = capsys.readouterr().out
-    assert "images/embeddings" in said and "100 repeat another" in said
+    assert "images/embeddings" in said
+    assert "100 repeat another" in said
 
 
 def test_right_data_is_read_without_a_word(kernel, tmp_path: Path, capsys):
@@ -177,10 +183,12 @@ def test_an_offset_of_all_texts_is_harmless(kernel, lab):
     for problem in (plain, shifted):
         fitted = kernel.fit_candidate(lab.task(problem), lab.knobs(network="linear"))
         scores.append(lab.score(problem, fitted, network="linear"))
-    assert scores[0] > 0.9 and scores[1] == pytest.approx(scores[0], abs=0.02)
+    assert scores[0] > 0.9
+    assert scores[1] == pytest.approx(scores[0], abs=0.02)
     knobs = {"epochs": 6, "hidden": 64, "lr": 4e-3, "dropout": 0.1, "input_dropout": 0.0}
     scores = [lab.score(problem, lab.train(problem, **knobs), **knobs) for problem in (plain, shifted)]
-    assert scores[0] > 0.5 and scores[1] == pytest.approx(scores[0], abs=0.05)
+    assert scores[0] > 0.5
+    assert scores[1] == pytest.approx(scores[0], abs=0.05)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from drawn import BENT, IMAGE, TINY, draw_data
+from forked import succeeded
 from lib.project import sha256_of
 from outputs import (
     FINAL,
@@ -24,16 +25,17 @@ from outputs import (
 def test_predicting_from_weights_equals_training_then_predicting(kernel, server, data, first, tmp_path: Path, recipe):
     trained = first[0] if recipe == "align" else tmp_path / "trained"
     if recipe != "align":
-        assert not server.run("--input", data, "--output", trained, *TINY, "--recipe", recipe).returncode
+        succeeded(server.run("--input", data, "--output", trained, *TINY, "--recipe", recipe))
     root = draw_data(tmp_path / "input", **BENT)
     shutil.rmtree(root / "train")  # no training data is needed
     shutil.copy(trained / FINAL, root / "test")
-    done = server.run("--input", root, "--output", tmp_path / "out", "--set=device=cpu", "--mode=predict")
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    done = succeeded(server.run("--input", root, "--output", tmp_path / "out", "--set=device=cpu", "--mode=predict"))
+    assert not done.stderr, done.stderr
     expected, found = (folder / SUBMISSION for folder in (trained, tmp_path / "out"))
     assert found.read_bytes() == expected.read_bytes()
     manifest = read_json(tmp_path / "out" / MANIFEST)
-    assert manifest["outputs"] == {SUBMISSION: kernel.file_facts(found)} and manifest["complete"] is True
+    assert manifest["outputs"] == {SUBMISSION: kernel.file_facts(found)}
+    assert manifest["complete"] is True
     assert manifest["inputs"][FINAL]["sha256"] == sha256_of(trained / FINAL)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {SUBMISSION, MANIFEST}
 
@@ -49,17 +51,18 @@ def weights(first, tmp_path: Path) -> Path:
 def test_predicting_honours_repulsion(kernel, server, weights: Path, tmp_path: Path):
     shas = {}
     for strength in ("0", "0.2", "0.6"):
-        ended = server.run(
-            "--input",
-            weights,
-            "--output",
-            tmp_path / strength,
-            "--mode=predict",
-            f"--set=repulsion={strength}",
-            "--set=device=cpu",
-            "--set=infer_batch=7",
+        succeeded(
+            server.run(
+                "--input",
+                weights,
+                "--output",
+                tmp_path / strength,
+                "--mode=predict",
+                f"--set=repulsion={strength}",
+                "--set=device=cpu",
+                "--set=infer_batch=7",
+            )
         )
-        assert ended.returncode == 0, ended.stderr
         assert read_json(tmp_path / strength / MANIFEST)["repulsion"] == float(strength)
         shas[strength] = sha256_of(tmp_path / strength / SUBMISSION)
     assert len(set(shas.values())) == 3

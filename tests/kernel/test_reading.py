@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drawn import IMAGE, draw_arrays, draw_data
-from outputs import TEST, TRAIN
+from drawn import IMAGE, TEST, TRAIN, draw_arrays, draw_data
 
 
 # ---------------------------------------------------------------------------------------------- finding
@@ -40,7 +39,8 @@ def test_two_candidates_are_an_error_that_names_both(kernel, tmp_path: Path):
         (tmp_path / folder / "train.npz").touch()
     with pytest.raises(kernel.UserError) as error:
         kernel.find_file(tmp_path, "train.npz")
-    assert f"{tmp_path}/a/train.npz" in str(error.value) and f"{tmp_path}/b/train.npz" in str(error.value)
+    assert f"{tmp_path}/a/train.npz" in str(error.value)
+    assert f"{tmp_path}/b/train.npz" in str(error.value)
 
 
 def test_nothing_found_says_what_is_there(kernel, tmp_path: Path):
@@ -55,13 +55,19 @@ def test_nothing_found_says_what_is_there(kernel, tmp_path: Path):
 def test_what_was_written_is_read(kernel, tmp_path: Path):
     root, (train, test) = draw_data(tmp_path), draw_arrays()
     found = kernel.read_train(root / TRAIN)
-    assert (found.caption_ids == train["captions/ids"]).all() and found.captions == train["captions/text"].tolist()
-    assert (found.text == train["captions/embeddings"]).all() and (found.images == train["images/embeddings"]).all()
-    assert found.text.dtype == found.images.dtype == np.float32 and found.image_of.dtype == np.int64
-    assert (found.image_of == np.repeat(np.arange(240), 5)).all() and found.image_names[7] == "1007.jpg"
+    assert (found.caption_ids == train["captions/ids"]).all()
+    assert found.captions == train["captions/text"].tolist()
+    assert (found.text == train["captions/embeddings"]).all()
+    assert (found.images == train["images/embeddings"]).all()
+    assert found.text.dtype == found.images.dtype == np.float32
+    assert found.image_of.dtype == np.int64
+    assert (found.image_of == np.repeat(np.arange(240), 5)).all()
+    assert found.image_names[7] == "1007.jpg"
     found = kernel.read_test(root / TEST)
-    assert (found.caption_ids == test["captions/ids"]).all() and found.captions == test["captions/text"].tolist()
-    assert (found.text == test["captions/embeddings"]).all() and found.image_dim == IMAGE
+    assert (found.caption_ids == test["captions/ids"]).all()
+    assert found.captions == test["captions/text"].tolist()
+    assert (found.text == test["captions/embeddings"]).all()
+    assert found.image_dim == IMAGE
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -73,7 +79,8 @@ def test_the_label_stream_equals_the_matrix(kernel, tmp_path: Path, write: Any, 
     label = image_of[:, None] == np.arange(images)
     write(tmp_path / "train.npz", **{"captions/label": label})
     found = kernel.Npz(tmp_path / "train.npz").label(len(image_of), images)
-    assert (found == np.argmax(label, axis=1)).all() and (found == image_of).all()
+    assert (found == np.argmax(label, axis=1)).all()
+    assert (found == image_of).all()
 
 
 def test_a_shuffled_label_reaches_the_training_set(kernel, tmp_path: Path):
@@ -104,7 +111,8 @@ def test_runs_of_captions_that_are_not_equal_are_refused(kernel, tmp_path: Path,
 def test_other_number_types_become_float32(kernel, tmp_path: Path, kind: str):
     root = draw_data(tmp_path, {"captions/embeddings": lambda array: array.astype(kind)})
     text = kernel.read_train(root / TRAIN).text
-    assert text.dtype == np.float32 and text.dtype.isnative
+    assert text.dtype == np.float32
+    assert text.dtype.isnative
     assert np.allclose(text, draw_arrays()[0]["captions/embeddings"], atol=2e-2)
 
 
@@ -144,7 +152,8 @@ def test_the_label_is_never_held(tmp_path: Path):
     tools = Path(__file__).resolve().parent.parent.parent / "tools"
     done = subprocess.run([sys.executable, "-c", MEMORY, tools, path], capture_output=True, text=True, check=True)
     total, grown = map(int, done.stdout.splitlines()[-1].split())
-    assert total == image_of.sum() and grown < 30 << 20
+    assert total == image_of.sum()
+    assert grown < 30 << 20
 
 
 # ------------------------------------------------------------------------------------------- wrong input
@@ -196,7 +205,9 @@ def test_wrong_training_data_is_named_with_file_key_and_row(kernel, tmp_path: Pa
     path = draw_data(tmp_path, changes) / TRAIN
     with pytest.raises(kernel.UserError) as error:
         kernel.read_train(path)
-    assert str(path) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 WRONG_TEST = {
@@ -214,7 +225,8 @@ def test_wrong_test_data_is_named(kernel, tmp_path: Path, case: str):
     path = draw_data(tmp_path, None, changes) / TEST
     with pytest.raises(kernel.UserError) as error:
         kernel.read_test(path)
-    assert str(path) in str(error.value) and message in str(error.value)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no archive at all", b"\x93NUMPY\x01\x00", b"\x80\x04N."])

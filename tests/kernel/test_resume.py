@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from drawn import BENT, IMAGE, JOINED, LEARNING, draw_data
-from forked import KernelServer, same_weights
+from forked import KernelServer, failed, same_weights, succeeded
 from lib.project import sha256_of
 from outputs import FINAL, MANIFEST, METRICS, SUBMISSION, assert_same, check_submitted, mrr, read_json
 
@@ -39,8 +39,7 @@ def undisturbed(server, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     def output(recipe: str) -> Path:
         if recipe not in made:
             made[recipe] = tmp_path_factory.mktemp("undisturbed") / "out"
-            ended = server.run(*command(data, made[recipe], recipe))
-            assert ended.returncode == 0, ended.stderr
+            succeeded(server.run(*command(data, made[recipe], recipe)))
         return made[recipe]
 
     return output
@@ -71,9 +70,10 @@ def kill_and_go_on(
             unvouched += 1
         if killed == kills:
             break
-    assert killed == kills and unvouched < 3
-    ended = server.run(*arguments)
-    assert ended.returncode == 0 and not ended.stderr
+    assert killed == kills
+    assert unvouched < 3
+    ended = succeeded(server.run(*arguments))
+    assert not ended.stderr
     assert_same(output, expected)
 
 
@@ -95,7 +95,7 @@ def test_a_kill_in_the_second_half(kernel, server, data: Path, undisturbed, tmp_
     arguments = command(data, tmp_path / "out")
     server.stop(signal.SIGKILL, *arguments, EVERY_STEP, after=after)
     check_submitted(kernel, tmp_path / "out")
-    assert server.run(*arguments).returncode == 0
+    succeeded(server.run(*arguments))
     assert_same(tmp_path / "out", undisturbed("align"))
 
 
@@ -121,14 +121,17 @@ def test_between_two_files_nothing_false_is_vouched_for(kernel, data: Path, tmp_
 def test_a_stopped_run_keeps_its_best_and_goes_on(kernel, server, data, undisturbed, tmp_path: Path, number: int):
     arguments, output = command(data, tmp_path / "out"), tmp_path / "out"
     ended = server.stop(number, *arguments, EVERY_STEP, after=" validate ", delay=0.05)
-    assert ended.returncode == 128 + number and not ended.stderr, ended
+    assert ended.returncode == 128 + number, ended
+    assert not ended.stderr, ended
     name = signal.Signals(number).name
-    assert f"{name}: ending this step" in ended.stdout and "goes on from here" in ended.stdout
+    assert f"{name}: ending this step" in ended.stdout
+    assert "goes on from here" in ended.stdout
     manifest = check_submitted(kernel, output)
-    assert manifest["complete"] is False and manifest["stopped"] == name
+    assert manifest["complete"] is False
+    assert manifest["stopped"] == name
     assert ["network=linear" in one["knobs"] for one in manifest["predicted_by"]] == [True]
-    ended = server.run(*arguments)
-    assert ended.returncode == 0 and f"validate 1: {GOING_ON}" in ended.stdout
+    ended = succeeded(server.run(*arguments))
+    assert f"validate 1: {GOING_ON}" in ended.stdout
     assert_same(output, undisturbed("align"))
 
 
@@ -139,9 +142,11 @@ def test_a_stop_at_any_moment_leaves_a_submission(kernel, server, data, undistur
     """Also one that comes before there is any: the closed form's takes no time."""
     arguments, output = command(data, tmp_path / "out"), tmp_path / "out"
     ended = server.stop(signal.SIGTERM, *arguments, EVERY_STEP, after=after)
-    assert ended.returncode == 143 and not ended.stderr, ended
-    assert check_submitted(kernel, output)["complete"] is False and (output / "resume_run.json").exists()
-    assert server.run(*arguments).returncode == 0
+    assert ended.returncode == 143, ended
+    assert not ended.stderr, ended
+    assert check_submitted(kernel, output)["complete"] is False
+    assert (output / "resume_run.json").exists()
+    succeeded(server.run(*arguments))
     assert_same(output, undisturbed("align"))
 
 
@@ -160,7 +165,7 @@ def test_a_stop_before_the_refits_leaves_them_to_be_done(
         patch.setattr(kernel.Plan, "next_refit", stopped)
         assert run_here(*arguments) == 143
     assert check_submitted(kernel, tmp_path / "out")["complete"] is False
-    assert server.run(*arguments).returncode == 0
+    succeeded(server.run(*arguments))
     assert_same(tmp_path / "out", undisturbed("align"))
 
 
@@ -169,7 +174,7 @@ def test_a_stop_of_an_ensemble_submits_the_best_blend_so_far(kernel, server, dat
     ended = server.stop(signal.SIGINT, *arguments, EVERY_STEP, after=" validate          3")
     assert ended.returncode == 130, ended
     assert {one["candidate"] for one in check_submitted(kernel, output)["predicted_by"]} <= {0, 1, 2, 3}
-    assert server.run(*arguments).returncode == 0
+    succeeded(server.run(*arguments))
     assert_same(output, undisturbed("ensemble"))
 
 
@@ -182,7 +187,8 @@ def test_on_kaggle_a_stopped_run_that_has_submitted_is_a_success(kernel, server,
         after=" validate ",
         env={"KAGGLE_KERNEL_RUN_TYPE": "Batch"},
     )
-    assert ended.returncode == 0 and "stopped by SIGTERM" in ended.stdout
+    assert ended.returncode == 0
+    assert "stopped by SIGTERM" in ended.stdout
     assert check_submitted(kernel, tmp_path / "out")["stopped"] == "SIGTERM"
 
 
@@ -194,9 +200,11 @@ def test_signals_of_nohup_are_left_alone_and_the_second_one_does_not_wait(kernel
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         stop = kernel.Stop(1.0)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and not stop.reason
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert not stop.reason
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.reason == "SIGTERM" and not ended
+        assert stop.reason == "SIGTERM"
+        assert not ended
         os.kill(os.getpid(), signal.SIGINT)
         assert ended == [130]
     finally:
@@ -241,7 +249,8 @@ def interrupted(server, data: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     """The output of a run that was stopped in the middle of validating a network, and its command."""
     arguments, output = command(data, tmp_path / "out"), tmp_path / "out"
     ended = server.stop(signal.SIGTERM, *arguments, EVERY_STEP, after=" validate ")
-    assert ended.returncode == 143 and (output / "resume_validate_1.pth").exists()
+    assert ended.returncode == 143
+    assert (output / "resume_validate_1.pth").exists()
     return output, arguments
 
 
@@ -249,22 +258,23 @@ def test_changed_knobs_are_refused_and_those_of_carrying_out_are_not(server, und
     output, arguments = interrupted
     submitted = sha256_of(output / SUBMISSION)
     for setting in ("epochs=21", "seed=1", "split_seed=1", "lr=0.002", "infer_batch=7", "refit=false"):
-        ended = server.run(*arguments, f"--set={setting}")
-        assert ended.returncode == 2 and ended.stderr.count("\n") == 1, setting
+        ended = failed(server.run(*arguments, f"--set={setting}"), 2)
+        assert ended.stderr.count("\n") == 1, setting
         assert ended.stderr.startswith(f"error: {output}: holds an unfinished run of other data or knobs"), setting
-    assert server.run(*arguments, "--recipe=closed_form").returncode == 2
+    failed(server.run(*arguments, "--recipe=closed_form"), 2)
     assert sha256_of(output / SUBMISSION) == submitted
-    ended = server.run(*arguments, "--set=checkpoint_seconds=50", "--set=max_minutes=60", "--set=workers=2")
-    assert ended.returncode == 0 and GOING_ON in ended.stdout
+    ended = succeeded(server.run(*arguments, "--set=checkpoint_seconds=50", "--set=max_minutes=60", "--set=workers=2"))
+    assert GOING_ON in ended.stdout
     assert_same(output, undisturbed("align"))
 
 
 def test_changed_data_are_refused(server, tmp_path: Path, interrupted):
     output, arguments = interrupted
     other = draw_data(tmp_path / "other", {"images/embeddings": lambda images: images + 1}, **BENT)
-    ended = server.run(*arguments, "--input", other)
-    assert ended.returncode == 2 and "unfinished run of other data or knobs" in ended.stderr
-    assert (output / "resume_validate_1.pth").exists() and (output / SUBMISSION).exists()
+    ended = failed(server.run(*arguments, "--input", other), 2)
+    assert "unfinished run of other data or knobs" in ended.stderr
+    assert (output / "resume_validate_1.pth").exists()
+    assert (output / SUBMISSION).exists()
 
 
 def truncate(path: Path) -> None:
@@ -279,8 +289,9 @@ def replace(path: Path) -> None:
 def test_a_damaged_state_is_a_new_start_of_its_network(server, undisturbed, interrupted, damage: Callable):
     output, arguments = interrupted
     damage(output / "resume_validate_1.pth")
-    ended = server.run(*arguments)
-    assert ended.returncode == 0 and not ended.stderr and f"validate 1: {GOING_ON}" not in ended.stdout
+    ended = succeeded(server.run(*arguments))
+    assert not ended.stderr
+    assert f"validate 1: {GOING_ON}" not in ended.stdout
     assert ("resume_validate_1.pth: not usable" in ended.stdout) == (damage is not Path.unlink)
     assert_same(output, undisturbed("align"))
 
@@ -289,8 +300,8 @@ def test_a_damaged_index_is_one_line(server, interrupted):
     output, arguments = interrupted
     for text in ("", "{", "[]", "null", '{"fingerprint": 1}', '{"epochs": 1e999}', '{"drawn": [{"epoch": 3}]}'):
         (output / "resume_run.json").write_text(text)
-        ended = server.run(*arguments)
-        assert ended.returncode == 2 and ended.stderr.count("\n") == 1, text
+        ended = failed(server.run(*arguments), 2)
+        assert ended.stderr.count("\n") == 1, text
         assert ended.stderr.startswith(f"error: {output}/resume_run.json: the state of an unfinished run"), text
         assert "delete resume_*" in ended.stderr
 
@@ -299,7 +310,7 @@ def test_halves_of_files_of_a_killed_run_are_taken_away(server, undisturbed, int
     output, arguments = interrupted
     (output / ".abc.part").mkdir()
     (output / ".abc.part" / FINAL).write_bytes(b"half")
-    assert server.run(*arguments).returncode == 0
+    succeeded(server.run(*arguments))
     assert_same(output, undisturbed("align"))
 
 
@@ -310,16 +321,16 @@ def test_a_run_goes_on_from_the_output_of_an_earlier_version(server, data, undis
     root = tmp_path / "input"
     shutil.copytree(data, root / "competitions")
     shutil.copytree(earlier, root / "notebooks" / "pipeline")
-    ended = server.run(*command(root, tmp_path / "new"))
-    assert ended.returncode == 0 and f"validate 1: {GOING_ON}" in ended.stdout
+    ended = succeeded(server.run(*command(root, tmp_path / "new")))
+    assert f"validate 1: {GOING_ON}" in ended.stdout
     assert_same(tmp_path / "new", undisturbed("align"))
     assert (root / "notebooks" / "pipeline" / "resume_run.json").exists()
 
 
 def test_a_finished_run_is_not_resumed_but_done_again(server, data: Path, undisturbed, tmp_path: Path):
     shutil.copytree(undisturbed("align"), tmp_path / "out")
-    ended = server.run(*command(data, tmp_path / "out"))
-    assert ended.returncode == 0 and GOING_ON not in ended.stdout
+    ended = succeeded(server.run(*command(data, tmp_path / "out")))
+    assert GOING_ON not in ended.stdout
     assert_same(tmp_path / "out", undisturbed("align"))
 
 

@@ -12,10 +12,12 @@ import pytest
 )
 def test_the_split_is_disjoint_and_complete_in_whole_pools(kernel, images: int, fraction: float, count: int):
     train, held_out = kernel.split_images(images, fraction, 0)
-    assert len(held_out) == count and len(train) == images - count
+    assert len(held_out) == count
+    assert len(train) == images - count
     assert sorted([*train, *held_out]) == list(range(images))
     again = kernel.split_images(images, fraction, 0)
-    assert (again[0] == train).all() and (again[1] == held_out).all()
+    assert (again[0] == train).all()
+    assert (again[1] == held_out).all()
     assert not np.array_equal(kernel.split_images(images, fraction, 1)[1], held_out)
 
 
@@ -36,7 +38,8 @@ def test_a_view_has_one_caption_of_each_image(kernel):
     image_of = np.random.default_rng(0).permutation(np.repeat(np.arange(50), 5))
     images = np.random.default_rng(1).permutation(50)[:20]
     views = kernel.caption_views(image_of, images)
-    assert views.shape == (5, 20) and (image_of[views] == images).all()
+    assert views.shape == (5, 20)
+    assert (image_of[views] == images).all()
     assert len(np.unique(views)) == 100  # five different captions of each
 
 

@@ -24,8 +24,10 @@ def test_a_written_submission_passes_its_check(kernel, written):
     path, ids, _ = written
     kernel.check_submission(path, ids, 8)
     lines = path.read_text().splitlines()
-    assert lines[0] == "id,embedding" and len(lines) == 41
-    assert lines[1].startswith('1,"[') and lines[1].endswith(']"')
+    assert lines[0] == "id,embedding"
+    assert len(lines) == 41
+    assert lines[1].startswith('1,"[')
+    assert lines[1].endswith(']"')
     assert max(len(number.strip().lstrip("-")) for number in lines[1][4:-2].split(",")) <= 12
 
 
@@ -93,7 +95,9 @@ def test_a_wrong_submission_is_refused(kernel, written, case: str):
     path.write_text(edit(path.read_text()), errors="surrogateescape")
     with pytest.raises(kernel.UserError) as error:
         kernel.check_submission(path, ids, 8)
-    assert str(path) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_submission_is_refused(kernel, tmp_path: Path):
@@ -119,7 +123,8 @@ def test_a_submission_that_fails_its_check_is_removed_and_the_old_one_stays(kern
     monkeypatch.setattr(kernel, "check_submission", failing)
     with pytest.raises((kernel.UserError, MemoryError)):
         kernel.write_submission(path, ids, 2 * predictions)
-    assert path.read_bytes() == before and [entry.name for entry in path.parent.glob("*sub*")] == [path.name]
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.glob("*sub*")] == [path.name]
     assert not list(path.parent.glob(".*.part"))
 
 

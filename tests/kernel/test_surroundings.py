@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from drawn import JOINED, SMALL
+from forked import succeeded
 from lib.project import KERNEL, sha256_of
 from outputs import (
     CURVES,
@@ -55,7 +56,8 @@ def test_a_packaged_copy_in_the_mounts_of_kaggle(kernel, data: Path, first, tmp_
     script.write_text(text.replace("\nOVERRIDES: dict = {}\n", f"\nOVERRIDES: dict = {staged}\n"), encoding="utf-8")
     output = tmp_path / "kaggle/working"
     done = as_script(tmp_path, "--input", tmp_path / "kaggle/input", "--output", output, "--set=seed=0", script=script)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
     knobs = check_outputs(kernel, output, checkpoints=(5,))["knobs"]
     assert {key: knobs[key] for key in ("recipe", "epochs", "hidden", "seed", "schedule")} == {
         "recipe": "align",
@@ -82,7 +84,8 @@ def test_a_terminal_without_letters_and_a_folder_with_them(kernel, data: Path, t
         umask=0o077,
         env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     )
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
     check_outputs(kernel, output)
     assert {stat.S_IMODE(path.stat().st_mode) for path in output.iterdir()} == {0o600}
 
@@ -98,7 +101,8 @@ def test_a_reader_that_goes_away_does_not_end_the_run(kernel, data: Path, tmp_pa
     finally:
         os.close(write)
     check_outputs(kernel, tmp_path / "out")
-    assert done.returncode == 0 and b"Traceback" not in done.stderr, done
+    assert done.returncode == 0, done
+    assert b"Traceback" not in done.stderr, done
 
 
 def test_pasted_into_a_notebook(kernel, server, data: Path, tmp_path: Path):
@@ -110,8 +114,9 @@ def test_pasted_into_a_notebook(kernel, server, data: Path, tmp_path: Path):
     cell = cell.replace('Path("/kaggle/working")', f"Path({str(tmp_path / 'out')!r})")
     settings = dict(setting.removeprefix("--set=").split("=") for setting in SMALL)
     cell = cell.replace("\nOVERRIDES: dict = {}\n", f"\nOVERRIDES: dict = {settings | {'recipe': 'closed_form'}}\n")
-    ended = server.run("-f", "kernel.json", pasted=cell)
-    assert ended.returncode == 0 and not ended.stderr, ended
+    ended = succeeded(server.run("-f", "kernel.json", pasted=cell))
+    assert not ended.stderr, ended
     check_outputs(kernel, tmp_path / "out")
     ended = server.run("-f", "kernel.json", pasted=source)
-    assert ended.returncode == 1 and "error: /kaggle/input: no such input folder" in ended.stderr
+    assert ended.returncode == 1
+    assert "error: /kaggle/input: no such input folder" in ended.stderr

@@ -34,8 +34,11 @@ def equal_weights(one: Any, other: Any) -> bool:
 def test_the_loss_falls(lab, kind: str, dtype: str):
     trained = lab.train(dtype=dtype, **KINDS[kind])
     losses = [row["loss"] for row in trained.history]
-    assert len(losses) == 3 and losses[-1] < losses[0] and all(map(math.isfinite, losses))
-    assert trained.epochs == 3 and 0 <= trained.watched < trained.seconds
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    assert all(map(math.isfinite, losses))
+    assert trained.epochs == 3
+    assert 0 <= trained.watched < trained.seconds
     assert all(weights.dtype == torch.float32 and weights.device.type == "cpu" for weights in trained.weights.values())
 
 
@@ -47,7 +50,8 @@ def test_a_network_beats_the_closed_form_and_the_baseline(kernel, lab):
     original = knobs | KINDS["baseline"]
     baseline = lab.score(problem, lab.train(problem, **original), **original)
     closed_form = kernel.fit_candidate(lab.task(problem), lab.knobs(network="linear"))
-    assert align > baseline + 0.1 and align < 0.99  # no trivial task
+    assert align > baseline + 0.1  # no trivial task
+    assert align < 0.99
     assert align > lab.score(problem, closed_form, network="linear") + 0.02
 
 
@@ -84,8 +88,11 @@ def test_the_learning_rate_rises_and_falls_to_zero(kernel, lab):
     knobs, steps = lab.knobs(lr=1e-3), 200
     rates = [kernel.learning_rate(knobs, step, step / steps) for step in range(steps)]
     top = rates.index(max(rates))
-    assert rates[0] < 0.2 * 1e-3 and max(rates) == pytest.approx(1e-3, rel=0.05) and rates[-1] < 1e-6
-    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[0] < 0.2 * 1e-3
+    assert max(rates) == pytest.approx(1e-3, rel=0.05)
+    assert rates[-1] < 1e-6
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
     assert kernel.learning_rate(lab.knobs(schedule="constant"), 0, 0.5) == 1e-3
 
 
@@ -105,14 +112,18 @@ def rates(kernel, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_what_is_allotted_ends_the_whole_schedule(lab, rates: list[float]):
     """Fewer epochs, but a rate that still ends near zero."""
     trained = lab.train(epochs=10_000, allotted=0.5)
-    assert trained.epochs < 10_000 and 0.5 <= trained.seconds < 3
-    assert len(trained.history) == len(lab.rows) and [last for _, last in lab.rows][-1]
+    assert trained.epochs < 10_000
+    assert 0.5 <= trained.seconds < 3
+    assert len(trained.history) == len(lab.rows)
+    assert [last for _, last in lab.rows][-1]
     assert rates[-1] < 0.2 * max(rates)
 
 
 def test_no_time_at_all_is_one_step(lab, rates: list[float]):
     trained = lab.train(allotted=0.0)
-    assert len(rates) == 1 and 0 < trained.epochs < 1 and len(trained.history) == 1
+    assert len(rates) == 1
+    assert 0 < trained.epochs < 1
+    assert len(trained.history) == 1
 
 
 def test_small_data_gets_smaller_batches(kernel, lab):
@@ -136,7 +147,8 @@ def test_an_epoch_has_every_caption(kernel, lab, loss: str, batch: int):
 def test_a_last_step_of_one_image_is_no_divergence(lab):
     """216 images, 43 a step."""
     trained = lab.train(loss="triplet", batch=215, epochs=1)
-    assert trained.epochs == 1 and math.isfinite(trained.history[0]["loss"])
+    assert trained.epochs == 1
+    assert math.isfinite(trained.history[0]["loss"])
 
 
 def test_the_table_of_words_has_a_rate_of_its_own(kernel, lab):
@@ -185,10 +197,12 @@ MEMORY = {
 def test_out_of_memory_halves_the_block_and_goes_on(kernel, lab, monkeypatch, capsys, kind: str):
     fault = Fault(kernel, monkeypatch, lambda call: call in (3, 4, 9), MEMORY[kind])
     trained = lab.train(logit_block=512)
-    assert trained.epochs == 3 and len(trained.history) == 3
+    assert trained.epochs == 3
+    assert len(trained.history) == 3
     lines = [line for line in capsys.readouterr().out.splitlines() if "out of memory" in line]
     assert [line.split("blocks of ")[1].split()[0] for line in lines] == ["256", "128", "64"]
-    assert fault.blocks[:5] == [512, 512, 512, 256, 128] and set(fault.blocks[9:]) == {64}
+    assert fault.blocks[:5] == [512, 512, 512, 256, 128]
+    assert set(fault.blocks[9:]) == {64}
     assert not any(fault.handled), "tried again within the handler"
 
 
@@ -208,14 +222,17 @@ def test_memory_that_runs_out_in_the_optimiser_is_tried_again(lab, monkeypatch, 
         return right(self, *arguments, **others)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    assert lab.train().epochs == 3 and "blocks of 256 rows" in capsys.readouterr().out
+    assert lab.train().epochs == 3
+    assert "blocks of 256 rows" in capsys.readouterr().out
 
 
 def test_memory_that_never_suffices_ends_in_one_line(kernel, lab, monkeypatch):
     fault = Fault(kernel, monkeypatch, lambda call: True, MEMORY["torch"])
     with pytest.raises(kernel.TrainingFailed, match="out of memory") as error:
         lab.train()
-    assert error.value.exit_code == 1 and "\n" not in str(error.value) and fault.calls < 10
+    assert error.value.exit_code == 1
+    assert "\n" not in str(error.value)
+    assert fault.calls < 10
 
 
 @pytest.mark.parametrize("message", ["CUDA error: an illegal memory access was encountered", "shapes do not fit"])
@@ -260,7 +277,8 @@ def test_weights_that_become_nan_in_the_very_last_step_are_noticed(kernel, lab, 
 
     monkeypatch.setattr(kernel, "take_step", poisoned)
     trained = lab.train(again=True, epochs=1)
-    assert len(calls) == 2 * steps and all(value.isfinite().all() for value in trained.weights.values())
+    assert len(calls) == 2 * steps
+    assert all(value.isfinite().all() for value in trained.weights.values())
 
 
 @pytest.mark.parametrize("effect", [math.inf, math.nan])
@@ -275,5 +293,6 @@ def test_one_overflow_in_float16_costs_its_step_alone(kernel, lab, monkeypatch, 
     Fault(kernel, monkeypatch, lambda call: call == 20, effect)
     trained = lab.train(dtype="float16", again=True)
     assert "1 of 51 steps were left out: gradients beyond float16" in capsys.readouterr().out
-    assert trained.epochs == 3 and all(math.isfinite(row["loss"]) for row in trained.history)
+    assert trained.epochs == 3
+    assert all(math.isfinite(row["loss"]) for row in trained.history)
     assert trained.history[-1]["loss"] < trained.history[0]["loss"]

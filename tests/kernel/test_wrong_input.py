@@ -11,14 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from drawn import BENT, SMALL, TINY, draw_data
+from drawn import BENT, SMALL, TEST, TINY, TRAIN, draw_data
+from forked import succeeded
 from lib.project import sha256_of
-from outputs import (
-    SUBMISSION,
-    TEST,
-    TRAIN,
-    fails,
-)
+from outputs import SUBMISSION, fails
 
 
 def empty_row(label: np.ndarray) -> np.ndarray:
@@ -57,10 +53,11 @@ def test_consecutive_captions_are_taken_where_that_is_asked_for(kernel, server, 
     shas = []
     for source in (root, data):
         output = tmp_path / source.name / "out"
-        ended = server.run(
-            "--input", source, "--output", output, "--recipe=closed_form", *SMALL, "--set=consecutive_captions=true"
+        ended = succeeded(
+            server.run(
+                "--input", source, "--output", output, "--recipe=closed_form", *SMALL, "--set=consecutive_captions=true"
+            )
         )
-        assert ended.returncode == 0, ended.stderr
         assert ("consecutive captions an image" in ended.stdout) == (source is root)
         shas.append(sha256_of(output / SUBMISSION))
     assert shas[0] == shas[1]
@@ -102,7 +99,7 @@ def test_wrong_arguments_are_one_line(server, data: Path, tmp_path: Path, argume
     if message:
         fails(server, message, tmp_path / "out", data, *TINY, argument)
     else:  # two images are held out at the least
-        assert not server.run("--input", data, "--output", tmp_path / "out", *TINY, argument).returncode
+        succeeded(server.run("--input", data, "--output", tmp_path / "out", *TINY, argument))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
