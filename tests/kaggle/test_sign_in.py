@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from account import COMPETITION, version, write
 from drawn import write_tree
-from forked import failed
+from forked import failed, succeeded
 from lib.kaggle_api.client import connect
 from lib.kaggle_api.errors import (
     Unauthorized,
@@ -77,40 +75,30 @@ def test_every_command_says_how_to_sign_in(tool, kaggle, weights, competition, t
     failed(tool(command, *COMMANDS[command]), 2, "credentials were refused")
 
 
-SCRIPT = "import sys; sys.path.insert(0, {tools!r}); from lib.kaggle_api.client import connect; c = connect(); {then}"
+@pytest.fixture
+def kaggle_json(kaggle, tmp_path, monkeypatch) -> Path:
+    """The legacy file, right and alone."""
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
+    content = json.dumps({"username": kaggle.user, "key": kaggle.key}).encode()
+    path = write(tmp_path / "home" / ".kaggle" / "kaggle.json", content)
+    path.chmod(0o600)
+    return path
 
 
-def in_process_of_its_own(tmp_path: Path, kaggle, then: str, **changes: str | None) -> subprocess.CompletedProcess:
-    """Run code with a client of its own: the official package reads some settings only when it is imported."""
-    tools = str(Path(__file__).resolve().parent.parent.parent / "tools")
-    environment = {"PATH": "/usr/bin:/bin"}
-    environment |= kaggle.environment(tmp_path / "other-home") | changes
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(tools=tools, then=then)],
-        capture_output=True,
-        text=True,
-        env={key: value for key, value in environment.items() if value is not None},
-    )
+def test_kaggle_json_signs_in_and_nothing_is_printed(tool, kaggle_json):
+    done = succeeded(tool("push_kernel", "--quota", "--json"))
+    assert json.loads(done.stdout)["GPU"]["left_hours"] == 28.5
+    assert done.stderr == ""
 
 
-def test_kaggle_json_signs_in_and_nothing_is_printed(kaggle, tmp_path):
-    write(
-        tmp_path / "other-home" / ".kaggle" / "kaggle.json",
-        json.dumps({"username": kaggle.user, "key": kaggle.key}).encode(),
-    ).chmod(0o600)
-    done = in_process_of_its_own(
-        tmp_path, kaggle, f"c.competitions.limits({COMPETITION!r})", KAGGLE_USERNAME=None, KAGGLE_KEY=None
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
-
-
-def test_a_broken_kaggle_json_is_named(kaggle, tmp_path):
-    write(tmp_path / "other-home" / ".kaggle" / "kaggle.json", b"{").chmod(0o600)
-    done = in_process_of_its_own(tmp_path, kaggle, "", KAGGLE_USERNAME=None, KAGGLE_KEY=None)
-    assert "kaggle.json has no username and key" in done.stderr
+def test_a_broken_kaggle_json_is_named(tool, kaggle_json):
+    kaggle_json.write_text("{")
+    done = failed(tool("push_kernel", "--quota"), 2, r"kaggle\.json has no username and key")
     assert done.stdout == ""
 
 
-def test_the_import_makes_no_call(kaggle, tmp_path):
-    done = in_process_of_its_own(tmp_path, kaggle, "print(c.username)", KAGGLE_API_TOKEN=kaggle.token, VERBOSE="1")
-    assert (done.stdout, kaggle.count("IntrospectToken")) == ("tester\n", 1)
+def test_the_import_of_the_client_makes_no_call(tool, kaggle):
+    done = tool.from_nothing("push_kernel", "--quota", "--json", KAGGLE_API_TOKEN=kaggle.token, VERBOSE="1")
+    assert json.loads(succeeded(done).stdout)["GPU"]["left_hours"] == 28.5
+    assert kaggle.count("IntrospectToken") == 1
