@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-from drawn import TEST, TRAIN, draw_data
+from drawn import KNOBS, TEST, TRAIN, draw_data
 
 HERE = Path(__file__).resolve().parent
 SEED, SECONDS = 20260, 20.0
@@ -135,17 +135,7 @@ class Corpus:
     def __init__(self, kernel: ModuleType, folder: Path) -> None:
         self.kernel, self.folder, self.ids = kernel, folder, np.arange(1, 21)
         self.root = draw_data(folder / "data", images=40, captions=3, test=20)
-        tiny = {
-            "recipe": "align",
-            "sees": "both",
-            "hidden": 8,
-            "word_width": 4,
-            "epochs": 2,
-            "batch": 32,
-            "min_steps": 0,
-            "device": "cpu",
-            "dtype": "float32",
-        }
+        tiny = {"recipe": "align", "sees": "both", **KNOBS, "hidden": 8, "word_width": 4, "epochs": 2, "batch": 32}
         settings = [f"--set={key}={value}" for key, value in tiny.items()]
         self.code(["--input", self.root, "--output", folder / "done", *settings])
         sets = kernel.read_train(self.root / TRAIN), kernel.read_test(self.root / TEST)
@@ -154,7 +144,7 @@ class Corpus:
         (folder / "open").mkdir()
         self.open = kernel.Folder(folder / "open", "fingerprint")
         machine = kernel.Machine([torch.device("cpu")], torch.float32, 1.0)
-        self.open.write_index(machine, [kernel.Job(5, self.knobs, drawn=True)])
+        self.open.write_index(machine, [kernel.Candidate(5, self.knobs, drawn=True)])
         stop = kernel.Stop(1e6)
         stop.signal = signal.SIGTERM
         with contextlib.suppress(kernel.Interrupted):
@@ -168,7 +158,6 @@ class Corpus:
             self.knobs,
             self.open.state("validate", 1, "cpu"),
             task=task,
-            dtype=torch.float32,
             allotted=0.01,
             stop=stop,
             watch=lambda *_: {"phase": "validate", "member": 1},
