@@ -173,7 +173,7 @@ def test_what_a_stopped_version_left_is_fetched_apart_and_named(push, kaggle, ke
     assert not list((tmp_path / "runs").glob("aml-*"))
 
 
-def test_ship_goes_on_from_what_a_stopped_version_left(run_ship, kaggle, kernel, weights, tmp_path):
+def test_ship_goes_on_from_what_a_stopped_version_left(run_ship, kaggle, kernel, weights):
     good = kaggle.plans[0]
     kaggle.plans = [broken(kernel, "CANCEL_ACKNOWLEDGED"), good]
     failed(run_ship("--recipe", "align", "--set", "epochs=3", "--timeout-minutes", 60), 1, r"--resume 1")
@@ -188,7 +188,7 @@ def test_ship_goes_on_from_what_a_stopped_version_left(run_ship, kaggle, kernel,
     assert (versions(kaggle), len(kaggle.datasets[WEIGHTS].versions)) == (2, 1)
 
 
-def test_there_must_be_a_state_to_resume_from(run_ship, kaggle, kernel, weights):
+def test_there_must_be_a_state_to_resume_from(run_ship, kaggle, weights):
     succeeded(run_ship("--recipe", "align"))
     failed(run_ship("--resume", 1), 2, "nothing to go on from")
     failed(run_ship("--resume", 7), 2, "has no version 7")

@@ -260,7 +260,7 @@ def test_an_upload_waits_for_a_version_that_is_being_processed(package, kaggle):
     assert len(versions_of(kaggle)) == 3
 
 
-def test_the_folder_as_shipped_may_be_uploaded_by_the_official_client(kaggle, tmp_path, monkeypatch):
+def test_the_folder_as_shipped_may_be_uploaded_by_the_official_client(kaggle, tmp_path):
     from kaggle.api.kaggle_api_extended import KaggleApi
 
     for path in DATASET_METADATA.parent.iterdir():

@@ -96,7 +96,7 @@ def test_a_session_s_limit_becomes_the_script_s_budget(call, kaggle):
 
 
 # ----------------------------------------------------------------------------------------------- packaging
-def test_pairs_become_a_private_dataset_of_their_own_once(call, kaggle, made, tmp_path):
+def test_pairs_become_a_private_dataset_of_their_own_once(call, kaggle, made):
     succeeded(call("package_dataset --run runs/made"))
     dataset = kaggle.datasets[PAIRS]
     assert dataset.private

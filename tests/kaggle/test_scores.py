@@ -86,7 +86,7 @@ def test_a_lost_record_costs_nothing(history, show, tmp_path):
     assert json.loads(show("--json").stdout) == before
 
 
-def test_offline_shows_what_was_seen_before(history, show, tmp_path):
+def test_offline_shows_what_was_seen_before(history, show):
     before = json.loads(show("--json").stdout)
     calls = len(history.calls)
     offline = json.loads(show("--offline", "--json").stdout)

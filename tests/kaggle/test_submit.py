@@ -116,7 +116,7 @@ def test_a_new_reference_that_cannot_be_read_yet_is_pending(submit, competition)
     succeeded(submit())
 
 
-def test_without_the_test_set_the_csv_is_checked_for_itself(submit, tmp_path, kernel, monkeypatch, competition):
+def test_without_the_test_set_the_csv_is_checked_for_itself(submit, tmp_path, monkeypatch, competition):
     monkeypatch.setattr("lib.jobs.submission.IMAGE_DIM", RIGHT.shape[1])
     done = succeeded(submit("--data", tmp_path / "nowhere"))
     assert f"checked for itself ({len(IDS)} ids of its own, {RIGHT.shape[1]} numbers each)" in done.stderr
@@ -335,9 +335,7 @@ def push(kaggle, run_folder: Path, kernel) -> None:
     kaggle.rpc("SaveKernel", {"slug": "tester/aml-align", "text": "print()"})
 
 
-def test_the_output_of_a_kernel_version_is_submitted_on_kaggle(
-    submit, kaggle, competition, run_folder, kernel, tmp_path
-):
+def test_the_output_of_a_kernel_version_is_submitted_on_kaggle(submit, kaggle, competition, run_folder, kernel):
     push(kaggle, run_folder, kernel)
     succeeded(submit("--kernel", "tester/aml-align", "--version", "1", csv=None))
     assert kaggle.count("CreateCodeSubmission") == 1

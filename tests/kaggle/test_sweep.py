@@ -124,7 +124,7 @@ def test_members_that_keep_failing_are_left_out(run_sweep, plans, kaggle):
     assert kaggle.count("SaveKernel") == 4
 
 
-def test_where_every_run_fails_there_is_no_blend(run_sweep, kaggle, outputs, tmp_path):
+def test_where_every_run_fails_there_is_no_blend(run_sweep, kaggle, tmp_path):
     kaggle.plans = [Plan(outcome="ERROR", failure="out of luck")]
     failed(run_sweep("--members", 2, "--retries", 1), 1, "every run failed, the first one: out of luck")
     assert kaggle.count("SaveKernel") == 4

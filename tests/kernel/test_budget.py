@@ -121,7 +121,7 @@ def test_refits_without_time_are_left_out_and_said(kernel, data: Path, tmp_path:
     assert manifest["complete"] is True
 
 
-def test_a_run_that_its_budget_ended_can_be_packaged_and_predicts(kernel, server, data: Path, tmp_path: Path):
+def test_a_run_that_its_budget_ended_can_be_packaged_and_predicts(server, data: Path, tmp_path: Path):
     run_for(server, 3.0, tmp_path / "out", data, *ENSEMBLE, "--set=epochs=3000")
     predict = ["--output", tmp_path / "again", "--mode=predict", "--set=device=cpu"]
     failed(server.run("--input", tmp_path, *predict), 2)  # no test data below it

@@ -48,7 +48,7 @@ def weights(first, tmp_path: Path) -> Path:
     return root
 
 
-def test_predicting_honours_repulsion(kernel, server, weights: Path, tmp_path: Path):
+def test_predicting_honours_repulsion(server, weights: Path, tmp_path: Path):
     shas = {}
     for strength in ("0", "0.2", "0.6"):
         succeeded(

@@ -99,7 +99,7 @@ def test_a_kill_in_the_second_half(kernel, server, data: Path, undisturbed, tmp_
     assert_same(tmp_path / "out", undisturbed("align"))
 
 
-def test_between_two_files_nothing_false_is_vouched_for(kernel, data: Path, tmp_path: Path, run_here, monkeypatch):
+def test_between_two_files_nothing_false_is_vouched_for(data: Path, tmp_path: Path, run_here, monkeypatch):
     """Wherever a kill falls: no manifest, or one that is true of every file that it lists."""
     right, moves, output = Path.replace, [], tmp_path / "out"
 

@@ -48,7 +48,7 @@ def test_wrong_data_is_one_line_and_leaves_nothing(server, tmp_path: Path, case:
     assert not (tmp_path / "out").exists()
 
 
-def test_consecutive_captions_are_taken_where_that_is_asked_for(kernel, server, data: Path, tmp_path: Path):
+def test_consecutive_captions_are_taken_where_that_is_asked_for(server, data: Path, tmp_path: Path):
     root = draw_data(tmp_path / "data", {"captions/label": None}, **BENT)
     shas = []
     for source in (root, data):

@@ -132,7 +132,7 @@ def test_a_distance_that_says_nothing_is_called_so(verified: tuple[Path, dict]) 
     assert numbers.distance_warnings(numbers.anisotropy(vectors[None], vectors)) == []
 
 
-def test_repulsion_and_seen_images_are_lines_of_the_table(run: Path, data: Path, tmp_path: Path, kernel) -> None:
+def test_repulsion_and_seen_images_are_lines_of_the_table(run: Path, data: Path, kernel) -> None:
     bundle = load_run(run)[0] | {"repulsion": 0.3}
     held = held_out(bundle, data)
     plain = predict(bundle, held, held.views)

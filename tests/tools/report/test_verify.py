@@ -291,7 +291,7 @@ def test_other_data_is_refused(run: Path, tmp_path: Path, tool) -> None:
     failed(tool("verify", "--run", run, "--data", fewer), 2, "validation images are not in it")
 
 
-def test_a_run_of_another_split_is_no_comparison(run: Path, train, data: Path, tmp_path: Path, tool) -> None:
+def test_a_run_of_another_split_is_no_comparison(run: Path, train, data: Path, tool) -> None:
     other = train("--recipe=closed_form", "--set=refit=false", "--set=split_seed=5")
     failed(
         tool("verify", "--run", run, "--data", data, "--against", other),
