@@ -237,7 +237,10 @@ INTERRUPTIONS = {
 }
 
 
-@pytest.mark.parametrize("place", INTERRUPTIONS)
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param(place, marks=pytest.mark.slow if "entry" in place else ()) for place in INTERRUPTIONS],
+)
 def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, kaggle, tmp_path, place):
     plans("E.")
     owner, name, call, after = INTERRUPTIONS[place]
