@@ -1389,8 +1389,17 @@ def figures_of(predictions: np.ndarray, problem: Problem) -> dict[str, float]:
 
 
 def blend_of(candidates: list[Candidate], problem: Problem, repulsion: float) -> Blend:
-    """The blend of all that is trained so far."""
-    priors = [0.0 if one.drawn else one.knobs.prior for one in candidates]
+    """The blend of all that is trained so far.
+
+    What the search has drawn has a prior like the recipe's own, if alone it is about as good as the best that sees the
+    same: a weak one pulls a mean down, and picking by what helps on these images would flatter.
+    """
+    alone = [(one.figures["pool100_raw"] + one.figures["pool100_cosine"]) / 2 for one in candidates]
+    best: dict[str, float] = {}
+    for one, score in zip(candidates, alone, strict=True):
+        best[one.knobs.sees] = max(score, best.get(one.knobs.sees, 0.0))
+    good = [not one.drawn or score > best[one.knobs.sees] - 0.01 for one, score in zip(candidates, alone, strict=True)]
+    priors = [one.knobs.prior * counts for one, counts in zip(candidates, good, strict=True)]
     return choose_blend([one.predictions for one in candidates], problem.val_vectors, repulsion, priors)
 
 

@@ -215,3 +215,24 @@ def test_what_has_less_than_a_second_is_left_out(plan_for):
     plan = plan_for(0.5)
     assert plan.next_job([]) is None
     assert [line.split(" (")[0] for line in plan.left_out] == ["candidate 0", "candidate 1"]
+
+
+def test_a_drawn_candidate_counts_where_it_is_about_as_good_as_the_best_of_its_kind(kernel, lab, monkeypatch):
+    monkeypatch.setattr(kernel, "choose_blend", lambda predictions, images, repulsion, priors: priors)
+
+    def candidate(number: int, score: float, drawn: bool = True, **knobs: Any) -> Any:
+        figures = {"pool100_raw": score - 0.02, "pool100_cosine": score + 0.02}
+        return kernel.Candidate(number, lab.knobs(**knobs), drawn, figures=figures)
+
+    candidates = [
+        candidate(0, 0.75, drawn=False),
+        candidate(1, 0.745),
+        candidate(2, 0.735),
+        candidate(3, 0.6, sees="words"),
+    ]
+    candidates += [
+        candidate(4, 0.7, drawn=False),
+        candidate(5, 0.585, sees="words", prior=2.0),
+        candidate(6, 0.595, sees="words", prior=2.0),
+    ]
+    assert kernel.blend_of(candidates, lab.problem(), 0.0) == [1, 1, 0, 1, 1, 0, 2]
