@@ -1444,14 +1444,14 @@ class Plan:
         return None
 
     def next_waiting(self, members: list[Candidate]) -> Job | None:
-        """The recipe's next candidate, as long as there is a second for it."""
+        """The recipe's next candidate, as long as there is half of its time, or a second, for it."""
         if not self.waiting:
             return None
         first, share = self.waiting[0], self.share(members)
         seconds = share * self.training_seconds(first.knobs, refit=False)
-        whole = share >= 1 or first.knobs.network == "linear"
-        if whole or seconds >= 1:
-            if not whole:
+        linear = first.knobs.network == "linear"
+        if linear or share >= 0.5 or seconds >= 1:
+            if share < 1 and not linear:
                 log(f"time budget: candidate {first.number} gets some {share:.0%} of its epochs")
             return Job(self.waiting.pop(0), "validate", seconds)
         for one in self.waiting:

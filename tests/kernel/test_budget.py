@@ -211,6 +211,14 @@ def test_short_of_time_epochs_then_candidates_then_refits_go(plan_for, seconds: 
     assert plan_for(seconds, refit=refit).share([]) == pytest.approx(share, rel=0.02)
 
 
+def test_trainings_of_less_than_a_second_are_shortened_too(kernel, plan_for):
+    plan = plan_for(1.6)
+    plan.rate *= 20  # half a second each
+    job = plan.next_job([])
+    assert job.candidate.number == 0
+    assert job.allotted == pytest.approx(0.5 * 1.6 / 2.11, rel=0.1)
+
+
 def test_what_has_less_than_a_second_is_left_out(plan_for):
     plan = plan_for(0.5)
     assert plan.next_job([]) is None
