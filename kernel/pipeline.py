@@ -7,11 +7,11 @@
 From its first seconds on a run has a checked submission of known quality (the closed form's), and replaces it only by
 one that validation says is better.
 
-Measured on 2 CPU cores (AVX512-bf16, no matrix units) that had other work too, on a real stand-in of 6,090 photos, 600
-of them held out, MRR in pools of 100, mean of three seeds and splits: ensemble .781 raw and .784 cosine after 236 s of
-training, align .763 and .768 after 44 s, closed_form .707 and .694 after 5 s; the original system .340 and .543 after
-192 s (one seed). Reproduce: `python tools/benchmark.py --seeds 1 2 3 --data DIR`; docs/results.md has more, and
-docs/trials.md what did not work.
+Measured on 2 CPU cores (AVX512-bf16, no matrix units), on a real stand-in of 6,090 photos, 600 of them held out, MRR in
+pools of 100, mean of three seeds and splits: ensemble .782 raw and .785 cosine after 130 s of training, align .766 and
+.768 after 38 s, closed_form .707 and .694 after one; the original system .340 and .550 after 166 s (one seed).
+Reproduce: `python tools/benchmark.py --seeds 1 2 3 --data DIR`; docs/results.md has more, docs/trials.md what did not
+work.
 """
 
 from __future__ import annotations
