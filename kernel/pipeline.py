@@ -1505,8 +1505,8 @@ class Plan:
         return training_flop(knobs, self.problem) / self.rate * (1 + refit * self.refit_ratio(knobs))
 
     def overhead(self) -> float:
-        """Seconds of a candidate beside its training: validation, and its part in a submission."""
-        return self.judging + self.publishing
+        """Seconds of a candidate beside its training: validation, at its end and in a blend, and a submission."""
+        return 2 * self.judging + self.publishing
 
     def refit_ratio(self, knobs: Knobs) -> float:
         """How much longer a training on all images takes."""
