@@ -1452,7 +1452,7 @@ class Plan:
         linear = first.knobs.network == "linear"
         if linear or share >= 0.5 or seconds >= 1:
             if share < 1 and not linear:
-                log(f"time budget: candidate {first.number} gets some {share:.0%} of its epochs")
+                log(f"time budget: candidate {first.number} gets {seconds:.0f} s at most")
             return Job(self.waiting.pop(0), "validate", seconds)
         for one in self.waiting:
             self.leave_out(f"candidate {one.number} ({describe(one.knobs, self.knobs)}): no time for it")

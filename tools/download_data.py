@@ -24,11 +24,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", action="store_true", help="everything, with the photos, not only what is needed")
     parser.add_argument("--force", action="store_true", help="fetch also what is there and right")
     arguments = parser.parse_args(argv)
+    client = connect()  # first: without credentials no empty folder is left, which the other tools would take for data
     try:
         arguments.data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ToolError(f"{arguments.data}: cannot be made ({error.strerror})") from None
-    client = connect()
     with competition_errors(arguments.competition):
         fetch_files = fetch_all if arguments.images else fetch_needed
         fetch_files(client, arguments.competition, arguments.data, arguments.force)

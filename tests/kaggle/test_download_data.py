@@ -53,6 +53,13 @@ def test_the_needed_files_come_verified_and_only_once(kaggle, fetch, tmp_path):
     assert kaggle.count("DownloadDataFile") == 6
 
 
+def test_without_credentials_no_empty_folder_is_left(kaggle, fetch, tmp_path, monkeypatch):
+    """The other tools would take it for data without files."""
+    monkeypatch.delenv("KAGGLE_KEY")
+    failed(fetch(), 2, "no Kaggle credentials")
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_damaged_file_is_replaced(kaggle, fetch, tmp_path):
     succeeded(fetch())
     (tmp_path / "data/test/test/captions.txt").write_bytes(b"1,a cat\n")

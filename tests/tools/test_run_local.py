@@ -259,6 +259,7 @@ def test_fewer_than_a_hundred_images_are_not_called_pools_of_100(run_local, tmp_
 def test_the_list_names_every_recipe_and_knob(tool, kernel):
     recipes, knobs = succeeded(tool("run_local", "--list")).stdout.split("\n\n")
     assert [line.split()[0] for line in recipes.splitlines()[1:]] == list(kernel.RECIPES)
+    assert "drawn ones around the best so far" in recipes
     fields = dataclasses.fields(kernel.Knobs)
     assert [line.split()[0] for line in knobs.splitlines()[1:]] == [field.name for field in fields]
     assert [field.name for field in fields if field.metadata.get("why", "") not in knobs] == []

@@ -130,7 +130,7 @@ def quality_plot(title: str, groups: dict[str, list[tuple[float, float, float]]]
             colour = CYCLE[place % len(CYCLE)]
             axes.errorbar(seconds, scores, errors, fmt=mark, markersize=4, capsize=3, color=colour, label=name)
         seconds_axis(axes, "seconds from start to submission")
-        axes.set(ylabel="validation MRR, pools of 100, raw (+- s.e.)")
+        axes.set(ylabel="raw MRR in validation (+- s.e.)")
         legend_below(figure, axes)
         save_png(figure, path)
 

@@ -132,7 +132,7 @@ def plot(runs: list[Measured], title: str, path: Path) -> None:
                     axes.plot(*zip(*points, strict=True), "-o", color=colour, markersize=3, linewidth=1, label=label)
                     axes.plot(*points[-1], "o", color=colour, markersize=8)
             seconds_axis(axes, "seconds of training (large dot: final score)")
-            axes.set(ylabel=f"validation MRR, pools of 100, {SCORES[score]}")
+            axes.set(ylabel=f"MRR in validation, {SCORES[score]}")
         legend_below(drawing, panels[0])
         save_png(drawing, path)
 

@@ -73,6 +73,8 @@ def catalogue() -> str:
     recipes = []
     for name, candidates in kernel.RECIPES.items():
         changes = " | ".join(as_text(each) or "as the defaults" for each in candidates)
+        if name == "search":
+            changes = "those of ensemble, then drawn ones around the best so far, for all of max_minutes"
         recipes.append([name, len(candidates), changes])
     knobs = [
         [field.name, '""' if field.default == "" else field.default, field.metadata.get("why", "")]

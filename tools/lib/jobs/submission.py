@@ -82,7 +82,7 @@ def candidate_of(path: Path, made_by: Version | None = None) -> Candidate:
     """The csv (or the one in the folder `path`) with the validation score that lies beside it."""
     path = path / kernel.SUBMISSION if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"{path}: no such file; make one: python kernel/pipeline.py --input data --output runs/NAME")
+        raise InputError(f"{path}: no such file; make one: python tools/run_local.py --output runs/NAME")
     digest = sha256_of(path)
     check_manifest(path, digest)
     scores = board_score(path)
