@@ -2231,7 +2231,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     problem, read = read_problem(source, knobs, recipe)
     if knobs.pairs_compare:
         recipe += [dataclasses.replace(one, pairs=False) for one in recipe if one.pairs]
-    knobs, *recipe = (with_epochs(one, len(problem.images_of("refit", one.pairs))) for one in (knobs, *recipe))
+    recipe = [with_epochs(one, len(problem.images_of("refit", one.pairs))) for one in recipe]
 
     make_folder(output)
     fixed = [{key: getattr(one, key) for key in FIELDS if not FIELDS[key].metadata["free"]} for one in recipe]
@@ -2247,7 +2247,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
         networks[0].named = True
 
     machine = choose_machine(knobs, index)
-    log(f"recipe: {knobs.recipe}, {len(candidates)} candidate(s), {knobs.epochs} epochs, seed {knobs.seed}")
+    log(f"recipe: {knobs.recipe}, {len(candidates)} candidate(s), seed {knobs.seed}")
     plan = Plan(candidates, knobs, given, problem, machine, stop)
     run = Run(problem, knobs, machine, folder, plan, stop, read)
     run.train()
