@@ -20,7 +20,9 @@ os.environ["KAGGLE_API_ENVIRONMENT"] = "LOCALHOST"
 os.environ["KAGGLE_CONFIG_DIR"] = tempfile.mkdtemp(prefix="kaggle-config-")
 # Tiny products gain nothing from threads, and tests that run beside each other would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the suite runs under nohup, what it starts would ignore it
+# Under nohup, or in the background of a script, these are ignored, and so would be by all that the suite starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
