@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def test_every_run_has_its_line(tool, folder):
     assert predicted["note"] == "weights of a"
     assert predicted["raw"] is None
     assert stopped["note"] == "ended by SIGTERM, unfinished"
+
+
+def test_runs_of_the_same_weights_are_all_named(tool, folder):
+    """As after a resumed run and one that nobody stopped."""
+    shutil.copytree(folder / "a", folder / "b")
+    predicted = next(one for one in shown(tool, "--runs", folder) if one["run"] == "predicted")
+    assert predicted["note"] == "weights of a = b"
 
 
 def test_the_table_has_a_line_a_run_in_fixed_columns(tool, folder):

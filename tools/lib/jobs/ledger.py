@@ -86,7 +86,10 @@ def read_ledger(runs: Path) -> list[Entry]:
     if not runs.is_dir():
         raise InputError(f"{runs}: no such folder; python tools/run_local.py makes a run")
     found = find_runs(runs)
-    names = {run.weights: run.name for run in found if run.weights and kernel.FINAL_MODEL in run.outputs}
+    names: dict[str, str] = {}
+    for run in sorted(found, key=lambda run: run.name):
+        if run.weights and kernel.FINAL_MODEL in run.outputs:  # runs of the same settings may have the same weights
+            names[run.weights] = f"{names[run.weights]} = {run.name}" if run.weights in names else run.name
     sent = submissions(runs)
     return [entry_of(run, runs, names, sent) for run in found]
 
