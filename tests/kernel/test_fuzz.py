@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from drawn import KNOBS, TEST, TRAIN, draw_data
@@ -273,6 +274,7 @@ def fuzz(kernel: ModuleType, folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_damaged_files_are_read_or_refused(tmp_path: Path):
     places = ":".join(map(str, (HERE, HERE.parent, HERE.parents[1] / "tools")))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places}
