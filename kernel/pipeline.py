@@ -16,9 +16,13 @@ work.
 
 from __future__ import annotations
 
+import os
 import time
 
 STARTED = time.monotonic()  # before the imports below, which take seconds of the time budget
+# Threads that wait sleep, which torch heeds only before its import: spinning, they rob one another of the cores on a
+# machine that is busy besides, where an epoch then takes two to five times as long; on an idle one this costs 2 %.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # ruff: noqa: E402
 import argparse
@@ -34,7 +38,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import platform
 import random
 import re
@@ -559,9 +562,9 @@ def with_images(train: TrainSet, extra: TrainSet, images: np.ndarray) -> TrainSe
 
 def nearest_cosine(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Of each vector (n, d) the highest cosine to any of `others` (m, d)."""
-    theirs, nearest = unit(others).T, np.full(len(vectors), -1.0, np.float32)
+    theirs, nearest = unit(others), np.full(len(vectors), -1.0, np.float32)
     for start in range(0, len(vectors), 2048):
-        nearest[start : start + 2048] = (unit(vectors[start : start + 2048]) @ theirs).max(axis=1)
+        nearest[start : start + 2048] = products(unit(vectors[start : start + 2048]), theirs).max(axis=1)
     return nearest
 
 
@@ -570,7 +573,7 @@ def warn_if_foreign(path: Path, ours: np.ndarray, theirs: np.ndarray) -> None:
     looks = []
     for vectors in (ours, theirs):
         some = vectors[:: max(1, len(vectors) // 2000)].astype(np.float64)
-        spread = np.linalg.svd(some - some.mean(0), compute_uv=False) ** 2
+        spread = torch.linalg.svdvals(torch.from_numpy(some - some.mean(0))).numpy() ** 2
         looks.append((np.linalg.norm(some, axis=1).mean(), some.mean(0), spread.sum() ** 2 / (spread**2).sum()))
     (length, mean, rank), (their_length, their_mean, their_rank) = looks
     cosine = float(unit(mean) @ unit(their_mean))
@@ -889,6 +892,15 @@ def network_predictions(network: nn.Module, text: Tensor, words: Tensor, rows: i
     return torch.cat([network(some.to(device), ids.to(device)).float().cpu() for some, ids in blocks]).numpy()
 
 
+def products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Dot products (..., n, m) of queries (..., n, d) and gallery (m, d).
+
+    By torch: numpy's own threads take 50 times as long at small products while another process keeps the cores busy.
+    """
+    kind = np.result_type(queries, gallery)
+    return (torch.from_numpy(queries.astype(kind, copy=False)) @ torch.from_numpy(gallery.astype(kind)).T).numpy()
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (..., d) at length 1; zero stays zero."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12)
@@ -945,7 +957,7 @@ def true_ranks(
     gallery = unit(gallery) if cosine else gallery
     size, ranks = pool or len(gallery), []
     for start in range(0, len(gallery), size):
-        scores = predictions[start : start + size] @ gallery[start : start + size].T
+        scores = products(predictions[start : start + size], gallery[start : start + size])
         ranks.append((scores >= scores.diagonal()[:, None]).sum(axis=1))
     return np.concatenate(ranks)
 
@@ -1045,7 +1057,7 @@ def pool_leads(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
     leads = np.empty((*predictions.shape[:2], size), np.float32)
     for start in range(0, len(images), size):
         rows = slice(start, start + size)
-        scores = predictions[:, rows] @ images[rows].T
+        scores = products(predictions[:, rows], images[rows])
         leads[:, rows] = scores - np.diagonal(scores, axis1=1, axis2=2)[:, :, None]
     return leads
 
@@ -1403,6 +1415,9 @@ def blend_of(candidates: list[Candidate], problem: Problem, repulsion: float) ->
     return choose_blend([one.predictions for one in candidates], problem.val_vectors, repulsion, priors)
 
 
+ENOUGH = 0.8  # of its epochs, so that a network is worth its time
+
+
 @dataclass
 class Job:
     """A training to be done: of what, in which phase, in how many seconds at most."""
@@ -1436,7 +1451,7 @@ class Plan:
 
     def next_refit(self, members: list[Candidate]) -> Job | None:
         """Heaviest first. For a member that has no time for it, its validated weights go on predicting."""
-        for one in self.unrefitted(members):
+        for one in self.due(members):
             self.refits.append(one.number)
             if one.knobs.network == "linear" or 0.9 * self.refit_seconds(one) <= self.left():
                 return Job(one, "refit", self.left())
@@ -1444,13 +1459,13 @@ class Plan:
         return None
 
     def next_waiting(self, members: list[Candidate]) -> Job | None:
-        """The recipe's next candidate, as long as there is half of its time, or a second, for it."""
+        """The recipe's next candidate, as long as there is a good part of its time, or a second, for it."""
         if not self.waiting:
             return None
         first, share = self.waiting[0], self.share(members)
-        seconds = share * self.training_seconds(first.knobs, refit=False)
+        seconds = min(share * self.training_seconds(first.knobs, refit=False), self.left() - self.overhead())
         linear = first.knobs.network == "linear"
-        if linear or share >= 0.5 or seconds >= 1:
+        if linear or share >= ENOUGH or seconds >= 1:
             if share < 1 and not linear:
                 log(f"time budget: candidate {first.number} gets {seconds:.0f} s at most")
             return Job(self.waiting.pop(0), "validate", seconds)
@@ -1462,15 +1477,21 @@ class Plan:
     def share(self, members: list[Candidate]) -> float:
         """What the next candidate gets of its epochs.
 
-        Short of time, epochs halve before the last candidates have to wait; and where not even the next one would get
-        half of them, refits are given up: a tenth more photos is worth less than twice the epochs.
+        Short of time, as many candidates as then have enough of theirs; the others wait. Refits are given up for the
+        first two networks alone: a second network is worth more than a tenth more photos, a third is not.
         """
-        spare, shares = self.spare(members), []
-        for refit in [True, False] if self.knobs.refit else [False]:
-            for count in range(len(self.waiting), 0, -1):
+        shares = []
+        for count in range(len(self.waiting), 0, -1):
+            for refit in [True] if count > max(1, self.before_refits()) else [True, False]:
                 training = sum(self.training_seconds(one.knobs, refit) for one in self.waiting[:count])
-                shares.append((spare - count * self.overhead()) / max(1e-9, training))
-        return next((share for share in shares if share >= 0.5), shares[-1])
+                spare = self.spare(members, refit) - count * self.overhead()
+                shares.append(spare / max(1e-9, training))
+        return next((share for share in shares if share >= ENOUGH), shares[-1])
+
+    def before_refits(self) -> int:
+        """How many of the waiting candidates are to be trained before the first refit of a network."""
+        trained = [one for one in self.candidates if one.trained and one.knobs.network != "linear"]
+        return min(max(0, 2 - len(trained)), len(self.waiting))
 
     def next_draw(self, members: list[Candidate]) -> Job | None:
         """Around a member of the best blend, while there is time for it and its refit."""
@@ -1481,8 +1502,8 @@ class Plan:
         bases = [one.knobs for one in members if one.knobs.network == "align"] or [self.knobs]
         for _ in range(20):  # what was tried before, or takes too long, is drawn anew
             knobs = draw_candidate(draw.choice(bases), self.given, self.problem, draw)
-            needed = self.training_seconds(knobs, self.knobs.refit) + self.overhead()
-            if knobs not in tried and needed <= self.spare(members):
+            needed = self.training_seconds(knobs, refit=True) + self.overhead()
+            if knobs not in tried and needed <= self.spare(members, refit=True):
                 self.candidates.append(Candidate(number, knobs, drawn=True))
                 log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
                 return Job(self.candidates[-1], "validate", math.inf)
@@ -1492,17 +1513,16 @@ class Plan:
         """Seconds until only the last submission and the records are left to write."""
         return self.stop.deadline - self.stop.closing - time.monotonic()
 
-    def spare(self, members: list[Candidate]) -> float:
-        """Seconds of all workers that neither running trainings nor refits will need."""
-        promised = [
-            self.training_seconds(job.candidate.knobs, self.knobs.refit) + self.overhead() for job in self.running
-        ]
-        promised += [self.refit_seconds(one) for one in self.unrefitted(members)]
+    def spare(self, members: list[Candidate], refit: bool) -> float:
+        """Seconds of all workers that neither running trainings nor, with `refit`, refits will need."""
+        promised = [self.training_seconds(job.candidate.knobs, refit) + self.overhead() for job in self.running]
+        promised += [self.refit_seconds(one) for one in self.unrefitted(members) if refit]
         return self.workers * self.left() - sum(promised)
 
     def training_seconds(self, knobs: Knobs, refit: bool) -> float:
         """Of a candidate, with its refit or without."""
-        return training_flop(knobs, self.problem) / self.rate * (1 + refit * self.refit_ratio(knobs))
+        once = training_flop(knobs, self.problem) / self.rate
+        return once * (1 + self.refit_ratio(knobs)) if refit and self.knobs.refit else once
 
     def overhead(self) -> float:
         """Seconds of a candidate beside its training: validation, at its end and in a blend, and a submission."""
@@ -1520,6 +1540,11 @@ class Plan:
     def unrefitted(self, members: list[Candidate]) -> list[Candidate]:
         """Those whose refit is to come."""
         return [one for one in members if self.knobs.refit and one.number not in self.refits]
+
+    def due(self, members: list[Candidate]) -> list[Candidate]:
+        """Those whose refit is next."""
+        now = self.before_refits() == 0
+        return [one for one in self.unrefitted(members) if now or one.knobs.network == "linear"]
 
     def learn(self, candidate: Candidate) -> None:
         """Learn from a training how fast they are here."""
@@ -1614,9 +1639,9 @@ def watch_training(
     candidate, knobs = job.candidate, job.candidate.knobs
     row: dict[str, Any] = {"phase": job.phase, "member": candidate.number}
     if job.phase == "validate" and (last or epoch % knobs.eval_every == 0):
-        row |= figures_of(predictions_of(network, problem, knobs.infer_batch), problem)
-    final = job.phase == ("refit" if knobs.refit else "validate")
-    if candidate.named and final and epoch % knobs.checkpoint_every == 0:
+        candidate.predictions = predictions_of(network, problem, knobs.infer_batch)
+        row |= figures_of(candidate.predictions, problem)
+    if job.phase == "validate" and candidate.named and epoch % knobs.checkpoint_every == 0:
         weights = {key: value.cpu() for key, value in network.state_dict().items()}
         bundle = make_bundle(problem, knobs, [member_of(knobs, weights, 1.0)], 0.0)
         with atomic(folder.path / CHECKPOINT.format(epoch)) as part:
@@ -1660,7 +1685,7 @@ class Run:
                 continue
             except TrainingFailed as error:
                 self.fail(error)
-            soon = sum(map(self.plan.refit_seconds, self.plan.unrefitted(self.members)))
+            soon = sum(map(self.plan.refit_seconds, self.plan.due(self.members)))
             if self.best and not self.submitted and not 0 < soon < 3 * self.stop.closing:  # else a better one follows
                 self.publish()
 
@@ -1676,8 +1701,9 @@ class Run:
         """Ask validation about a candidate, alone and in a blend with the others."""
         start, trained = time.monotonic(), candidate.trained["validate"]
         try:
-            network = network_of(candidate.knobs, trained.weights, self.problem.dims).to(self.machine.devices[0])
-            candidate.predictions = predictions_of(network, self.problem, candidate.knobs.infer_batch)
+            if not candidate.predictions.size:  # a network's own last validation left them
+                network = network_of(candidate.knobs, trained.weights, self.problem.dims).to(self.machine.devices[0])
+                candidate.predictions = predictions_of(network, self.problem, candidate.knobs.infer_batch)
             candidate.figures = figures_of(candidate.predictions, self.problem)
         except (RuntimeError, ValueError) as error:  # out of memory, or numbers that are none
             self.fail(f"candidate {candidate.number}, predicting: {error}")
@@ -1708,7 +1734,7 @@ class Run:
             self.publishing += time.monotonic() - start
             self.write_records(parts, best, complete)
         self.submitted, self.plan.publishing = True, time.monotonic() - start
-        self.stop.closing = max(self.stop.closing, 1.5 * self.plan.publishing + 1)
+        self.stop.closing = max(self.stop.closing, 2 * self.plan.publishing + 1)
         rows = f"{len(test.caption_ids)} rows, read back and checked"
         log(f"submission: {self.folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
 
@@ -2070,7 +2096,7 @@ def choose_machine(knobs: Knobs, index: dict[str, Any]) -> Machine:
     devices = [
         torch.device("cuda", k % count) if device.type == "cuda" else device for k in range(knobs.workers or count)
     ]
-    return Machine(devices, dtype, 0.6 * product_rate(dtype, device))
+    return Machine(devices, dtype, 0.7 * product_rate(dtype, device, 1536))
 
 
 def choose_device(knobs: Knobs) -> torch.device:
@@ -2100,18 +2126,21 @@ def choose_dtype(device: torch.device, asked: str) -> torch.dtype:
         dtype = torch.bfloat16 if capability >= (8, 0) else torch.float16
         reason = f"CUDA capability {capability[0]}.{capability[1]}; bf16 units begin at 8.0"
     else:
-        gain = product_rate(torch.bfloat16, device) / product_rate(torch.float32, device)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a core that is busy with something else would hide the difference
+        gain = product_rate(torch.bfloat16, device, 768) / product_rate(torch.float32, device, 768)
+        torch.set_num_threads(threads)
         dtype = torch.bfloat16 if gain > 1.5 else torch.float32
         reason = f"bf16 products run at {gain:.1f} times the speed of float32 here"
     log(f"dtype: {str(dtype).removeprefix('torch.')} ({reason})")
     return dtype
 
 
-def product_rate(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> float:
+def product_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
     """FLOP/s of the best of some square products in `dtype`."""
-    size = 768 if device.type == "cpu" else 4096
+    size *= 1 if device.type == "cpu" else 4
     matrix, times = torch.ones(size, size, dtype=dtype, device=device), []
-    for _ in range(rounds):
+    for _ in range(4):
         start = time.perf_counter()
         float((matrix @ matrix)[0, 0])  # reading a value waits for the device
         times.append(time.perf_counter() - start)
@@ -2131,7 +2160,7 @@ class Stop:
 
     def __init__(self, max_minutes: float) -> None:
         self.deadline = STARTED + 60 * max_minutes
-        self.closing = 1.5  # seconds that the last submission and the records take
+        self.closing = 2.0  # seconds that the last submission, the records and the end of the process take
         self.signal = 0
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

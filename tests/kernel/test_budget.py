@@ -196,27 +196,45 @@ def plan_for(kernel, lab) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "refit", "share"),
+    ("networks", "seconds", "refit", "share"),
     [
-        (84.4, True, 2.0),  # twice what both of them and their refits take
-        (23.0, True, 0.545),  # fewer epochs for both
-        (15.0, True, 0.711),  # one has to wait
-        (10.4, True, 0.52),  # not half of its epochs for one with its refit: none is refitted, and there are two again
-        (9.0, True, 0.9),  # one has to wait, and none is refitted
-        (9.0, False, 0.9),
-        (3.0, True, 0.3),
+        (2, 84.4, True, 2.0),  # twice what both of them and their refits take
+        (2, 36.0, True, 0.853),  # fewer epochs for both
+        (2, 23.0, True, 1.15),  # a second network is worth more than refits
+        (2, 17.0, True, 0.85),
+        (2, 15.0, True, 1.5),  # not enough for two: the second one gets what the first one leaves
+        (2, 9.0, True, 0.9),
+        (2, 3.0, True, 0.3),
+        (2, 17.0, False, 0.85),
+        (3, 54.0, True, 0.853),
+        (3, 40.0, True, 0.948),  # refits are worth more than a third network
+        (3, 23.0, True, 1.15),
     ],
 )
-def test_short_of_time_epochs_then_candidates_then_refits_go(plan_for, seconds: float, refit: bool, share: float):
-    assert plan_for(seconds, refit=refit).share([]) == pytest.approx(share, rel=0.02)
+def test_short_of_time_third_networks_then_refits_then_the_second_go(
+    plan_for, networks: int, seconds: float, refit: bool, share: float
+):
+    assert plan_for(seconds, networks, refit=refit).share([]) == pytest.approx(share, rel=0.02)
+
+
+def test_refits_of_networks_wait_for_the_second_network(kernel, plan_for):
+    plan = plan_for(1000.0, networks=3)
+    first, second, _ = plan.candidates
+    trained = kernel.Trained({}, 1.0, 10.0, 0.0, [])
+    assert plan.next_job([]).candidate is first
+    first.trained["validate"] = trained
+    assert plan.next_job([first]).candidate is second
+    second.trained["validate"] = trained
+    jobs = [plan.next_job([second, first]) for _ in range(3)]
+    assert [(job.candidate.number, job.phase) for job in jobs] == [(1, "refit"), (0, "refit"), (2, "validate")]
 
 
 def test_trainings_of_less_than_a_second_are_shortened_too(kernel, plan_for):
-    plan = plan_for(1.6)
+    plan = plan_for(0.9)
     plan.rate *= 20  # half a second each
     job = plan.next_job([])
     assert job.candidate.number == 0
-    assert job.allotted == pytest.approx(0.5 * 1.6 / 2.11, rel=0.1)
+    assert job.allotted == pytest.approx(0.45, rel=0.1)
 
 
 def test_what_has_less_than_a_second_is_left_out(plan_for):
