@@ -4,8 +4,9 @@
     python tools/package_dataset.py --run runs/mine               upload, wait until every file is there
     python tools/package_dataset.py --run runs/aml-embed-pairs-v1  the pairs that kernel/embed.py made, as another one
 
-The dataset makes mode=predict and warm starts work in a kernel that attaches it. A version that already holds the
-same content is not uploaded again. Nothing but the known files goes: a secret or a foreign file stops everything.
+A kernel that attaches the dataset predicts with the weights, or goes on with a run that was stopped. A version that
+already holds the same content is not uploaded again. Nothing but the known files goes: a secret or a foreign file
+stops everything.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def show(staged: Package, as_json: bool, version: int | None) -> None:
     rows = [[name, f"{facts['bytes']:,}", facts["sha256"][:16]] for name, facts in staged.files.items()]
     print(format_table(["file", "bytes", "sha256"], rows))
     if version is None:
-        print(f"dry run: nothing was sent; {staged.metadata['id']} would be private; staged in {staged.folder}")
+        nothing = "dry run: nothing was sent, no account was asked"
+        print(f"{nothing}; {staged.metadata['id']} would be private; staged in {staged.folder}")
     else:
         print(f"{staged.metadata['id']} version {version}: private, ready, every file listed with its size")
 

@@ -2,7 +2,7 @@
 
     python tools/push_kernel.py --recipe align --set epochs=8      push, wait, fetch into runs/
     python tools/push_kernel.py --dataset aml-alignment-weights --set mode=predict
-    python tools/push_kernel.py --dry-run                          show what would be pushed
+    python tools/push_kernel.py --dry-run                          show what would be pushed; needs no account
     python tools/push_kernel.py output --version 3                 wait for version 3 and fetch it
     python tools/push_kernel.py list                               sessions of the account: what runs, what holds a slot
     python tools/push_kernel.py --script embed --dataset OWNER/SLUG  photos and captions to pairs (docs/pairs.md)
@@ -63,7 +63,8 @@ def show_staged(staged: order.Order, as_json: bool) -> None:
     shown = {key: getattr(staged, key) for key in ("metadata", "overrides", "session_seconds")}
     shown |= {"bytes": len(staged.text.encode()), "folder": str(staged.folder)}
     print(json.dumps(shown, indent=None if as_json else 1))
-    print(f"dry run: nothing was sent; {staged.ref} would be private and is clean by kaggle_lint", file=sys.stderr)
+    nothing = "dry run: nothing was sent, no account was asked"
+    print(f"{nothing}; {staged.ref} would be private and is clean by kaggle_lint", file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -77,7 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", type=int, metavar="N", help="for status and output; the current one by default")
     parser.add_argument("--only", metavar="PATTERN", help="for output: only these files, also of an unfinished run")
     parser.add_argument("--no-wait", action="store_true", help="return once Kaggle has taken the push")
-    parser.add_argument("--dry-run", action="store_true", help="stage, lint and show what would be pushed")
+    parser.add_argument("--dry-run", action="store_true", help="stage, lint and show what would be pushed; no network")
     parser.add_argument("--quota", action="store_true", help="show this week's accelerator hours and stop")
     parser.add_argument("--init", metavar="USER", help="write the owner into the metadata files and stop")
     parser.add_argument("--script", choices=order.SCRIPTS, default="pipeline", help="which script of kernel/ to push")
@@ -91,6 +92,10 @@ def run(arguments: argparse.Namespace) -> None:
         return order.init_owner(arguments.init)
     time = order.SessionTime(arguments.timeout_minutes)
     overrides = time.tell(order.read_overrides(arguments.recipe, arguments.set, arguments.script))
+    if arguments.dry_run:
+        owner = order.owner_named(arguments.script)
+        staged = order.stage_push(owner, arguments, overrides, arguments.dataset, arguments.script)
+        return show_staged(staged, arguments.json)
     client = connect()
     if arguments.quota:
         return print_quota(client, arguments.json)
@@ -99,8 +104,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.action != "push":
         return look_at_version(client, arguments)
     staged = order.stage_push(client.username, arguments, overrides, arguments.dataset, arguments.script)
-    if arguments.dry_run:
-        return show_staged(staged, arguments.json)
     version = push.send(client, staged, arguments.runs, arguments.again)
     if arguments.no_wait:
         return report(arguments.json, version, "pushed")

@@ -30,7 +30,7 @@ def kernel_findings(folder: Path, **changes: object) -> list[Finding]:
     metadata = {key: value for key, value in {**KERNEL, **changes}.items() if value is not None}
     (folder / "script.py").write_text(SCRIPT)
     (folder / "kernel-metadata.json").write_text(json.dumps(metadata))
-    return lint_kernel_metadata(folder / "kernel-metadata.json", staged=True)
+    return lint_kernel_metadata(folder / "kernel-metadata.json")
 
 
 def dataset_findings(folder: Path, **changes: object) -> list[Finding]:
@@ -68,7 +68,6 @@ def test_the_right_metadata_has_no_findings(tmp_path):
         ({"id": "ada/aml"}, "id", "3 characters"),
         ({"id": "aml-text-to-image-alignment"}, "id", "not owner/slug"),
         ({"id": "ada/aml-text-to-image-alignment/3"}, "id", "not owner/slug"),
-        ({"id": "INSERT_KAGGLE_USERNAME/aml-text-to-image-alignment"}, "id", "--init USER"),
         ({"enable_gpu": "true"}, "enable_gpu", "no quotes"),
         ({"is_private": 1}, "is_private", "not a boolean"),
         ({"is_private": False}, "is_private", "public"),
@@ -102,7 +101,6 @@ def test_each_fault_of_kernel_metadata_is_found(tmp_path, changes, key, words):
         ({"licenses": [{"name": "other"}, {"name": "PDDL"}]}, "licenses", "exactly one"),
         ({"title": "AML weights of a run"}, "title", "becomes the slug 'aml-weights-of-a-run'"),
         ({"id": "ada/amlws", "title": "amlws "}, "id", "5 characters"),
-        ({"id": "INSERT_KAGGLE_USERNAME/aml-alignment-weights"}, "id", "--init USER"),
         ({"subtitle": "too short"}, "subtitle", "20 to 80"),
         ({"isPrivate": False}, "isPrivate", "public"),
         ({"resources": [{"path": "nothing.csv"}]}, "resources", "not in the folder"),

@@ -6,15 +6,11 @@ import re
 
 import pytest
 
-from account import (
-    PIPELINE,
-    fetched,
-    versions,
-)
+from account import PIPELINE, SLUG, fetched, versions
 from drawn import write_tree
 from forked import failed, succeeded
 from lib.jobs import lint
-from lib.jobs.lint import KERNEL_METADATA
+from lib.jobs.lint import KERNEL_METADATA, OWNER_PLACEHOLDER
 from lib.kaggle_api.kernels import Kernels
 from lib.project import KERNEL
 from stand_in import Fault, Plan
@@ -264,10 +260,15 @@ def test_a_budget_above_the_limit_is_wrong_and_one_below_is_kept(push, kaggle, f
     assert '"max_minutes": 3.0' in kaggle.kernels[PIPELINE][0].text
 
 
-def test_another_owner_is_warned_of_before_the_403(push, kaggle, finished, tmp_path, monkeypatch):
-    text = KERNEL_METADATA.read_text().replace("INSERT_KAGGLE_USERNAME", "somebody")
+@pytest.fixture
+def owned(tmp_path, monkeypatch) -> None:
+    """Metadata with an owner, as --init leaves them."""
+    text = KERNEL_METADATA.read_text().replace(OWNER_PLACEHOLDER, "somebody")
     write_tree(tmp_path, {"kernel-metadata.json": text.encode(), "kernel/pipeline.py": KERNEL.read_bytes()})
     monkeypatch.setattr("lib.jobs.lint.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
+
+
+def test_another_owner_is_warned_of_before_the_403(push, kaggle, finished, owned):
     kaggle.fail("SaveKernel", Fault(status=403, message="Permission denied"))
     done = failed(push(), 1, "somebody is not the signed-in user tester")
     assert "says id somebody/" in done.stderr
@@ -282,9 +283,17 @@ def test_list_shows_what_runs_and_what_holds_a_slot(push, kaggle, finished):
     assert PIPELINE in succeeded(push("list")).stdout
 
 
-def test_dry_run_shows_the_push_and_sends_nothing(push, kaggle):
-    done = push("--dry-run", "--json", "--set", "epochs=2", "--timeout-minutes", 60)
+def test_dry_run_shows_the_push_without_credentials_or_network(tool, builds):
+    done = tool("push_kernel", "--dry-run", "--json", "--set", "epochs=2", "--timeout-minutes", 60, "--dataset", "mine")
     shown = json.loads(succeeded(done).stdout)
-    assert shown["metadata"]["id"] == PIPELINE
+    assert shown["metadata"]["id"] == f"{OWNER_PLACEHOLDER}/{SLUG}"
+    assert shown["metadata"]["dataset_sources"] == [f"{OWNER_PLACEHOLDER}/mine"]
     assert shown["overrides"] == {"epochs": 2, "max_minutes": 55.0}
-    assert kaggle.count("SaveKernel") == 0
+    assert '"epochs": 2' in (builds / "kernel" / "kernel" / "pipeline.py").read_text()
+    assert "nothing was sent, no account was asked" in done.stderr
+
+
+def test_dry_run_has_the_owner_that_was_written_into_the_metadata(tool, owned):
+    done = succeeded(tool("push_kernel", "--dry-run", "--json"))
+    assert json.loads(done.stdout)["metadata"]["id"] == f"somebody/{SLUG}"
+    assert "warning" not in done.stderr

@@ -11,9 +11,7 @@ from account import COMPETITION, version, write
 from drawn import write_tree
 from forked import failed, succeeded
 from lib.kaggle_api.client import connect
-from lib.kaggle_api.errors import (
-    Unauthorized,
-)
+from lib.kaggle_api.errors import Unauthorized
 from stand_in import Fault
 
 
@@ -21,13 +19,6 @@ def test_a_wrong_key_is_told_as_such_not_as_a_wrong_slug(kaggle, monkeypatch):
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
     with pytest.raises(Unauthorized, match=r"credentials were refused.*settings/api"):
         connect().kernels.status(version(1))
-
-
-def test_no_credentials_names_every_way_to_give_them(kaggle, monkeypatch):
-    monkeypatch.delenv("KAGGLE_KEY")
-    with pytest.raises(Unauthorized, match=r"KAGGLE_API_TOKEN.*access_token.*kaggle\.json.*KAGGLE_USERNAME") as caught:
-        connect()
-    assert caught.value.exit_code == 2
 
 
 def test_a_token_is_checked_and_used(kaggle, monkeypatch):
@@ -70,7 +61,8 @@ COMMANDS = {
 def test_every_command_says_how_to_sign_in(tool, kaggle, weights, competition, tmp_path, monkeypatch, command):
     write_tree(tmp_path / "runs" / "done", kaggle.plans[0].outputs)
     monkeypatch.delenv("KAGGLE_KEY")
-    failed(tool(command, *COMMANDS[command]), 2, "no Kaggle credentials.*KAGGLE_API_TOKEN")
+    error = failed(tool(command, *COMMANDS[command]), 2, r"no Kaggle credentials; python tools/doctor\.py").error
+    assert len(error) <= 160
     monkeypatch.setenv("KAGGLE_KEY", "wrong")
     failed(tool(command, *COMMANDS[command]), 2, "credentials were refused")
 

@@ -143,9 +143,9 @@ def fill_folder(folder: Path, run: Path, owner: str) -> None:
     )
 
 
-def check_folder(folder: Path, staged: bool) -> Package:
+def check_folder(folder: Path) -> Package:
     """Lint a folder that is about to go; what it holds, if nothing was found."""
-    findings = lint_folder(folder, allowed_files()) + lint.lint_dataset_metadata(folder / METADATA, staged)
+    findings = lint_folder(folder, allowed_files()) + lint.lint_dataset_metadata(folder / METADATA, staged=True)
     if not (folder / PAIRS).exists():  # pairs go without code
         findings += lint.lint_script(folder / CODE)
     refuse(findings)
@@ -166,7 +166,7 @@ def stage(run: Path, folder: Path, owner: str) -> Package:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
         fill_folder(fresh, run, owner)
-        staged = check_folder(fresh, staged=owner != OWNER_PLACEHOLDER)
+        staged = check_folder(fresh)
         if folder.exists():
             folder.replace(Path(temporary) / "old")
         fresh.replace(folder)

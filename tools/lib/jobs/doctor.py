@@ -23,6 +23,10 @@ PYTHON = (3, 11)
 DISK_BYTES = 5_000_000_000  # the data, some runs and a dataset on its way out
 INSTALL = "python -m pip install -r requirements.txt"
 KAGGLE = "https://www.kaggle.com"
+SIGN_IN = (
+    f"make a token at {KAGGLE}/settings/api and set KAGGLE_API_TOKEN to it, or save it as ~/.kaggle/access_token; the "
+    "legacy key does, too: as ~/.kaggle/kaggle.json, or in KAGGLE_USERNAME and KAGGLE_KEY"
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,7 @@ def check_up(data: Path, competition: str) -> Iterator[Check]:
     yield attempt("gpu", check_gpu, INSTALL)
     yield attempt("data", partial(check_data, data), INSTALL)
     clients: list[KaggleClient] = []
-    token = f"make a token at {KAGGLE}/settings/api and set KAGGLE_API_TOKEN to it"
-    yield attempt("credentials", partial(check_credentials, clients), token)
+    yield attempt("credentials", partial(check_credentials, clients), SIGN_IN)
     for client in clients:
         page = f"look at {KAGGLE}/competitions/{competition}"
         yield attempt("rules", partial(check_rules, client, competition), page)
@@ -110,9 +113,13 @@ def check_data(data: Path) -> Check:
 def check_credentials(clients: list[KaggleClient]) -> Check:
     """Whose credentials they are, once Kaggle has taken them; the client goes into `clients`."""
     from lib.kaggle_api.client import connect
+    from lib.kaggle_api.errors import NoCredentials
     from lib.kaggle_api.patience import Patience
 
-    client = connect(replace(Patience.from_environment(), tries=1))
+    try:
+        client = connect(replace(Patience.from_environment(), tries=1))
+    except NoCredentials:
+        return Check("credentials", False, "none", SIGN_IN)
     client.kernels.quota()  # a legacy key is only looked at by a call
     clients.append(client)
     return Check("credentials", True, f"{client.username}, by {client.credentials}")

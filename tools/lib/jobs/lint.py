@@ -128,18 +128,16 @@ def lint_keys(name: str, metadata: dict[str, Any], known: Iterable[str], require
             yield Finding(name, key, "missing", hint)
 
 
-def lint_identity(name: str, metadata: dict[str, Any], shortest: int, staged: bool) -> list[Finding]:
-    """`id` and `title`: shape, lengths, and one resolving to the other; the owner filled in where it is staged."""
+def lint_identity(name: str, metadata: dict[str, Any], shortest: int) -> list[Finding]:
+    """`id` and `title`: shape, lengths, and one resolving to the other."""
     ref, title = str(metadata.get("id") or ""), metadata.get("title")
-    owner, _, slug = ref.partition("/")
+    slug = ref.partition("/")[2]
     findings = []
     if ref and not re.fullmatch(r"[A-Za-z0-9_-]+/[a-z0-9-]+", ref):
         findings.append(Finding(name, "id", f"{ref!r} is not owner/slug", "lower case, digits and hyphens, no version"))
     elif ref and not shortest <= len(slug) <= LONGEST:
         what = f"the slug {slug!r} has {len(slug)} characters"
         findings.append(Finding(name, "id", what, f"make it {shortest} to {LONGEST}"))
-    if staged and owner == OWNER_PLACEHOLDER:
-        findings.append(Finding(name, "id", "still has the placeholder owner", "push_kernel.py --init USER"))
     if title is None or not ref:
         return findings
     if not isinstance(title, str) or not shortest <= len(title) <= LONGEST:
@@ -174,10 +172,10 @@ def lint_accelerator(name: str, shape: Any) -> list[Finding]:
     return []
 
 
-def lint_kernel_metadata(path: Path = KERNEL_METADATA, staged: bool = False) -> list[Finding]:
-    """Findings in a kernel-metadata.json; `staged`: the owner must be filled in."""
+def lint_kernel_metadata(path: Path = KERNEL_METADATA) -> list[Finding]:
+    """Findings in a kernel-metadata.json."""
     metadata, name = read_metadata(path), path.name
-    findings = [*lint_keys(name, metadata, KERNEL_KEYS, KERNEL_REQUIRED), *lint_identity(name, metadata, 5, staged)]
+    findings = [*lint_keys(name, metadata, KERNEL_KEYS, KERNEL_REQUIRED), *lint_identity(name, metadata, 5)]
     for key in KERNEL_BOOLEANS:
         if key in metadata and not isinstance(metadata[key], bool):
             findings.append(Finding(name, key, f"{metadata[key]!r} is not a boolean", "write true or false, no quotes"))
@@ -203,9 +201,9 @@ def lint_licences(name: str, licences: Any) -> list[Finding]:
 
 
 def lint_dataset_metadata(path: Path = DATASET_METADATA, staged: bool = False) -> list[Finding]:
-    """Findings in a dataset-metadata.json; `staged`: the owner must be filled in and listed resources exist."""
+    """Findings in a dataset-metadata.json; `staged`: listed resources must exist."""
     metadata, name = read_metadata(path), path.name
-    findings = [*lint_keys(name, metadata, DATASET_KEYS, DATASET_REQUIRED), *lint_identity(name, metadata, 6, staged)]
+    findings = [*lint_keys(name, metadata, DATASET_KEYS, DATASET_REQUIRED), *lint_identity(name, metadata, 6)]
     subtitle = metadata.get("subtitle") or ""
     if subtitle and not 20 <= len(str(subtitle)) <= 80:
         findings.append(Finding(name, "subtitle", f"has {len(str(subtitle))} characters", "make it empty or 20 to 80"))

@@ -115,6 +115,11 @@ def metadata_of(script: str) -> Path:
     return lint.EMBED_METADATA if script == "embed" else lint.KERNEL_METADATA
 
 
+def owner_named(script: str = "pipeline") -> str:
+    """The owner in a script's metadata: a placeholder, until `--init` writes a user there."""
+    return str(lint.read_metadata(metadata_of(script)).get("id", "")).partition("/")[0]
+
+
 def read_overrides(recipe: str | None, settings: list[str], script: str = "pipeline") -> dict[str, Any]:
     """`--recipe` and `--set` as typed values, checked by the script itself before anything is pushed."""
     module = load_script(KERNEL.with_name(f"{script}.py"))
@@ -135,8 +140,7 @@ def staged_metadata(
     """A script's metadata with the owner filled in and the sources of this push added."""
     metadata = lint.read_metadata(metadata_of(script))
     metadata["id"] = str(metadata.get("id", "")).replace(OWNER_PLACEHOLDER, user)
-    owner = metadata["id"].partition("/")[0]
-    if owner.lower() != user.lower():
+    if metadata["id"].partition("/")[0].lower() != user.lower():
         print(
             f"warning: {metadata_of(script).name} says id {metadata['id']}, but the signed-in user is {user}: Kaggle "
             f"refuses a push for another owner; write {OWNER_PLACEHOLDER} or {user} there",
@@ -162,7 +166,7 @@ def stage(metadata: dict, overrides: dict, folder: Path, seconds: int | None, sc
     copy, described = folder / metadata["code_file"], folder / "kernel-metadata.json"
     write_file(copy, text)
     write_file(described, json.dumps(metadata, indent=1) + "\n")
-    refuse(lint.lint_kernel_metadata(described, staged=True) + lint.lint_secrets(copy))
+    refuse(lint.lint_kernel_metadata(described) + lint.lint_secrets(copy))
     return Order(folder, metadata, text, overrides, seconds)
 
 

@@ -3,9 +3,9 @@
     client = connect()
     client.kernels.status(Version(client.username, "aml-align", 3))
 
-What the SDK does not do is done in the services: credentials checked with a message that says how to get them,
-timeouts, bounded retries, uploads and downloads that are verified, versions that are really asked for. A push or a
-submission is never repeated blindly: after a failure that leaves its outcome open they look first whether it happened.
+What the SDK does not do is done in the services: credentials found and checked, timeouts, bounded retries, uploads
+and downloads that are verified, versions that are really asked for. A push or a submission is never repeated blindly:
+after a failure that leaves its outcome open they look first whether it happened.
 Nothing is printed on stdout; notes on retries go to stderr.
 """
 
@@ -30,6 +30,6 @@ class KaggleClient:
 
 
 def connect(patience: Patience | None = None) -> KaggleClient:
-    """Sign in and return the client; Unauthorized with what to do when there are no usable credentials."""
+    """Sign in and return the client; NoCredentials, or Unauthorized where those that there are cannot be used."""
     transport = Transport(patience or Patience.from_environment())
     return KaggleClient(transport, sign_in(transport))

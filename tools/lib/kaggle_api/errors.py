@@ -19,7 +19,11 @@ class KaggleError(ToolError):
 
 
 class Unauthorized(KaggleError, InputError):
-    """401, or no usable credentials at all."""
+    """401, or credentials that cannot be used."""
+
+
+class NoCredentials(Unauthorized):
+    """There are none in any place where the official client looks for them."""
 
 
 class Forbidden(KaggleError):

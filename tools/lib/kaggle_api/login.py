@@ -16,19 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from lib.kaggle_api.errors import Unauthorized
+from lib.kaggle_api.errors import NoCredentials, Unauthorized
 from lib.kaggle_api.http import SETTINGS_PAGE, Transport
 from lib.kaggle_api.service import fill
 from lib.project import InputError, ToolError
 
 if TYPE_CHECKING:
     from kagglesdk import KaggleClient as Sdk
-
-NO_CREDENTIALS = (
-    f"no Kaggle credentials: make a token at {SETTINGS_PAGE} and either set KAGGLE_API_TOKEN to it, or save it as "
-    "~/.kaggle/access_token; or save the legacy kaggle.json from the same page as ~/.kaggle/kaggle.json, or set "
-    "KAGGLE_USERNAME and KAGGLE_KEY from it"
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,9 @@ def sign_in(transport: Transport) -> Login:
         return Login(sdk, session, user, str(path) if saved.get("key") == key else "KAGGLE_USERNAME and KAGGLE_KEY")
     if login := _oauth(transport):
         return login
-    raise Unauthorized((f"{path} has no username and key; " if path.exists() else "") + NO_CREDENTIALS)
+    if path.exists():
+        raise Unauthorized(f"{path} has no username and key: make a new one at {SETTINGS_PAGE}")
+    raise NoCredentials("no Kaggle credentials; python tools/doctor.py says how to get them")
 
 
 def config_path() -> Path:
