@@ -138,11 +138,26 @@ def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
     )
 
 
-@pytest.mark.parametrize(("top", "word"), [(0.97, "is well calibrated"), (0.79, "is too sure at 95%")])
+@pytest.mark.parametrize(
+    ("top", "word"), [(0.97, "is well calibrated"), (0.79, "is over-confident: where it says 95%, 79%")]
+)
 def test_one_wide_gap_is_not_well_calibrated(top: float, word: str) -> None:
     """The mean gap is small in both: most captions lie where probability and truth agree."""
     shown = {"temperature": 0.02, "ece": 0.02, "worst": {"confidence": 0.95, "right": top, "captions": 60}}
     assert word in figures.calibration_title(shown, True)
+
+
+def test_the_distances_picture_says_what_a_dot_is_and_where_it_is_good() -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.normal(size=(30, 6))
+    measured = numbers.distances(gallery + rng.normal(size=(2, 30, 6)), gallery)
+    summary = {metric: numbers.summarise_distance(*each) for metric, each in measured.items()}
+    figure = figures.distance_figure(measured, summary, figures.Photos(), ["a dog ."] * 30)
+    good, _ = (text.get_text() for text in figure.legends[0].get_texts())
+    assert re.search(r"caption below the line.*own photo is nearer \(good\)", good)
+    for metric, panel in zip(numbers.METRICS, figure.axes[-4:], strict=False):
+        assert panel.get_title() == f"{metric}: {summary[metric]['nearer_to_own']:.0%} below"
+        assert (panel.get_xlabel(), panel.get_ylabel()) == ("distance to a random photo", "distance to the own photo")
 
 
 @pytest.mark.parametrize("worst", [3, 29, 30, 200])

@@ -130,12 +130,12 @@ def distance_table(results: dict[str, Any]) -> Table:
         interval = f"{each['improvement_low']:.2f}..{each['improvement_high']:.2f}"
         rows.append([metric, *cells, f"{each['nearer_to_own']:.2%}", f"{each['improvement_percent']:.2f}%", interval])
     header = ("distance", "own mean", *SPREAD, "random mean", *SPREAD)
-    return (*header, "nearer to own", "improvement", "95% interval"), rows
+    return (*header, "own nearer", "nearer by", "95% interval"), rows
 
 
 def hub_table(results: dict[str, Any]) -> Table:
     hubs = results["hubness"]
-    return ("worst hubs", f"first {hubs['k']} of", "of captions"), [
+    return ("largest hubs", f"captions with it in the first {hubs['k']}", "share"), [
         [hub["image"], str(hub["lists"]), f"{hub['lists'] / hubs['captions']:.1%}"] for hub in hubs["worst"]
     ]
 
@@ -167,8 +167,8 @@ def choice_in_words(results: dict[str, Any]) -> list[str]:
     if not said or abs(found - said["mrr"]) < 5e-5:
         return []
     return [
-        f"The blend was chosen on these photos. Chosen on one half of them and measured on the other it has "
-        f"{said['mrr']:.4f} in place of {found:.4f}: the run's own, honest figure."
+        "What is averaged, and how, was chosen on these photos. Chosen on one half of them and measured on the other "
+        f"it has {said['mrr']:.4f} in place of {found:.4f}: the run's own, honest figure."
     ]
 
 
@@ -182,8 +182,8 @@ def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Sect
     return [
         Section(
             "The official metric",
-            f"One caption of an image in a view, {results['pools']}, raw dot product; a "
-            "cosine gives all photos the same length. Errors are standard errors over images.",
+            f"One caption of an image in a view, {results['pools']}, raw dot product; a cosine gives all photos the "
+            "same length. Repulsion pushes the predictions of a pool apart. Errors are standard errors over images.",
             show("ranks", "pool_sizes"),
             [official_table(results)],
         ),
@@ -201,8 +201,9 @@ def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Sect
         ),
         Section(
             "Hubs and calibration",
-            "Images that come up for many captions take places from others. The softmax "
-            "over a pool can be read as a probability.",
+            "Hubs, photos that come up for many captions, take places from others. A softmax over a pool's scores, "
+            "divided by the temperature, is the model's confidence in each photo; it should be right as often as it "
+            "says. No rank depends on that.",
             show("hubness", "calibration"),
             [hub_table(results)],
         ),

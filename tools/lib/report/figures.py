@@ -192,13 +192,13 @@ def hub_figure(hubs: dict[str, Any]) -> Figure:
     """How often each image is retrieved, in bins of whole numbers."""
     counts, worst = np.array(hubs["counts"]), hubs["worst"][0]["lists"]
     figure, axes = new_figure(
-        f"The worst hub is in {worst} lists of the first {hubs['k']} where "
-        f"{hubs['expected']:.0f} are fair; {hubs['never']:.0%} of photos are in none"
+        f"The largest hub comes among the first {hubs['k']} for {worst} captions, where {hubs['expected']:.0f} "
+        f"would be fair; {hubs['never']:.0%} of photos never do"
     )
     width = -(-(worst + 1) // 30)
     axes.hist(counts, bins=[edge - 0.5 for edge in range(0, worst + width + 1, width)], color=BLUE, log=True)
     axes.axvline(hubs["expected"], color=ORANGE, linewidth=2, label=f"fair share: {hubs['expected']:.0f}")
-    axes.set(xlabel=f"lists that a photo is in (first {hubs['k']} of {len(counts):,})", ylabel="photos")
+    axes.set(xlabel=f"captions that have a photo among their first {hubs['k']} of {len(counts):,}", ylabel="photos")
     axes.yaxis.set_major_formatter("{x:g}")  # the default would be mathematics, which is not parsed
     legend_below(figure, axes)
     return figure
@@ -206,27 +206,27 @@ def hub_figure(hubs: dict[str, Any]) -> Figure:
 
 def calibration_title(shown: dict[str, Any], learnt: bool) -> str:
     """The widest gap of a well-filled bin decides: a mean gap of nothing can hide errors both ways."""
-    worst, which = shown["worst"], f"{'Learnt' if learnt else 'Fitted'} temperature {shown['temperature']:.3f}"
+    worst, which = shown["worst"], f"At the {'learnt' if learnt else 'best'} temperature the model"
     if worst is None or abs(worst["confidence"] - worst["right"]) < 0.05:
-        return f"{which} is well calibrated: no probability is off by more than 5 points (ECE {shown['ece']:.2f})"
-    word = "too sure" if worst["confidence"] > worst["right"] else "not sure enough"
-    return (
-        f"{which} is {word} at {worst['confidence']:.0%}: {worst['right']:.0%} come true there "
-        f"(mean error {shown['ece']:.2f})"
-    )
+        return f"{which} is well calibrated: right as often as it says, within 5 points (mean gap {shown['ece']:.2f})"
+    word = "over" if worst["confidence"] > worst["right"] else "under"
+    said, true = f"{worst['confidence']:.0%}", f"{worst['right']:.0%}"
+    return f"{which} is {word}-confident: where it says {said}, {true} are right (mean gap {shown['ece']:.2f})"
 
 
 def calibration_figure(learnt: dict[str, Any] | None, best: dict[str, Any]) -> Figure:
-    """What the softmax over a pool promises against what comes true."""
-    figure, axes = new_figure(calibration_title(learnt or best, bool(learnt)), 4.6)
-    axes.plot([0, 1], [0, 1], color=ink(), linewidth=1, label="as promised")
-    for result, name, colour, mark in ((learnt, "learnt", BLUE, "o-"), (best, "fitted here", ORANGE, "s--")):
+    """A reliability diagram: what the softmax over a pool promises against what comes true."""
+    figure, axes = new_figure(calibration_title(learnt or best, bool(learnt)), 4.9)
+    axes.plot([0, 1], [0, 1], color=ink(), linewidth=1, label="perfect: right as often as it says")
+    for result, name, colour, mark in ((learnt, "learnt", BLUE, "o-"), (best, "best on these photos", ORANGE, "s--")):
         if result:
             promised, true = ([row[key] for row in result["curve"]] for key in ("confidence", "right"))
-            label = f"{name}: {result['temperature']:.3f}"
-            axes.plot(promised, true, mark, markersize=5, color=colour, label=label)
-    axes.set(xlabel="probability given to the first photo", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-    axes.set_aspect("equal")
+            label = f"temperature {result['temperature']:.3f}, {name}"
+            axes.plot(promised, true, mark, markersize=5, color=colour, label=label, clip_on=False)
+    note(axes, "under-confident", (0, 1), (6, -6), va="top")
+    note(axes, "over-confident", (1, 0), (-6, 6), ha="right")
+    axes.set(xlabel="confidence: probability of the first photo", ylabel="captions whose first photo is right")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     legend_below(figure, axes)
     return figure
 
@@ -237,13 +237,14 @@ def distance_figure(
 ) -> Figure:
     """The original's picture: sample photos, true against random distance, bars of improvement."""
     best = max(METRICS, key=lambda metric: summary[metric]["nearer_to_own"])
-    figure = Figure(figsize=(WIDTH, 6.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 7.0), layout="constrained")
     headline(
         figure,
         f"{summary[best]['nearer_to_own']:.1%} of captions are nearer to their own photo than to a random "
         f"one ({best} distance)",
     )
-    top, panels = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 5.4)))
+    top, panels = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 5)))
+    top.suptitle(f"some of the {len(captions)} held-out photos", fontsize=SMALL)
     samples = sorted(photos.paths) or range(len(captions))
     samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(4, len(samples))).astype(int)]
     for axes, index in zip(np.ravel(top.subplots(1, len(samples))), samples, strict=True):
@@ -252,6 +253,7 @@ def distance_figure(
     for axes, metric in zip(dots, METRICS, strict=True):
         scatter(axes, *measured[metric], summary[metric]["nearer_to_own"], metric)
     improvement_bars(bars, summary)
+    legend_below(figure, dots[0])
     return figure
 
 
@@ -260,13 +262,15 @@ def scatter(axes: Axes, own: np.ndarray, others: np.ndarray, share: float, metri
     x, y = others[..., 0].ravel(), own.ravel()
     some = np.random.default_rng(0).permutation(len(x))[:1000]
     near = y[some] < x[some]
-    for inside, colour in ((near, BLUE), (~near, ORANGE)):
+    words = ("a caption below the line: its own photo is nearer (good)", "above it: a random photo is nearer")
+    for inside, colour, label in ((near, BLUE, words[0]), (~near, ORANGE, words[1])):
         axes.scatter(x[some][inside], y[some][inside], s=4, alpha=0.5, color=colour, linewidths=0)
+        axes.plot([], [], "o", markersize=5, color=colour, label=label)  # the dots are too small for a legend
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     axes.plot(ends, ends, color=ink(), linewidth=1)
-    axes.set_title(f"{metric}: {share:.0%} nearer", fontsize=10)
-    axes.set_xlabel("to a random photo", fontsize=SMALL)
-    axes.set_ylabel("to the own photo", fontsize=SMALL)
+    axes.set_title(f"{metric}: {share:.0%} below", fontsize=10)
+    axes.set_xlabel("distance to a random photo", fontsize=SMALL)
+    axes.set_ylabel("distance to the own photo", fontsize=SMALL)
     axes.locator_params(nbins=4)
 
 
@@ -281,8 +285,8 @@ def improvement_bars(axes: Axes, summary: dict[str, dict]) -> None:
     axes.set_xticks(range(len(METRICS)), [metric[:6] + "." * (len(metric) > 6) for metric in METRICS])
     axes.grid(False, axis="x")
     axes.margins(y=0.2)
-    axes.set_title("own below random", fontsize=10)
-    axes.set_ylabel("% (95% interval)", fontsize=SMALL)
+    axes.set_title("own photo nearer by", fontsize=10)
+    axes.set_ylabel("% on average (95% interval)", fontsize=SMALL)
 
 
 TILE, TEXT, HEAD, COLUMNS = 1.2, 0.42, 0.6, 3  # inches: height of a tile, of a caption, of the title

@@ -57,7 +57,7 @@ def baselines(predictions: np.ndarray, held: Validation) -> dict[str, np.ndarray
     mean = held.train.images[held.seen].mean(0)
     return {
         "ridge": ridge(held),
-        "mean image": np.broadcast_to(mean, predictions.shape),
+        "mean image": np.tile(mean, (*predictions.shape[:2], 1)),
         "random permutation": np.stack([view[rng.permutation(len(view))] for view in predictions]),
     }
 
