@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,11 @@ def test_every_recipe_and_tool_is_told():
     readme, tools = text_of(REPO / "README.md"), text_of(REPO / "docs" / "tools.md")
     assert [name for name in recipe_names() if f"`{name}`" not in readme] == []
     assert [path.name for path in (REPO / "tools").glob("*.py") if f"| `{path.name}` |" not in tools] == []
+
+
+def test_the_version_is_that_of_the_newest_changes():
+    newest = re.search(r"^## (\S+) ", text_of(REPO / "CHANGES.md"), flags=re.MULTILINE)[1]
+    assert tomllib.loads(text_of(REPO / "pyproject.toml"))["project"]["version"] == newest
 
 
 def test_every_figure_is_measured():

@@ -3,7 +3,7 @@
     python tools/benchmark.py --seeds 0 1 2                  the recipes, three seeds that also change the split
     python tools/benchmark.py --minutes 0.5 1 2 4            quality against time: each recipe with each budget
     python tools/benchmark.py --recipes align --full-size    synthetic data of the competition's size, one epoch
-    python tools/benchmark.py --scaling                      how time and memory grow; the table and plot of the README
+    python tools/benchmark.py --scaling                      how time and memory grow (docs/scaling.md)
 
 Every run is the kernel itself as a sub-process. The output folder gets a table, a picture and every run.
 """
