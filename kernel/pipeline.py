@@ -562,10 +562,8 @@ def with_images(train: TrainSet, extra: TrainSet, images: np.ndarray) -> TrainSe
 
 def nearest_cosine(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Of each vector (n, d) the highest cosine to any of `others` (m, d)."""
-    theirs, nearest = unit(others), np.full(len(vectors), -1.0, np.float32)
-    for start in range(0, len(vectors), 2048):
-        nearest[start : start + 2048] = products(unit(vectors[start : start + 2048]), theirs).max(axis=1)
-    return nearest
+    ours, theirs = torch.from_numpy(unit(vectors)), torch.from_numpy(unit(others))
+    return torch.cat([(some @ theirs.T).amax(dim=1) for some in ours.split(2048)]).numpy()
 
 
 def warn_if_foreign(path: Path, ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -898,7 +896,7 @@ def products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     By torch: numpy's own threads take 50 times as long at small products while another process keeps the cores busy.
     """
     kind = np.result_type(queries, gallery)
-    return (torch.from_numpy(queries.astype(kind, copy=False)) @ torch.from_numpy(gallery.astype(kind)).T).numpy()
+    return (torch.from_numpy(queries.astype(kind)) @ torch.from_numpy(gallery.astype(kind)).T).numpy()
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -1270,6 +1268,7 @@ def train_network(
     if state := states.read():
         at = learner.take_up(state)
         log(f"{name}: going on from epoch {at.step // steps}, step {at.step % steps}")
+    log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
 
     total, ends, batches = steps * knobs.epochs, at.seconds + max(allotted, 1e-9), None
     loss_sum = torch.tensor(at.loss_sum, device=task.text.device)
@@ -1442,7 +1441,7 @@ class Plan:
         self.left_out: list[str] = []
 
     def next_job(self, members: list[Candidate]) -> Job | None:
-        """A refit of the best blend's members, else the recipe's next candidate, else for `search` a drawn one."""
+        """A refit that is due, else the recipe's next candidate, else for `search` a drawn one."""
         if members and self.stop.signal:
             return None
         job = self.next_refit(members) or self.next_waiting(members) or self.next_draw(members)
@@ -1472,26 +1471,19 @@ class Plan:
         for one in self.waiting:
             self.leave_out(f"candidate {one.number} ({describe(one.knobs, self.knobs)}): no time for it")
         self.waiting = []
-        return None
+        return self.next_refit(members)
 
     def share(self, members: list[Candidate]) -> float:
         """What the next candidate gets of its epochs.
 
-        Short of time, as many candidates as then have enough of theirs; the others wait. Refits are given up for the
-        first two networks alone: a second network is worth more than a tenth more photos, a third is not.
+        Short of time, refits are given up first, for another network is worth more than a tenth more photos; then the
+        last candidates, until the others have enough of their epochs.
         """
         shares = []
-        for count in range(len(self.waiting), 0, -1):
-            for refit in [True] if count > max(1, self.before_refits()) else [True, False]:
-                training = sum(self.training_seconds(one.knobs, refit) for one in self.waiting[:count])
-                spare = self.spare(members, refit) - count * self.overhead()
-                shares.append(spare / max(1e-9, training))
+        for count, refit in [(len(self.waiting), True), *((k, False) for k in range(len(self.waiting), 0, -1))]:
+            training = sum(self.training_seconds(one.knobs, refit) for one in self.waiting[:count])
+            shares.append((self.spare(members, refit) - count * self.overhead()) / max(1e-9, training))
         return next((share for share in shares if share >= ENOUGH), shares[-1])
-
-    def before_refits(self) -> int:
-        """How many of the waiting candidates are to be trained before the first refit of a network."""
-        trained = [one for one in self.candidates if one.trained and one.knobs.network != "linear"]
-        return min(max(0, 2 - len(trained)), len(self.waiting))
 
     def next_draw(self, members: list[Candidate]) -> Job | None:
         """Around a member of the best blend, while there is time for it and its refit."""
@@ -1542,9 +1534,8 @@ class Plan:
         return [one for one in members if self.knobs.refit and one.number not in self.refits]
 
     def due(self, members: list[Candidate]) -> list[Candidate]:
-        """Those whose refit is next."""
-        now = self.before_refits() == 0
-        return [one for one in self.unrefitted(members) if now or one.knobs.network == "linear"]
+        """Those whose refit is next: a closed form's at once, a network's when no candidate waits."""
+        return [one for one in self.unrefitted(members) if not self.waiting or one.knobs.network == "linear"]
 
     def learn(self, candidate: Candidate) -> None:
         """Learn from a training how fast they are here."""
@@ -1653,10 +1644,18 @@ class Run:
     """A run under way: what is trained so far, the best blend of it, and the submission made of that."""
 
     def __init__(
-        self, problem: Problem, knobs: Knobs, machine: Machine, folder: Folder, plan: Plan, stop: Stop, read: dict
+        self,
+        problem: Problem,
+        knobs: Knobs,
+        machine: Machine,
+        folder: Folder,
+        plan: Plan,
+        stop: Stop,
+        read: dict,  # what the manifest says of the files that were read
+        earlier: float,  # seconds of the runs that this one goes on from
     ) -> None:
         self.problem, self.knobs, self.machine, self.folder = problem, knobs, machine, folder
-        self.plan, self.stop, self.read = plan, stop, read  # read: what the manifest says of the files that were read
+        self.plan, self.stop, self.read, self.earlier = plan, stop, read, earlier
         self.candidates: list[Candidate] = []  # that validation has judged
         self.best: Blend | None = None
         self.failures: list[str] = []
@@ -1691,7 +1690,7 @@ class Run:
 
     def next_job(self) -> Job | None:
         job = self.plan.next_job(self.members)
-        self.folder.write_index(self.machine, self.plan.candidates)
+        self.folder.write_index(self.machine, self.plan.candidates, self.earlier + run_seconds())
         return job
 
     def work(self, job: Job, device: torch.device) -> Trained:
@@ -1733,10 +1732,12 @@ class Run:
                 write_submission(parts / SUBMISSION, test.caption_ids, predicted(final, test, self.machine.devices[0]))
             self.publishing += time.monotonic() - start
             self.write_records(parts, best, complete)
-        self.submitted, self.plan.publishing = True, time.monotonic() - start
+        self.plan.publishing = time.monotonic() - start
         self.stop.closing = max(self.stop.closing, 2 * self.plan.publishing + 1)
-        rows = f"{len(test.caption_ids)} rows, read back and checked"
-        log(f"submission: {self.folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
+        if not self.submitted:
+            rows = f"{len(test.caption_ids)} rows, read back and checked"
+            log(f"submission: {self.folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
+        self.submitted = True
 
     def bundle(self, best: Blend, phase: str) -> dict[str, Any]:
         """The best blend with the weights of a phase, as far as its members have come to that."""
@@ -1758,12 +1759,13 @@ class Run:
 
         train, refit = (sum(one.seconds for one in trained[phase]) for phase in PHASES)
         seconds = {"load": self.loaded, "train": train, "refit": refit, "predict": self.publishing}
+        seconds["total"] = self.earlier + run_seconds()
         facts: dict[str, Any] = {
             "recipe": self.knobs.recipe,
             "device": self.machine.name,
             "dtype": self.machine.dtype_name,
             "repulsion": best.repulsion,
-            "seconds": {part: round(took, 2) for part, took in (seconds | {"total": run_seconds()}).items()},
+            "seconds": {part: round(took, 2) for part, took in seconds.items()},
         }
         members = members_of(best, self.candidates, self.knobs)
         metrics = {
@@ -1924,12 +1926,12 @@ class Folder:
                     break
                 one.trained[phase] = Trained(**trained)
 
-    def write_index(self, machine: Machine, candidates: list[Candidate]) -> None:
+    def write_index(self, machine: Machine, candidates: list[Candidate], seconds: float) -> None:
         """What a run that goes on from here needs to know before it reads a state."""
         drawn = [dataclasses.asdict(one.knobs) for one in candidates if one.drawn]
         content = {"fingerprint": self.fingerprint, "device": machine.devices[0].type, "drawn": drawn}
         with atomic(self.path / RESUME_RUN) as part:
-            write_json(part, content | {"dtype": machine.dtype_name})
+            write_json(part, content | {"dtype": machine.dtype_name, "seconds": seconds})
 
     def read_index(self, source: Path) -> dict[str, Any]:
         """The index of an unfinished run here or below the input root, whose states are then copied here; or {}."""
@@ -1943,7 +1945,7 @@ class Folder:
         with reading(path, "the state of an unfinished run", "delete resume_* there to start anew"):
             index = json.loads(path.read_text(encoding="utf-8"))
             index["drawn"] = [Knobs(**one) for one in index["drawn"]]
-            index["fingerprint"], DTYPES[index["dtype"]], index["device"]
+            index["fingerprint"], DTYPES[index["dtype"]], index["device"], float(index["seconds"])
         if index["fingerprint"] != self.fingerprint:
             anew = "choose another --output, or delete resume_* there to start anew"
             raise UserError(f"{self.path}: holds an unfinished run of other data or knobs; {anew}")
@@ -1990,9 +1992,7 @@ LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosin
 
 
 def log_row(row: dict[str, Any]) -> None:
-    """One line of the training table; its header where a network's training begins."""
-    if row["epoch"] == 1:
-        log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
+    """One line of the training table."""
     cells = [row.get(column, "") for column in LOG_COLUMNS]
     texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
     log("  ".join(text.rjust(max(9, len(column))) for column, text in zip(LOG_COLUMNS, texts, strict=True)))
@@ -2025,18 +2025,18 @@ def draw_curves(path: Path, table: pd.DataFrame, members: list[int], mrr: float)
     colours = {number: f"C{k % 10}" for k, number in enumerate(members)}
     for (phase, number), rows in table.groupby(["phase", "member"]):
         tested, colour = rows.dropna(subset="pool100_raw"), colours.get(number, "lightgrey")
-        style, name = "-" if phase == "validate" else ":", f"candidate {number}" if number in members else None
-        left.plot(rows["epoch"], rows["loss"], style, color=colour, label=name and f"{name}, {phase}")
+        style, name = "-" if phase == "validate" else ":", f"candidate {number}" if number in members else "others"
+        left.plot(rows["epoch"], rows["loss"], style, color=colour, label=f"{name}, {phase}")
         if len(tested):
             right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=name)
             right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
     right.axhline(mrr, color="black", label=f"the blend: {mrr:.3f}")
-    left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
+    left.set(xlabel="epoch", ylabel="loss (log)", yscale="log", title="Training loss: each network's own, of its kind")
     right.set(xlabel="epoch", ylabel="MRR in pools", title="Validation on unseen images: raw, and cosine dashed")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        lines = {text: line for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        axes.legend(lines.values(), lines, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, format="png", dpi=120)
     plt.close(figure)
 
@@ -2278,7 +2278,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     machine = choose_machine(knobs, index)
     log(f"recipe: {knobs.recipe}, {len(candidates)} candidate(s), seed {knobs.seed}")
     plan = Plan(candidates, knobs, given, problem, machine, stop)
-    run = Run(problem, knobs, machine, folder, plan, stop, read)
+    run = Run(problem, knobs, machine, folder, plan, stop, read, index.get("seconds", 0.0))
     run.train()
     return run.end()
 

@@ -200,33 +200,36 @@ def plan_for(kernel, lab) -> Callable[..., Any]:
     [
         (2, 84.4, True, 2.0),  # twice what both of them and their refits take
         (2, 36.0, True, 0.853),  # fewer epochs for both
-        (2, 23.0, True, 1.15),  # a second network is worth more than refits
+        (2, 23.0, True, 1.15),  # another network is worth more than refits
         (2, 17.0, True, 0.85),
         (2, 15.0, True, 1.5),  # not enough for two: the second one gets what the first one leaves
         (2, 9.0, True, 0.9),
         (2, 3.0, True, 0.3),
         (2, 17.0, False, 0.85),
         (3, 54.0, True, 0.853),
-        (3, 40.0, True, 0.948),  # refits are worth more than a third network
+        (3, 40.0, True, 1.333),
         (3, 23.0, True, 1.15),
     ],
 )
-def test_short_of_time_third_networks_then_refits_then_the_second_go(
+def test_short_of_time_refits_then_the_last_networks_go(
     plan_for, networks: int, seconds: float, refit: bool, share: float
 ):
     assert plan_for(seconds, networks, refit=refit).share([]) == pytest.approx(share, rel=0.02)
 
 
-def test_refits_of_networks_wait_for_the_second_network(kernel, plan_for):
+def test_refits_of_networks_wait_for_the_last_candidate_and_the_closed_forms_does_not(kernel, plan_for):
     plan = plan_for(1000.0, networks=3)
-    first, second, _ = plan.candidates
-    trained = kernel.Trained({}, 1.0, 10.0, 0.0, [])
-    assert plan.next_job([]).candidate is first
-    first.trained["validate"] = trained
-    assert plan.next_job([first]).candidate is second
-    second.trained["validate"] = trained
-    jobs = [plan.next_job([second, first]) for _ in range(3)]
-    assert [(job.candidate.number, job.phase) for job in jobs] == [(1, "refit"), (0, "refit"), (2, "validate")]
+    first, second, third = plan.candidates
+    linear = kernel.Candidate(3, kernel.dataclasses.replace(first.knobs, network="linear"))
+    for one in (first, second, third, linear):
+        one.trained["validate"] = kernel.Trained({}, 1.0, 10.0, 0.0, [])
+    found = [plan.next_job(members) for members in ([], [first], [first, linear], [first])]
+    found += [plan.next_job([second, first, third]) for _ in range(3)]
+    assert [(job.candidate.number, job.phase) for job in found] == [
+        *[(0, "validate"), (1, "validate"), (3, "refit"), (2, "validate")],
+        *[(1, "refit"), (0, "refit"), (2, "refit")],
+    ]
+    assert plan.next_job([second, first, third]) is None
 
 
 def test_trainings_of_less_than_a_second_are_shortened_too(kernel, plan_for):

@@ -23,4 +23,4 @@ def test_curves_have_whole_epochs_a_line_of_the_blend_and_a_legend_beside_them(k
         assert all(tick == round(tick) for tick in axes.get_xticks())
         assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
     labels = figure.axes[1].get_legend_handles_labels()[1]
-    assert {"the blend: 0.625", "candidate 1"} == set(labels)
+    assert set(labels) == {"the blend: 0.625", "candidate 1", "others"}

@@ -84,7 +84,7 @@ def test_the_first_submission_is_the_closed_forms_and_later_ones_are_better(firs
     lines = first[1].stdout.splitlines()
     at = [k for k, line in enumerate(lines) if line.startswith("submission: ")]
     assert not any(" validate " in line for line in lines[: at[0]]), "before any network"
-    assert len(said) >= 3
+    assert len(said) >= 2
     assert said == sorted(said)
     assert said[-1] > said[0] + 0.05
 
