@@ -341,6 +341,7 @@ def test_a_blend_of_one_run_is_that_run(outputs, data, tmp_path, kernel):
     blend_runs([row], {"s01": folder}, data, tmp_path / "blend")
     run, blended = (check_run(path) for path in (folder, tmp_path / "blend"))
     assert run.manifest["knobs"]["repulsion"] > 0
+    assert blended.total_seconds > run.total_seconds  # what it cost to train is a part of it
     for name, scores in run.metrics["validation"].items():
         assert blended.metrics["validation"][name] == pytest.approx(scores, rel=1e-3)
     ours, theirs = (read_predictions(one.folder / kernel.SUBMISSION) for one in (blended, run))

@@ -71,7 +71,9 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
     with kernel.together(output) as parts:
         predictions = kernel.repel(mean, found.repulsion, exam.length)
         kernel.write_submission(parts / kernel.SUBMISSION, exam.held.test.caption_ids, predictions)
-        facts |= {"seconds": {"total": round(time.monotonic() - start, 2)}}
+        seconds = {"members": sum(run.total_seconds for run in runs.values()), "blend": time.monotonic() - start}
+        seconds["total"] = sum(seconds.values())
+        facts |= {"seconds": {part: round(took, 2) for part, took in seconds.items()}}
         validation = kernel.evaluate(found.predictions, exam.held.images)
         scores = {"equal_weights_mrr": found.prior_mrr, "fitted_weights_mrr": found.chosen_mrr}
         metrics = facts | {"validation": validation, "members": members, "repulsion": found.repulsion, **scores}
