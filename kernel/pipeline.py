@@ -46,7 +46,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -245,9 +244,7 @@ def resolve_given(arguments: dict[str, Any]) -> dict[str, Any]:
 def resolve_candidates(arguments: dict[str, Any]) -> list[Knobs]:
     """Knobs of a recipe's candidates; what was set beats the candidate, which beats the default."""
     given = resolve_given(arguments)
-    candidates = [
-        dataclasses.replace(Knobs(), **{**one, **given}) for one in RECIPES[given.get("recipe", Knobs.recipe)]
-    ]
+    candidates = [Knobs(**{**one, **given}) for one in RECIPES[given.get("recipe", Knobs.recipe)]]
     different: dict[Knobs, Knobs] = {}
     for one in candidates:  # what was set can make two of them the same
         different.setdefault(dataclasses.replace(one, prior=0.0), one)
@@ -259,7 +256,7 @@ def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
     given = resolve_given(arguments)
     first, *others = RECIPES[given.get("recipe", Knobs.recipe)]
     shared = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
-    return dataclasses.replace(Knobs(), **{**shared, **given})
+    return Knobs(**{**shared, **given})
 
 
 def with_epochs(knobs: Knobs, images: int) -> Knobs:
@@ -268,10 +265,9 @@ def with_epochs(knobs: Knobs, images: int) -> Knobs:
     return dataclasses.replace(knobs, epochs=knobs.epochs or planned)
 
 
-def describe(knobs: Knobs, beside: Knobs | None = None) -> str:
-    """A candidate's knobs that differ from the run's (default: from the defaults), as `key=value`."""
-    base, named = beside or Knobs(), dataclasses.asdict(knobs)
-    changed = [f"{key}={value}" for key, value in named.items() if value != getattr(base, key)]
+def describe(knobs: Knobs, beside: Knobs) -> str:
+    """A candidate's knobs that differ from the run's, as `key=value`."""
+    changed = [f"{key}={getattr(knobs, key)}" for key in FIELDS if getattr(knobs, key) != getattr(beside, key)]
     return " ".join(changed) or "the recipe's"
 
 
@@ -368,27 +364,21 @@ class Npz:
         if key not in self.keys:
             raise self.fail(key, f"this key is missing; there are {', '.join(self.keys[:12])}")
         with reading(self.path, key):
-            array = np.asarray(self.arrays[key])  # a member without the format's magic comes as bytes
+            array = np.atleast_1d(self.arrays[key])  # a scalar, too; a member without the format's magic comes as bytes
         fits = [want in (None, have) for want, have in zip(shape, array.shape, strict=False)]
         if array.ndim != len(shape) or not all(fits) or array.dtype.kind not in kind:
             wanted = " x ".join("any" if n is None else str(n) for n in shape)
             raise self.fail(key, f"is {array.dtype} of shape {array.shape}, expected kind '{kind}' of {wanted}")
         return array
 
-    def number(self, key: str) -> int:
-        """A whole number, stored as a scalar or as an array of one."""
-        with reading(self.path, key):
-            scalar = key in self.keys and self.arrays[key].ndim == 0
-        return int(self.read(key, *([] if scalar else [1]), kind="iu").item())
-
     def ids(self) -> np.ndarray:
         ids = self.read("captions/ids", None, kind="iu")
         if ids.dtype == np.uint64 and len(ids) and ids.max() > np.iinfo(np.int64).max:
             raise self.fail("captions/ids", f"row {ids.argmax()}: id {ids.max()} is beyond 64-bit integers")
         ids = ids.astype(np.int64)
-        first = np.unique(ids, return_index=True)[1]
-        if len(first) < len(ids):
-            row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
+        again = pd.Series(ids).duplicated()
+        if again.any():
+            row = int(again.argmax())
             raise self.fail("captions/ids", f"row {row}: id {ids[row]} was there before")
         return ids
 
@@ -472,14 +462,14 @@ def read_train(path: Path, consecutive: bool = False) -> TrainSet:
 
 def with_captions(path: Path, train: TrainSet) -> TrainSet:
     """The set without images that no caption names: there is nothing to learn from them."""
-    count = np.bincount(train.image_of, minlength=len(train.images))
-    if count.all():
+    named, image_of = np.unique(train.image_of, return_inverse=True)
+    if len(named) == len(train.images):
         return train
-    named = ", ".join(train.image_names[i] for i in np.flatnonzero(count == 0)[:5])
-    log(f"warning: {path}: {(count == 0).sum()} images without a caption are left out: {named}")
-    image_of = (np.cumsum(count > 0) - 1)[train.image_of]
-    names = [name for name, captions in zip(train.image_names, count, strict=True) if captions]
-    return dataclasses.replace(train, image_of=image_of, image_names=names, images=train.images[count > 0])
+    missing = np.setdiff1d(np.arange(len(train.images)), named)
+    names = ", ".join(train.image_names[image] for image in missing[:5])
+    log(f"warning: {path}: {len(missing)} images without a caption are left out: {names}")
+    kept = [train.image_names[image] for image in named]
+    return dataclasses.replace(train, image_of=image_of, image_names=kept, images=train.images[named])
 
 
 def read_test(path: Path) -> TestSet:
@@ -488,7 +478,7 @@ def read_test(path: Path) -> TestSet:
         ids = npz.ids()
         if not len(ids):
             raise UserError(f"{path}: captions/ids: no rows, so there is nothing to predict")
-        width = npz.number("metadata/embedding_dim_image")
+        width = int(npz.read("metadata/embedding_dim_image", 1, kind="iu")[0])
         texts, vectors = npz.words("captions/text", len(ids)), npz.vectors("captions/embeddings", len(ids))
     return TestSet(ids, texts, vectors, width)
 
@@ -533,10 +523,12 @@ def join_pairs(
             if ours.shape[1] != theirs.shape[1]:
                 raise UserError(f"{path}: {theirs.shape[1]} dimensions, but the training data has {ours.shape[1]}")
             warn_if_foreign(path, ours, theirs)
-        known, guards = set(train.image_names), {"like_test_or_validation": np.zeros(len(extra.images), bool)}
-        guards["like_test_or_validation"][extra.image_of[nearest_cosine(extra.text, asked) >= SAME_CAPTION]] = True
-        guards["same_name"] = np.array([name in known for name in extra.image_names])
-        guards["same_vector"] = nearest_cosine(extra.images, train.images) >= SAME_IMAGE
+        alike = extra.image_of[nearest_cosine(extra.text, asked) >= SAME_CAPTION]
+        guards = {
+            "like_test_or_validation": np.isin(np.arange(len(extra.images)), alike),
+            "same_name": np.isin(extra.image_names, train.image_names),
+            "same_vector": nearest_cosine(extra.images, train.images) >= SAME_IMAGE,
+        }
         counts = {"images": len(extra.images), **{name: int(images.sum()) for name, images in guards.items()}}
         before, train = train, with_images(train, extra, np.flatnonzero(~np.any(list(guards.values()), axis=0)))
         counts["joined_images"] = len(train.images) - len(before.images)
@@ -601,18 +593,14 @@ def word_ids(captions: list[str], vocabulary: list[str]) -> np.ndarray:
     return ids
 
 
-def habits(captions: list[str]) -> dict[str, float]:
-    """What tells whether texts were cut or mangled: share with a comma, share that opens with a quote, mean words."""
-    return {
-        "commas": float(np.mean(["," in caption for caption in captions])),
-        "quotes": float(np.mean([caption.lstrip()[:1] in ('"', "'") for caption in captions])),
-        "words": float(np.mean([len(tokens(caption)) for caption in captions])),
-    }
+def comma_rate(captions: list[str]) -> float:
+    """The share of captions with a comma, which tells whether texts were cut there."""
+    return float(np.mean(["," in caption for caption in captions]))
 
 
 def cut_as_the_test(train: list[str], test: list[str], seed: int) -> list[str]:
     """Training texts cut at their first comma as often as the test's are (its captions.txt is cut at every one)."""
-    ours, theirs = habits(train)["commas"], habits(test)["commas"]
+    ours, theirs = comma_rate(train), comma_rate(test)
     share = 1 - theirs / ours if ours > 0.02 else 0.0
     if share < 0.5:
         return train
@@ -620,11 +608,13 @@ def cut_as_the_test(train: list[str], test: list[str], seed: int) -> list[str]:
     return [caption.split(",")[0] if short else caption for caption, short in zip(train, cut, strict=True)]
 
 
-def log_habits(train: list[str], test: list[str], seen: list[str]) -> None:
+def log_texts(train: list[str], test: list[str], seen: list[str]) -> None:
     """What the texts look like, and how many of training's lose what stands behind a comma."""
-    for name, row in (("training", habits(train)), ("test", habits(test))):
-        opens = f"{row['commas']:.1%} have a comma, {row['quotes']:.1%} open with a quote"
-        log(f"{name} texts: {opens}, {row['words']:.1f} words on average")
+    for name, captions in (("training", train), ("test", test)):
+        quotes = np.mean([caption.lstrip()[:1] in ('"', "'") for caption in captions])
+        words = np.mean([len(tokens(caption)) for caption in captions])
+        opens = f"{comma_rate(captions):.1%} have a comma, {quotes:.1%} open with a quote"
+        log(f"{name} texts: {opens}, {words:.1f} words on average")
     if cut := sum(one != other for one, other in zip(train, seen, strict=True)):
         log(f"the test's texts are cut at a comma: so are the words of {cut} captions of training and validation")
 
@@ -920,7 +910,7 @@ def predict(
         knobs = Knobs(**member["knobs"])
         network = network_of(knobs, member["state"], (d_text, d_image, len(bundle["vocabulary"])))
         words = torch.from_numpy(ids)
-        output = network_predictions(network.to(device), torch.from_numpy(text), words, knobs.infer_batch)
+        output = network_predictions(network.to(device), torch.from_numpy(text), words, bundle["knobs"]["infer_batch"])
         total += np.float32(member["weight"]) * unit(output)
     return total * np.float32(bundle["length"])
 
@@ -1014,11 +1004,6 @@ class Blend:
     def mrr(self) -> float:
         return self.tables["pool100_raw"]["mrr"]
 
-    @property
-    def members(self) -> list[int]:
-        """Those that count, heaviest first."""
-        return [int(k) for k in np.argsort(-self.weights, kind="stable") if self.weights[k] > 0]
-
 
 def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float, priors: list[float]) -> Blend:
     """Weights and repulsion (none, half or all of it) by pool-100 raw MRR, for each member's predictions (views, m, d).
@@ -1090,30 +1075,24 @@ class Trained:
     history: list[dict[str, Any]]  # rows of the training log
 
 
-class StateFile:
-    """The one file that a network's training can go on from, replaced as a whole."""
+def read_state(path: Path, device: str = "") -> dict[str, Any]:
+    """What a network's training can go on from on this kind of device; nothing where the file is of no use."""
+    if not path.exists():
+        return {}
+    try:
+        state = load_torch(path)
+        if device and state.get("device", device) != device:
+            raise ValueError("it is of another kind of device, whose random numbers differ")
+    except (UserError, ValueError) as error:  # a new start is as good
+        log(f"{path.name}: not usable ({first_line(error)}); this network starts anew")
+        return {}
+    return state
 
-    def __init__(self, path: Path, fingerprint: str, device: str) -> None:
-        self.path, self.fingerprint, self.device = path, fingerprint, device  # a state of others is not taken up
 
-    def read(self) -> dict[str, Any]:
-        """What was written last; nothing where that is of no use."""
-        if not self.path.exists():
-            return {}
-        try:
-            state = load_torch(self.path)
-            if state.pop("fingerprint") != self.fingerprint:
-                raise ValueError("it is of other data or knobs")
-            if self.device and state.get("device", self.device) != self.device:
-                raise ValueError("it is of another kind of device, whose random numbers differ")
-        except Exception as error:  # damage can show anywhere; a new start is as good
-            log(f"{self.path.name}: not usable ({first_line(error)}); this network starts anew")
-            return {}
-        return state
-
-    def write(self, state: dict[str, Any]) -> None:
-        with atomic(self.path) as part:
-            save_torch(part, {"fingerprint": self.fingerprint, **state})
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Replace it as a whole."""
+    with atomic(path) as part:
+        save_torch(part, state)
 
 
 def make_task(problem: Problem, phase: str, knobs: Knobs, device: torch.device, dtype: torch.dtype) -> Task:
@@ -1165,6 +1144,10 @@ def learning_rate(knobs: Knobs, step: int, progress: float) -> float:
 
 class Diverged(Exception):
     """The loss or a weight is no number."""
+
+    def __init__(self, lr: float) -> None:
+        super().__init__(lr)
+        self.lr = lr
 
 
 @dataclass
@@ -1255,7 +1238,7 @@ def careful_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
 
 
 def train_network(
-    name: str, knobs: Knobs, task: Task, allotted: float, states: StateFile, stop: Stop, watch: Callable[..., dict]
+    name: str, knobs: Knobs, task: Task, allotted: float, state_file: Path, stop: Stop, watch: Callable[..., dict]
 ) -> Trained:
     """Train one network to the end of its schedule: its epochs or `allotted` seconds from now, whichever ends first.
 
@@ -1265,7 +1248,7 @@ def train_network(
     """
     learner, at = new_learner(name, knobs, task), Position(knobs.lr)
     steps = len(epoch_batches(task, knobs, 0))  # an epoch
-    if state := states.read():
+    if state := read_state(state_file, task.text.device.type):
         at = learner.take_up(state)
         log(f"{name}: going on from epoch {at.step // steps}, step {at.step % steps}")
     log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
@@ -1278,7 +1261,7 @@ def train_network(
     while going:
         if stop.signal or clock - saved >= knobs.checkpoint_seconds:
             at.loss_sum, saved = float(loss_sum), clock
-            states.write(learner.state(at))
+            write_state(state_file, learner.state(at))
         if stop.signal:
             raise Interrupted
         if batches is None or at.step % steps == 0:
@@ -1298,7 +1281,7 @@ def train_network(
         # The end of an epoch, or of the schedule.
         in_numbers = all(weights.isfinite().all() for weights in learner.network.parameters())
         if not in_numbers or (wrong and not learner.scaler.is_enabled()):  # a scaler leaves such a step out
-            raise Diverged
+            raise Diverged(at.lr)
         epoch = math.ceil(at.step / steps)
         row = {"epoch": epoch, "loss": float(loss_sum) / (at.step - (epoch - 1) * steps)}
         at.history.append(row | watch(epoch, not going, learner.network))
@@ -1320,15 +1303,17 @@ def refuse_skipped(name: str, learner: Learner, steps: int) -> None:
         log(f"{name}: {skipped} of {steps} steps were left out: gradients beyond float16")
 
 
-def train_again_if_diverged(name: str, knobs: Knobs, states: StateFile, **others: Any) -> Trained:
+def train_again_if_diverged(name: str, knobs: Knobs, state_file: Path, **others: Any) -> Trained:
     """`train_network`; where the loss is no number, once more from the start at half the rate."""
-    for lr in (knobs.lr, knobs.lr / 2):
+    lr = knobs.lr
+    while lr >= knobs.lr / 2:
         try:
-            return train_network(name, dataclasses.replace(knobs, lr=lr), states=states, **others)
-        except Diverged:
-            log(f"{name}: the loss is no number at lr={lr:g}")
-            states.path.unlink(missing_ok=True)
-    raise TrainingFailed(f"{name}: the loss is no number, at half the rate as well; try --set lr={knobs.lr / 4:g}")
+            return train_network(name, dataclasses.replace(knobs, lr=lr), state_file=state_file, **others)
+        except Diverged as diverged:
+            log(f"{name}: the loss is no number at lr={diverged.lr:g}")
+            lr = diverged.lr / 2
+            state_file.unlink(missing_ok=True)
+    raise TrainingFailed(f"{name}: the loss is no number, at half the rate as well; try --set lr={lr:g}")
 
 
 # ------------------------------------------------------------------------- the run: candidates and choice
@@ -1343,6 +1328,7 @@ class Problem:
     train_images: np.ndarray
     val_images: np.ndarray
     views: np.ndarray  # (VIEWS, m) captions of the validation images
+    read: dict[str, Any]  # for the manifest: digests of what was read, what became of extra pairs
 
     @property
     def dims(self) -> Dims:
@@ -1358,21 +1344,19 @@ class Problem:
         return np.concatenate([own, np.arange(self.train.own, len(self.train.images))]) if pairs else own
 
 
-def make_problem(
-    train: TrainSet, test: TestSet, knobs: Knobs, candidates: list[Knobs], pairs: list[Path]
-) -> tuple[Problem, list[dict]]:
-    """The run's data with the extra pairs behind its own, and what became of those."""
+def make_problem(train: TrainSet, test: TestSet, knobs: Knobs, candidates: list[Knobs], pairs: list[Path]) -> Problem:
+    """The run's data, with the extra pairs behind its own."""
     train_images, val_images = split_images(len(train.images), knobs.val_fraction, knobs.split_seed)
     train, facts = join_pairs(train, test, val_images, pairs)
     texts, vocabulary = train.captions, []
     if any(one.sees != "vector" for one in candidates):
         texts = cut_as_the_test(train.captions, test.captions, knobs.split_seed)
-        log_habits(train.captions, test.captions, texts)
+        log_texts(train.captions, test.captions, texts)
         held_out = np.isin(train.image_of, val_images)
         seen = [caption for caption, out in zip(texts, held_out, strict=True) if not out]
         vocabulary = make_vocabulary(seen, knobs.word_count)
     words, views = word_ids(texts, vocabulary), caption_views(train.image_of, val_images)
-    return Problem(train, test, vocabulary, words, train_images, val_images, views), facts
+    return Problem(train, test, vocabulary, words, train_images, val_images, views, {"pairs": facts})
 
 
 @dataclass
@@ -1386,6 +1370,7 @@ class Candidate:
     trained: dict[str, Trained] = field(default_factory=dict)  # by phase: "validate", then "refit" on all images
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0))  # (views, m, d) for the validation captions
     figures: dict[str, float] = field(default_factory=dict)  # MRR of these by table
+    weight: float = 0.0  # in the best blend
 
 
 def predictions_of(network: nn.Module, problem: Problem, rows: int) -> np.ndarray:
@@ -1395,8 +1380,11 @@ def predictions_of(network: nn.Module, problem: Problem, rows: int) -> np.ndarra
     return network_predictions(network, text, words, rows).reshape(*problem.views.shape, -1)
 
 
-def figures_of(predictions: np.ndarray, problem: Problem) -> dict[str, float]:
-    return {name: table["mrr"] for name, table in evaluate(predictions, problem.val_vectors).items()}
+def examine(candidate: Candidate, network: nn.Module, problem: Problem) -> None:
+    """Ask validation about a candidate's network."""
+    candidate.predictions = predictions_of(network, problem, candidate.knobs.infer_batch)
+    tables = evaluate(candidate.predictions, problem.val_vectors)
+    candidate.figures = {name: table["mrr"] for name, table in tables.items()}
 
 
 def blend_of(candidates: list[Candidate], problem: Problem, repulsion: float) -> Blend:
@@ -1424,6 +1412,7 @@ class Job:
     candidate: Candidate
     phase: str
     allotted: float
+    begun: float = field(default_factory=time.monotonic)
 
 
 class Plan:
@@ -1452,8 +1441,8 @@ class Plan:
         """Heaviest first. For a member that has no time for it, its validated weights go on predicting."""
         for one in self.due(members):
             self.refits.append(one.number)
-            if one.knobs.network == "linear" or 0.9 * self.refit_seconds(one) <= self.left():
-                return Job(one, "refit", self.left())
+            if one.knobs.network == "linear" or 0.9 * self.refit_seconds(one) <= self.stop.left():
+                return Job(one, "refit", self.stop.left())
             self.leave_out(f"refit of candidate {one.number}: no time for it; it predicts with its validated weights")
         return None
 
@@ -1462,7 +1451,7 @@ class Plan:
         if not self.waiting:
             return None
         first, share = self.waiting[0], self.share(members)
-        seconds = min(share * self.training_seconds(first.knobs, refit=False), self.left() - self.overhead())
+        seconds = min(share * self.training_seconds(first.knobs, refit=False), self.stop.left() - self.overhead())
         linear = first.knobs.network == "linear"
         if linear or share >= ENOUGH or seconds >= 1:
             if share < 1 and not linear:
@@ -1501,15 +1490,14 @@ class Plan:
                 return Job(self.candidates[-1], "validate", math.inf)
         return None
 
-    def left(self) -> float:
-        """Seconds until only the last submission and the records are left to write."""
-        return self.stop.deadline - self.stop.closing - time.monotonic()
-
     def spare(self, members: list[Candidate], refit: bool) -> float:
         """Seconds of all workers that neither running trainings nor, with `refit`, refits will need."""
-        promised = [self.training_seconds(job.candidate.knobs, refit) + self.overhead() for job in self.running]
-        promised += [self.refit_seconds(one) for one in self.unrefitted(members) if refit]
-        return self.workers * self.left() - sum(promised)
+        promised = sum(self.refit_seconds(one) for one in self.unrefitted(members) if refit)
+        for job in self.running:
+            one, refitting = job.candidate, job.phase == "refit"
+            seconds = self.refit_seconds(one) if refitting else self.training_seconds(one.knobs, refit)
+            promised += max(0.0, seconds + self.overhead() - (time.monotonic() - job.begun))
+        return self.workers * self.stop.left() - promised
 
     def training_seconds(self, knobs: Knobs, refit: bool) -> float:
         """Of a candidate, with its refit or without."""
@@ -1589,28 +1577,6 @@ def side_by_side(
                 yield job, future
 
 
-def train_candidate(
-    job: Job, device: torch.device, problem: Problem, dtype: torch.dtype, folder: Folder, stop: Stop
-) -> Trained:
-    """A candidate on the images of its job's phase, from where an interrupted run left it."""
-    candidate = job.candidate
-    knobs, states = candidate.knobs, folder.state(job.phase, candidate.number, device.type)
-    if job.phase == "refit":
-        knobs = dataclasses.replace(knobs, epochs=refit_epochs(candidate.trained["validate"]))
-    try:
-        task = make_task(problem, job.phase, knobs, device, dtype)
-        if knobs.network == "linear":
-            trained = fit_candidate(task, knobs)
-        else:
-            watch, name = functools.partial(watch_training, job, problem, folder), f"{job.phase} {candidate.number}"
-            others = {"task": task, "allotted": job.allotted, "stop": stop, "watch": watch}
-            trained = train_again_if_diverged(name, knobs, states, **others)
-    except (RuntimeError, ValueError) as error:  # of torch.linalg too
-        raise TrainingFailed(f"candidate {candidate.number}, {job.phase}: {first_line(error)}") from error
-    states.write({"trained": vars(trained)})
-    return trained
-
-
 def refit_epochs(validated: Trained) -> int:
     """As many whole epochs as there was time for before."""
     return max(1, int(validated.epochs))
@@ -1623,48 +1589,28 @@ def fit_candidate(task: Task, knobs: Knobs) -> Trained:
     return Trained(weights, 0.0, time.monotonic() - start, 0.0, [])
 
 
-def watch_training(
-    job: Job, problem: Problem, folder: Folder, epoch: int, last: bool, network: nn.Module
-) -> dict[str, Any]:
-    """At an epoch's end: validation where it is due, the named checkpoint; the rest of the row of the log."""
-    candidate, knobs = job.candidate, job.candidate.knobs
-    row: dict[str, Any] = {"phase": job.phase, "member": candidate.number}
-    if job.phase == "validate" and (last or epoch % knobs.eval_every == 0):
-        candidate.predictions = predictions_of(network, problem, knobs.infer_batch)
-        row |= figures_of(candidate.predictions, problem)
-    if job.phase == "validate" and candidate.named and epoch % knobs.checkpoint_every == 0:
-        weights = {key: value.cpu() for key, value in network.state_dict().items()}
-        bundle = make_bundle(problem, knobs, [member_of(knobs, weights, 1.0)], 0.0)
-        with atomic(folder.path / CHECKPOINT.format(epoch)) as part:
-            save_torch(part, bundle)
-    return row | {"seconds": round(run_seconds(), 2)}
-
-
+@dataclass
 class Run:
     """A run under way: what is trained so far, the best blend of it, and the submission made of that."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        knobs: Knobs,
-        machine: Machine,
-        folder: Folder,
-        plan: Plan,
-        stop: Stop,
-        read: dict,  # what the manifest says of the files that were read
-        earlier: float,  # seconds of the runs that this one goes on from
-    ) -> None:
-        self.problem, self.knobs, self.machine, self.folder = problem, knobs, machine, folder
-        self.plan, self.stop, self.read, self.earlier = plan, stop, read, earlier
-        self.candidates: list[Candidate] = []  # that validation has judged
-        self.best: Blend | None = None
-        self.failures: list[str] = []
-        self.submitted = False  # whether what predicts now has predicted the submission
-        self.loaded, self.publishing = run_seconds(), 0.0  # seconds of reading, of all publications
+    problem: Problem
+    knobs: Knobs
+    machine: Machine
+    folder: Folder
+    plan: Plan
+    stop: Stop
+    earlier: float  # seconds of the runs that this one goes on from
+    loaded: float  # seconds of reading
+    candidates: list[Candidate] = field(default_factory=list)  # that validation has judged
+    best: Blend | None = None
+    failures: list[str] = field(default_factory=list)
+    submitted: bool = False  # whether what predicts now has predicted the submission
+    publishing: float = 0.0  # seconds of all publications
 
     @property
     def members(self) -> list[Candidate]:
-        return [self.candidates[k] for k in self.best.members] if self.best else []
+        """Of the best blend, heaviest first."""
+        return sorted((one for one in self.candidates if one.weight), key=lambda one: -one.weight)
 
     def train(self) -> None:
         """Train what the plan gives; whenever validation says that a blend is better, it becomes the submission."""
@@ -1672,21 +1618,12 @@ class Run:
             self.judge(candidate)
         if self.best:
             self.publish()
-        for job, future in side_by_side(self.next_job, self.work, self.machine.devices):
-            self.plan.running.remove(job)
-            try:
-                job.candidate.trained[job.phase] = future.result()
-                if job.phase == "validate":
-                    self.judge(job.candidate)
-                else:
-                    self.submitted = False
-            except Interrupted:
-                continue
-            except TrainingFailed as error:
-                self.fail(error)
-            soon = sum(map(self.plan.refit_seconds, self.plan.due(self.members)))
-            if self.best and not self.submitted and not 0 < soon < 3 * self.stop.closing:  # else a better one follows
-                self.publish()
+        try:
+            for job, future in side_by_side(self.next_job, self.work, self.machine.devices):
+                self.take(job, future)
+        except BaseException:
+            self.stop.signal = self.stop.signal or signal.SIGTERM  # what is trained beside it need not go on for hours
+            raise
 
     def next_job(self) -> Job | None:
         job = self.plan.next_job(self.members)
@@ -1694,23 +1631,73 @@ class Run:
         return job
 
     def work(self, job: Job, device: torch.device) -> Trained:
-        return train_candidate(job, device, self.problem, self.machine.dtype, self.folder, self.stop)
+        """Train a job's candidate from where an interrupted run left it: in a thread, which touches the job alone."""
+        candidate, name = job.candidate, f"{job.phase} {job.candidate.number}"
+        knobs, state_file = candidate.knobs, self.folder.state(job.phase, candidate.number)
+        if job.phase == "refit":
+            knobs = dataclasses.replace(knobs, epochs=refit_epochs(candidate.trained["validate"]))
+        try:
+            task = make_task(self.problem, job.phase, knobs, device, self.machine.dtype)
+            if knobs.network == "linear":
+                trained = fit_candidate(task, knobs)
+            else:
+                others = {"task": task, "allotted": job.allotted, "stop": self.stop}
+                watch = functools.partial(self.watch, job)
+                trained = train_again_if_diverged(name, knobs, state_file, watch=watch, **others)
+        except (RuntimeError, ValueError) as error:  # of torch.linalg too
+            raise TrainingFailed(f"candidate {candidate.number}, {job.phase}: {first_line(error)}") from error
+        write_state(state_file, {"trained": vars(trained)})
+        return trained
+
+    def watch(self, job: Job, epoch: int, last: bool, network: nn.Module) -> dict[str, Any]:
+        """At an epoch's end: validation where it is due, the named checkpoint; the rest of the row of the log."""
+        candidate, knobs = job.candidate, job.candidate.knobs
+        row: dict[str, Any] = {"phase": job.phase, "member": candidate.number}
+        if job.phase == "validate" and (last or epoch % knobs.eval_every == 0):
+            examine(candidate, network, self.problem)
+            row |= candidate.figures
+        if job.phase == "validate" and candidate.named and epoch % knobs.checkpoint_every == 0:
+            weights = {key: value.cpu() for key, value in network.state_dict().items()}
+            bundle = make_bundle(self.problem, knobs, [member_of(knobs, weights, 1.0)], 0.0)
+            with atomic(self.folder.path / CHECKPOINT.format(epoch)) as part:
+                save_torch(part, bundle)
+        return row | {"seconds": round(self.earlier + run_seconds(), 2)}
+
+    def take(self, job: Job, future: Future[Trained]) -> None:
+        """Take what a job has trained; publish, unless a better submission follows at once."""
+        self.plan.running.remove(job)
+        try:
+            job.candidate.trained[job.phase] = future.result()
+        except Interrupted:
+            return
+        except TrainingFailed as error:
+            self.fail(error)
+        else:
+            if job.phase == "validate":
+                self.judge(job.candidate)
+            else:
+                self.submitted = False
+        soon = sum(map(self.plan.refit_seconds, self.plan.due(self.members)))
+        if self.best and not self.submitted and not 0 < soon < 3 * self.stop.closing:
+            self.publish()
 
     def judge(self, candidate: Candidate) -> None:
         """Ask validation about a candidate, alone and in a blend with the others."""
-        start, trained = time.monotonic(), candidate.trained["validate"]
-        try:
-            if not candidate.predictions.size:  # a network's own last validation left them
-                network = network_of(candidate.knobs, trained.weights, self.problem.dims).to(self.machine.devices[0])
-                candidate.predictions = predictions_of(network, self.problem, candidate.knobs.infer_batch)
-            candidate.figures = figures_of(candidate.predictions, self.problem)
-        except (RuntimeError, ValueError) as error:  # out of memory, or numbers that are none
-            self.fail(f"candidate {candidate.number}, predicting: {error}")
-            return
+        start = time.monotonic()
+        if not candidate.figures:  # a network's own last validation gave them
+            try:
+                weights = candidate.trained["validate"].weights
+                network = network_of(candidate.knobs, weights, self.problem.dims).to(self.machine.devices[0])
+                examine(candidate, network, self.problem)
+            except (RuntimeError, ValueError) as error:  # out of memory, or numbers that are none
+                self.fail(f"candidate {candidate.number}, predicting: {error}")
+                return
         self.candidates.append(candidate)
         blend = blend_of(self.candidates, self.problem, self.knobs.repulsion)
         if self.best is None or blend.mrr > self.best.mrr:
             self.best, self.submitted = blend, False
+            for one, weight in zip(self.candidates, blend.weights, strict=True):
+                one.weight = float(weight)
         else:
             figures = f"{blend.mrr:.4f}, the best so far {self.best.mrr:.4f}"
             log(f"candidate {candidate.number}: a blend with it has {figures}")
@@ -1742,10 +1729,9 @@ class Run:
     def bundle(self, best: Blend, phase: str) -> dict[str, Any]:
         """The best blend with the weights of a phase, as far as its members have come to that."""
         members = []
-        for k in best.members:
-            one = self.candidates[k]
+        for one in self.members:
             used = phase if phase in one.trained else "validate"
-            members.append(member_of(one.knobs, one.trained[used].weights, float(best.weights[k]), used == "refit"))
+            members.append(member_of(one.knobs, one.trained[used].weights, one.weight, used == "refit"))
         return make_bundle(self.problem, self.knobs, members, best.repulsion)
 
     def write_records(self, parts: Path, best: Blend, complete: bool) -> None:
@@ -1767,31 +1753,34 @@ class Run:
             "repulsion": best.repulsion,
             "seconds": {part: round(took, 2) for part, took in seconds.items()},
         }
-        members = members_of(best, self.candidates, self.knobs)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         metrics = {
             "validation": best.tables,
             "pool": min(POOL, len(self.problem.val_images)),
             "weights": "chosen" if best.chosen else "prior",
-            "members": members,
+            "members": members_of(self.candidates, self.knobs),
             "left_out": self.plan.left_out,
             "failures": self.failures,
             "validate_seconds": round(sum(one.watched for one in trained["validate"]), 4),
-            **peak_memory(),
+            "peak_rss_bytes": peak * (1 if sys.platform == "darwin" else 1024),
+            "peak_device_bytes": sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))),
         }
         write_json(parts / METRICS, facts | metrics)
         keys = ("candidate", "knobs", "weight", "refitted")
-        facts |= {"predicted_by": [{key: members[k][key] for key in keys} for k in best.members]}
-        facts |= {"stopped": self.stop.reason, "knobs": dataclasses.asdict(self.knobs), **self.read}
+        predicting = members_of(self.members, self.knobs)
+        facts |= {"predicted_by": [{key: one[key] for key in keys} for one in predicting]}
+        facts |= {"stopped": self.stop.reason, "knobs": dataclasses.asdict(self.knobs), **self.problem.read}
         write_manifest(parts, self.folder.path, complete, facts)
 
     def end(self) -> int:
         """The last publication; the exit code. Raises TrainingFailed where something went wrong."""
+        stopped = self.stop.signal  # asked once: a signal during the last publication comes too late
         if self.best:
             log_report(self.best, self.candidates, self.knobs, self.problem)
-            self.publish(complete=not self.failures and not self.stop.signal)
-        if self.stop.signal:  # Kaggle mounts no output of a failed run, so there a valid submission counts
+            self.publish(complete=not self.failures and not stopped)
+        if stopped:  # Kaggle mounts no output of a failed run, so there a valid submission counts
             log(f"stopped by {self.stop.reason}; the same command goes on from here")
-            return 0 if self.best and "KAGGLE_KERNEL_RUN_TYPE" in os.environ else 128 + self.stop.signal
+            return 0 if self.best and "KAGGLE_KERNEL_RUN_TYPE" in os.environ else 128 + stopped
         if not self.best:
             raise TrainingFailed("; ".join(self.failures) or "no candidate fits the time; raise --set max_minutes")
         if self.failures:
@@ -1913,16 +1902,16 @@ class Folder:
     """The output folder, with the states that an interrupted run goes on from."""
 
     path: Path
-    fingerprint: str  # of data and knobs: a state of anything else is refused
+    fingerprint: str  # of data, knobs and the form of states: the states beside an index of another one don't count
 
-    def state(self, phase: str, number: int, device: str) -> StateFile:
-        return StateFile(self.path / RESUME_STATE.format(phase, number), self.fingerprint, device)
+    def state(self, phase: str, number: int) -> Path:
+        return self.path / RESUME_STATE.format(phase, number)
 
     def take_up(self, candidates: list[Candidate]) -> None:
         """Give candidates what an interrupted run had trained."""
         for one in candidates:
             for phase in PHASES:
-                if not (trained := self.state(phase, one.number, device="").read().get("trained")):
+                if not (trained := read_state(self.state(phase, one.number)).get("trained")):
                     break
                 one.trained[phase] = Trained(**trained)
 
@@ -1935,21 +1924,23 @@ class Folder:
 
     def read_index(self, source: Path) -> dict[str, Any]:
         """The index of an unfinished run here or below the input root, whose states are then copied here; or {}."""
-        path = self.path / RESUME_RUN
-        if not path.exists() and any(source.rglob(RESUME_RUN)):
-            earlier = find_file(source, RESUME_RUN).parent
-            for state in [*earlier.glob("resume_*_*"), earlier / RESUME_RUN]:  # the index last: it makes them count
-                shutil.copyfile(state, self.path / state.name)
-        if not path.exists():
-            return {}
-        with reading(path, "the state of an unfinished run", "delete resume_* there to start anew"):
-            index = json.loads(path.read_text(encoding="utf-8"))
-            index["drawn"] = [Knobs(**one) for one in index["drawn"]]
-            index["fingerprint"], DTYPES[index["dtype"]], index["device"], float(index["seconds"])
-        if index["fingerprint"] != self.fingerprint:
-            anew = "choose another --output, or delete resume_* there to start anew"
-            raise UserError(f"{self.path}: holds an unfinished run of other data or knobs; {anew}")
-        return index
+        own = self.path / RESUME_RUN
+        found = [own] if own.exists() else files_below(source, RESUME_RUN)
+        for path in found:
+            with reading(path, "the state of an unfinished run", "delete resume_* there to start anew"):
+                index = json.loads(path.read_text(encoding="utf-8"))
+                index["drawn"] = [Knobs(**one) for one in index["drawn"]]
+                index["fingerprint"], DTYPES[index["dtype"]], index["device"], float(index["seconds"])
+            if index["fingerprint"] == self.fingerprint:
+                if path != own:
+                    self.forget()
+                    for state in [*path.parent.glob("resume_*_*"), path]:  # the index last: it makes them count
+                        shutil.copyfile(state, self.path / state.name)
+                return index
+        if found:
+            anew = "delete resume_* there to start anew" + (", or choose another --output" if found == [own] else "")
+            raise UserError(f"{found[0].parent}: holds an unfinished run of other data or knobs; {anew}")
+        return {}
 
     def clear(self) -> None:
         """Take away what an earlier run left, the manifest first: old and new files never lie side by side."""
@@ -1976,13 +1967,12 @@ def write_manifest(parts: Path, folder: Path, complete: bool, facts: dict[str, A
     write_json(parts / MANIFEST, {"complete": complete, "versions": versions, **facts, "outputs": listed})
 
 
-def members_of(best: Blend, candidates: list[Candidate], knobs: Knobs) -> list[dict[str, Any]]:
-    """Every candidate: what it is, its weight in the blend, how it was trained and what it scores alone."""
+def members_of(candidates: list[Candidate], knobs: Knobs) -> list[dict[str, Any]]:
+    """Of each candidate: what it is, its weight in the blend, how it was trained and what it scores alone."""
     members = []
-    weights = [*best.weights, *[0.0] * len(candidates)]  # later ones may not be in the best blend
-    for one, weight in zip(candidates, weights, strict=False):
+    for one in candidates:
         trained, facts = one.trained["validate"], {"candidate": one.number, "knobs": describe(one.knobs, knobs)}
-        facts |= {"weight": float(weight), "refitted": "refit" in one.trained}
+        facts |= {"weight": one.weight, "refitted": "refit" in one.trained}
         facts |= {"epochs": round(trained.epochs, 2), "seconds": round(trained.seconds, 2)}
         members.append(facts | one.figures)
     return members
@@ -2005,7 +1995,7 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
     log(f"\nvalidation on {images} unseen images, {VIEWS} captions each, pools of {pool}")
     tables = pd.DataFrame(best.tables).T.rename(lambda name: name.replace("100", str(pool)))
     log(tables.to_string(float_format="%.4f"))
-    members = pd.DataFrame(members_of(best, candidates, knobs))
+    members = pd.DataFrame(members_of(candidates, knobs))
     members.columns = [name.removeprefix("pool100_") for name in members]
     what = members.pop("knobs")
     members["knobs"] = what.str.ljust(what.str.len().max())  # last, and aligned
@@ -2050,18 +2040,10 @@ def run_seconds() -> float:
     return time.monotonic() - STARTED
 
 
-def peak_memory() -> dict[str, int]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {
-        "peak_rss_bytes": peak,
-        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-    }
-
-
 def log(text: str) -> None:
     """One plain line at once: Kaggle's log and `run_local.py` read line by line."""
     try:
-        print(text, flush=True)
+        print(f"{text}\n", end="", flush=True)  # in one piece, beside the lines of other threads
     except BrokenPipeError:  # who read the log is gone; the run goes on
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
@@ -2092,10 +2074,8 @@ def choose_machine(knobs: Knobs, index: dict[str, Any]) -> Machine:
     device = choose_device(knobs)
     kept = device.type == "cpu" and index.get("device") == "cpu" and knobs.dtype == "auto"
     dtype = choose_dtype(device, index["dtype"] if kept else knobs.dtype)
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    devices = [
-        torch.device("cuda", k % count) if device.type == "cuda" else device for k in range(knobs.workers or count)
-    ]
+    cards = [torch.device("cuda", k) for k in range(torch.cuda.device_count())] if device.type == "cuda" else [device]
+    devices = [cards[k % len(cards)] for k in range(knobs.workers or len(cards))]
     return Machine(devices, dtype, 0.7 * product_rate(dtype, device, 1536))
 
 
@@ -2162,10 +2142,9 @@ class Stop:
         self.deadline = STARTED + 60 * max_minutes
         self.closing = 2.0  # seconds that the last submission, the records and the end of the process take
         self.signal = 0
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                    signal.signal(number, self.note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self.note)
 
     def note(self, number: int, frame: object) -> None:
         """First signal: end the step, save its state, stop. The second one does not wait."""
@@ -2178,7 +2157,11 @@ class Stop:
     def reason(self) -> str:
         if self.signal:
             return signal.Signals(self.signal).name
-        return BUDGET if time.monotonic() > self.deadline - self.closing else ""
+        return BUDGET if self.left() < 0 else ""
+
+    def left(self) -> float:
+        """Seconds until only the last submission and the records are left to write."""
+        return self.deadline - self.closing - time.monotonic()
 
 
 @contextlib.contextmanager
@@ -2231,8 +2214,8 @@ def make_folder(output: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------- command line
-def read_problem(source: Path, knobs: Knobs, candidates: list[Knobs]) -> tuple[Problem, dict[str, Any]]:
-    """The run's data; for the manifest, digests of what was read and what became of extra pairs."""
+def read_problem(source: Path, knobs: Knobs, candidates: list[Knobs]) -> Problem:
+    """The run's data, found below `source`."""
     paths = [find_file(source, name) for name in ("train.npz", "test.clean.npz")]
     train, test = read_train(paths[0], knobs.consecutive_captions), read_test(paths[1])
     for key, ours, theirs in (
@@ -2246,31 +2229,33 @@ def read_problem(source: Path, knobs: Knobs, candidates: list[Knobs]) -> tuple[P
         raise UserError(f"{source}: no pairs*.npz below it; attach one, or leave --set pairs=true away")
     if files:
         log(f"pairs: {len(files)} file(s) of external data join; whether the rules allow that is yours to look up")
-    problem, pairs = make_problem(train, test, knobs, candidates, files)
+    problem = make_problem(train, test, knobs, candidates, files)
+    problem.read["inputs"] = {path.name: file_facts(path) for path in paths}
     captions, images = (f"{len(rows)} x {rows.shape[1]}" for rows in (problem.train.text, problem.train.images))
     seconds = f"{run_seconds():.1f} s"
     log(f"data: captions {captions}, images {images}, {len(test.text)} test captions; read in {seconds}")
-    return problem, {"inputs": {path.name: file_facts(path) for path in paths}, "pairs": pairs}
+    return problem
 
 
 def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     """Read, train, submit; the exit code."""
     knobs, recipe = resolve_knobs(given), resolve_candidates(given)
     stop = Stop(knobs.max_minutes)
-    problem, read = read_problem(source, knobs, recipe)
+    problem, loaded = read_problem(source, knobs, recipe), run_seconds()
     if knobs.pairs_compare:
         recipe += [dataclasses.replace(one, pairs=False) for one in recipe if one.pairs]
     recipe = [with_epochs(one, len(problem.images_of("refit", one.pairs))) for one in recipe]
 
     make_folder(output)
     fixed = [{key: getattr(one, key) for key in FIELDS if not FIELDS[key].metadata["free"]} for one in recipe]
-    folder = Folder(output, hashlib.sha256(json.dumps([read, fixed]).encode()).hexdigest())
+    form = [one.name for kind in (Trained, Position) for one in dataclasses.fields(kind)]
+    folder = Folder(output, hashlib.sha256(json.dumps([problem.read, fixed, form]).encode()).hexdigest())
     index = folder.read_index(source)
     if not index:
         folder.clear()
         folder.forget()
-    candidates = [Candidate(number, one) for number, one in enumerate(recipe)]
-    candidates += [Candidate(number, one, drawn=True) for number, one in enumerate(index.get("drawn", []), len(recipe))]
+    everything = enumerate([*recipe, *index.get("drawn", [])])
+    candidates = [Candidate(number, one, drawn=number >= len(recipe)) for number, one in everything]
     folder.take_up(candidates)
     if networks := [one for one in candidates if one.knobs.network != "linear"]:
         networks[0].named = True
@@ -2278,7 +2263,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     machine = choose_machine(knobs, index)
     log(f"recipe: {knobs.recipe}, {len(candidates)} candidate(s), seed {knobs.seed}")
     plan = Plan(candidates, knobs, given, problem, machine, stop)
-    run = Run(problem, knobs, machine, folder, plan, stop, read, index.get("seconds", 0.0))
+    run = Run(problem, knobs, machine, folder, plan, stop, index.get("seconds", 0.0), loaded)
     run.train()
     return run.end()
 
@@ -2294,8 +2279,7 @@ def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     if bundle["dims"][1] != test.image_dim:
         raise UserError(f"{weights}: predicts {bundle['dims'][1]} dimensions, but {test_path} wants {test.image_dim}")
     bundle["repulsion"] = given.get("repulsion", bundle["repulsion"])
-    for member in bundle["members"] if "infer_batch" in given else []:
-        member["knobs"]["infer_batch"] = knobs.infer_batch
+    bundle["knobs"] |= given
     make_folder(output)
     Folder(output, "").clear()
     device = choose_device(knobs)
@@ -2303,7 +2287,7 @@ def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
         write_submission(parts / SUBMISSION, test.caption_ids, predicted(bundle, test, device))
         facts = {
             "recipe": bundle["knobs"]["recipe"],
-            "knobs": bundle["knobs"] | given,
+            "knobs": bundle["knobs"],
             "repulsion": bundle["repulsion"],
             "inputs": {path.name: file_facts(path) for path in (weights, test_path)},
             "seconds": {"total": round(run_seconds(), 2)},

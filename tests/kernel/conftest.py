@@ -71,14 +71,15 @@ class Lab:
             ),
         )
         both = self.knobs(sees="both")
-        return kernel.make_problem(*sets, both, [both], [])[0]
+        return kernel.make_problem(*sets, both, [both], [])
 
     def task(self, problem: Any, dtype: str = "float32", phase: str = "validate", **knobs: Any) -> Any:
         device, kind = torch.device("cpu"), self.kernel.DTYPES[dtype]
         return self.kernel.make_task(problem, phase, self.knobs(**knobs), device, kind)
 
-    def states(self, name: str = "state.pth") -> Any:
-        return self.kernel.StateFile(self.folder / name, "fingerprint", "cpu")
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.pth"
 
     def train(
         self,
@@ -104,7 +105,7 @@ class Lab:
             self.knobs(**knobs),
             task=self.task(problem, dtype, **knobs),
             allotted=allotted,
-            states=self.states(),
+            state_file=self.state_file,
             stop=stop or self.kernel.Stop(1e6),
             watch=watch,
         )

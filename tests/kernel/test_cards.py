@@ -163,20 +163,17 @@ def test_a_state_of_another_device_is_a_new_start(kernel, lab, capsys):
     problem = lab.problem()
     whole = lab.train(problem)
     stopped(kernel, lab, 30, problem=problem)
-    states = lab.states()
-    content = states.read()
+    content = kernel.read_state(lab.state_file)
     content["random"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's
-    states.write(content | {"device": "cuda"})
+    kernel.write_state(lab.state_file, content | {"device": "cuda"})
     found = lab.train(problem)
     assert "not usable (it is of another kind of device" in capsys.readouterr().out
     assert all(torch.equal(whole.weights[key], found.weights[key]) for key in whole.weights)
 
 
 def test_a_network_that_is_trained_is_taken_up_on_any_device(kernel, lab):
-    states = lab.states()
-    states.write({"trained": vars(lab.train())})
-    elsewhere = kernel.StateFile(states.path, states.fingerprint, "cuda")
-    assert "trained" in elsewhere.read()
+    kernel.write_state(lab.state_file, {"trained": vars(lab.train())})
+    assert "trained" in kernel.read_state(lab.state_file, "cuda")
 
 
 # ------------------------------------------------------------------------------------------------ tracing

@@ -110,7 +110,7 @@ def test_other_dimensions_are_refused(kernel, sets, tmp_path: Path):
 def test_extra_pairs_are_trained_on_and_never_validated_on(kernel, sets, lab, tmp_path: Path):
     train, test, _ = sets
     knobs = lab.knobs(pairs=True, val_fraction=0.4, pairs_weight=0.25)
-    problem, _ = kernel.make_problem(train, test, knobs, [knobs], [draw_pairs(tmp_path)])
+    problem = kernel.make_problem(train, test, knobs, [knobs], [draw_pairs(tmp_path)])
     assert problem.val_images.max() < 240
     assert len(problem.val_images) == 96
     for phase, own in (("validate", 144), ("refit", 240)):

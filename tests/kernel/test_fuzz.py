@@ -140,23 +140,23 @@ class Corpus:
         self.code(["--input", self.root, "--output", folder / "done", *settings])
         sets = kernel.read_train(self.root / TRAIN), kernel.read_test(self.root / TEST)
         self.knobs = kernel.Knobs(**tiny)
-        self.problem, _ = kernel.make_problem(*sets, self.knobs, [self.knobs], [])
+        self.problem = kernel.make_problem(*sets, self.knobs, [self.knobs], [])
         (folder / "open").mkdir()
         self.open = kernel.Folder(folder / "open", "fingerprint")
         machine = kernel.Machine([torch.device("cpu")], torch.float32, 1.0)
-        self.open.write_index(machine, [kernel.Candidate(5, self.knobs, drawn=True)])
+        self.open.write_index(machine, [kernel.Candidate(5, self.knobs, drawn=True)], 1.0)
         stop = kernel.Stop(1e6)
         stop.signal = signal.SIGTERM
         with contextlib.suppress(kernel.Interrupted):
             self.train(stop)
-        assert self.open.state("validate", 1, "cpu").path.exists()
+        assert self.open.state("validate", 1).exists()
 
     def train(self, stop: Any) -> None:
         task = self.kernel.make_task(self.problem, "validate", self.knobs, torch.device("cpu"), torch.float32)
         self.kernel.train_again_if_diverged(
             "validate 1",
             self.knobs,
-            self.open.state("validate", 1, "cpu"),
+            self.open.state("validate", 1),
             task=task,
             allotted=0.01,
             stop=stop,

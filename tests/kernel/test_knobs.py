@@ -138,5 +138,5 @@ def test_draws_change_what_the_user_left_free(kernel, lab):
 
 
 def test_a_description_names_what_differs(kernel):
-    assert kernel.describe(kernel.Knobs(hidden=3, sees="both")) == "sees=both hidden=3"
+    assert kernel.describe(kernel.Knobs(hidden=3, sees="both"), kernel.Knobs()) == "sees=both hidden=3"
     assert "hidden" not in kernel.describe(kernel.Knobs(hidden=3, lr=1.0), kernel.Knobs(hidden=3))

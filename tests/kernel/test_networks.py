@@ -276,8 +276,7 @@ def test_a_prediction_is_the_weighted_mean_direction(kernel, bundle):
 def test_captions_are_predicted_one_by_one(kernel, bundle, rows: int):
     """How many at once, and which others, changes nothing."""
     whole, problem = bundle
-    for member in whole["members"]:
-        member["knobs"]["infer_batch"] = rows
+    whole["knobs"]["infer_batch"] = rows
     found = kernel.predict(whole, problem.test.text, problem.test.captions)
     assert np.allclose(found[3:5], kernel.predict(whole, problem.test.text[3:5], problem.test.captions[3:5]), atol=1e-4)
 

@@ -60,7 +60,7 @@ def test_a_test_cut_at_commas_cuts_the_training_texts(kernel, capsys):
     cut = kernel.cut_as_the_test(WITH_COMMAS, ["a dog"] * 50, 0)
     assert cut == ["a dog"] * 80 + ["a cat"] * 20
     assert not capsys.readouterr().out
-    kernel.log_habits(WITH_COMMAS, ["a dog"] * 50, cut)
+    kernel.log_texts(WITH_COMMAS, ["a dog"] * 50, cut)
     said = capsys.readouterr().out
     assert "80.0%" in said
     assert "0.0%" in said
@@ -78,7 +78,7 @@ def test_a_test_cut_in_part_cuts_a_like_share_of_training(kernel):
 @pytest.mark.parametrize("test", [WITH_COMMAS, [caption.replace("dog", "cat") for caption in WITH_COMMAS]])
 def test_texts_of_one_kind_are_left_alone(kernel, test: list[str], capsys):
     assert kernel.cut_as_the_test(WITH_COMMAS, test, 0) == WITH_COMMAS
-    kernel.log_habits(WITH_COMMAS, test, WITH_COMMAS)
+    kernel.log_texts(WITH_COMMAS, test, WITH_COMMAS)
     assert "cut at a comma" not in capsys.readouterr().out
 
 
@@ -87,7 +87,7 @@ def test_training_texts_without_commas_are_left_alone(kernel):
 
 
 def test_stray_quotes_and_lengths_are_told(kernel, capsys):
-    kernel.log_habits(["a dog runs"] * 10, ['"a dog'] * 5 + ["a cat"] * 5, ["a dog runs"] * 10)
+    kernel.log_texts(["a dog runs"] * 10, ['"a dog'] * 5 + ["a cat"] * 5, ["a dog runs"] * 10)
     said = capsys.readouterr().out.splitlines()
     assert "3.0 words" in said[0]
     assert "50.0% open with a quote" in said[1]
