@@ -91,7 +91,7 @@ def under_way(run: Path) -> list[str]:
         with contextlib.suppress(kernel.UserError):  # a damaged one says nothing
             if at := kernel.load_torch(path).get("at"):
                 what = "candidate" if phase == "validate" else "refit of candidate"
-                lines.append(f"{what} {number} up to epoch {at['epoch'] + 1}")
+                lines.append(f"{what} {number} up to epoch {len(at['history']) + 1}")
     return lines
 
 

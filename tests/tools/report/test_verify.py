@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drawn import draw_data
+from drawn import TINY, draw_data
 from forked import failed, succeeded
 from lib import plots
 from lib.report import contents, figures, numbers
@@ -249,13 +250,23 @@ def test_a_run_that_is_not_finished_says_so(
         (partial / kernel.MANIFEST).write_text(json.dumps(manifest))
         record = json.loads((partial / kernel.METRICS).read_text())
         record["members"] = [{"candidate": 0, "epochs": 0}, {"candidate": 1, "epochs": 2.5}]
-        kernel.save_torch(partial / kernel.RESUME_STATE.format("validate", 2), {"at": {"epoch": 3}})
+        at = kernel.Position(1e-3, history=[{"epoch": epoch} for epoch in (1, 2, 3)])
+        kernel.save_torch(partial / kernel.RESUME_STATE.format("validate", 2), {"at": vars(at)})
         (partial / kernel.RESUME_STATE.format("validate", 3)).write_bytes(b"damaged")
         (partial / kernel.METRICS).write_text(json.dumps(record))
     done = tool("verify", "--run", partial, "--data", data, "--output", tmp_path / "out")
     page = html.unescape((tmp_path / "out/report.html").read_text(encoding="utf-8"))
     for text in (done.stderr, page):
         assert said in text if said else "not finished" not in text
+
+
+def test_a_run_stopped_in_a_network_says_in_which_epoch(server, data: Path, tmp_path: Path, tool) -> None:
+    given = ["--input", data, "--output", tmp_path / "run", *TINY, "--set=val_fraction=0.5", "--set=epochs=2000"]
+    log = server.stop(signal.SIGTERM, *given, after=" validate ").stdout
+    epochs = len([line for line in log.splitlines() if line.startswith(" validate ")])
+    done = succeeded(tool("verify", "--run", tmp_path / "run", "--data", data))
+    assert "not finished (SIGTERM); trained: candidate 0 in closed form" in done.stderr
+    assert f", candidate 1 up to epoch {epochs + 1};" in done.stderr
 
 
 # --------------------------------------------------------------------------------------------------------- bad input

@@ -74,9 +74,8 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
         seconds = {"members": sum(run.total_seconds for run in runs.values()), "blend": time.monotonic() - start}
         seconds["total"] = sum(seconds.values())
         facts |= {"seconds": {part: round(took, 2) for part, took in seconds.items()}}
-        validation = kernel.evaluate(found.predictions, exam.held.images)
         scores = {"equal_weights_mrr": found.prior_mrr, "fitted_weights_mrr": found.chosen_mrr}
-        metrics = facts | {"validation": validation, "members": members, "repulsion": found.repulsion, **scores}
+        metrics = facts | {"validation": found.tables, "members": members, "repulsion": found.repulsion, **scores}
         kernel.write_json(parts / kernel.METRICS, metrics)
         names = {name: run.folder.name for name, run in runs.items()}
         kernel.write_manifest(parts, output, True, facts | {"inputs": inputs, "knobs": {}, "members": names})
