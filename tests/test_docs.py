@@ -1,4 +1,4 @@
-"""What the README and docs/ show is there: commands parse and run, links lead somewhere, names are the kernel's."""
+"""What the READMEs and docs/ show is there: commands parse and run, links lead somewhere, names are the kernel's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drawn import draw_data
 from forked import succeeded
 from lib.project import REPO
 
-PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
+PAGES = sorted(page for folder in (".", "docs", "kaggle_*") for page in REPO.glob(f"{folder}/*.md"))
 COMMAND = re.compile(r"(?:\.venv/bin/)?python ((?:tools|kernel)/\w+\.py[^`|&;\n]*)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PLACE = re.compile(r"`((?:tools|kernel|docs|tests|\.ci|kaggle_\w+)/[\w./-]*)`")
