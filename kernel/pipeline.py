@@ -1081,6 +1081,8 @@ def read_state(path: Path, device: str = "") -> dict[str, Any]:
         return {}
     try:
         state = load_torch(path)
+        if not {"at", "trained"} & state.keys():
+            raise ValueError("it is no state of a network")
         if device and state.get("device", device) != device:
             raise ValueError("it is of another kind of device, whose random numbers differ")
     except (UserError, ValueError) as error:  # a new start is as good
@@ -1560,21 +1562,28 @@ def draw_candidate(base: Knobs, given: dict[str, Any], problem: Problem, draw: r
 
 
 def side_by_side(
-    next_job: Callable[[], Job | None], work: Callable[[Job, torch.device], Trained], devices: list[torch.device]
+    next_job: Callable[[], Job | None],
+    work: Callable[[Job, torch.device], Trained],
+    devices: list[torch.device],
+    stop: Stop,
 ) -> Iterator[tuple[Job, Future[Trained]]]:
     """Do the jobs that `next_job` gives, one a device at a time, a thread each; yields each as it ends."""
     free, running = list(devices), {}
     with ThreadPoolExecutor(len(devices)) as pool:
-        while True:
-            while free and (job := next_job()):
-                device = free.pop(0)
-                running[pool.submit(work, job, device)] = job, device
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job, device = running.pop(future)
-                free.append(device)
-                yield job, future
+        try:
+            while True:
+                while free and (job := next_job()):
+                    device = free.pop(0)
+                    running[pool.submit(work, job, device)] = job, device
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job, device = running.pop(future)
+                    free.append(device)
+                    yield job, future
+        except BaseException:  # of `next_job`, or of whoever takes the results
+            stop.signal = stop.signal or signal.SIGTERM  # what is being trained need not go on for hours
+            raise
 
 
 def refit_epochs(validated: Trained) -> int:
@@ -1618,12 +1627,8 @@ class Run:
             self.judge(candidate)
         if self.best:
             self.publish()
-        try:
-            for job, future in side_by_side(self.next_job, self.work, self.machine.devices):
-                self.take(job, future)
-        except BaseException:
-            self.stop.signal = self.stop.signal or signal.SIGTERM  # what is trained beside it need not go on for hours
-            raise
+        for job, future in side_by_side(self.next_job, self.work, self.machine.devices, self.stop):
+            self.take(job, future)
 
     def next_job(self) -> Job | None:
         job = self.plan.next_job(self.members)

@@ -59,6 +59,19 @@ def test_a_refit_that_fails_predicts_with_the_validated_weights(kernel, data, tm
     assert {one["candidate"]: one["refitted"] for one in manifest["predicted_by"]}[1] is False
 
 
+def test_a_failure_ends_what_is_trained_beside_it(kernel, data, tmp_path: Path, monkeypatch, run_here, capsys):
+    """The other card's network would go on for hours; its state is kept."""
+
+    def failing(run: Any, complete: bool = False) -> None:
+        raise kernel.WriteFailed("the disk is full")
+
+    monkeypatch.setattr(kernel.Run, "publish", failing)
+    hours = [*JOINED, "--set=epochs=100000", "--set=workers=2"]
+    assert run_here("--input", data, "--output", tmp_path / "out", *hours) == 1
+    assert capsys.readouterr().err == "error: the disk is full\n"
+    assert "at" in kernel.read_state(tmp_path / "out" / "resume_validate_1.pth")
+
+
 def test_the_only_candidate_that_fails_leaves_nothing(kernel, data, tmp_path: Path, monkeypatch, run_here, capsys):
     def failing(*_: Any, **__: Any) -> None:
         raise torch.linalg.LinAlgError("linalg.solve: the input matrix is singular.")

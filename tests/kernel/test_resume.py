@@ -282,7 +282,7 @@ def truncate(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    torch.save({"fingerprint": "that of another run"}, path)
+    torch.save({"weights": torch.zeros(3)}, path)
 
 
 @pytest.mark.parametrize("damage", [truncate, pytest.param(replace, marks=pytest.mark.slow), Path.unlink])
@@ -325,6 +325,37 @@ def test_a_run_goes_on_from_the_output_of_an_earlier_version(server, data, undis
     assert f"validate 1: {GOING_ON}" in ended.stdout
     assert_same(tmp_path / "new", undisturbed("align"))
     assert (root / "notebooks" / "pipeline" / "resume_run.json").exists()
+
+
+def test_of_several_unfinished_runs_its_own_is_taken_up(server, data, undisturbed, interrupted, tmp_path: Path):
+    """Below the input root, links followed: one of other knobs is left alone, unless there is no other."""
+    earlier, _ = interrupted
+    other, root = tmp_path / "other", tmp_path / "input"
+    arguments = [*command(data, other), "--set=seed=7"]
+    server.stop(signal.SIGTERM, *arguments, EVERY_STEP, after=" validate ")
+    shutil.copytree(data, root / "competitions")
+    shutil.copytree(other, root / "a")
+    ended = failed(server.run(*command(root, tmp_path / "refused")), 2)
+    assert ended.stderr.startswith(f"error: {root}/a: holds an unfinished run of other data or knobs")
+    assert not list((tmp_path / "refused").glob("resume_*"))
+    (root / "b").symlink_to(earlier)
+    ended = succeeded(server.run(*command(root, tmp_path / "new")))
+    assert f"validate 1: {GOING_ON}" in ended.stdout
+    assert_same(tmp_path / "new", undisturbed("align"))
+
+
+def test_a_signal_during_the_last_publication_comes_too_late(kernel, data, tmp_path: Path, run_here, monkeypatch):
+    right = kernel.Run.publish
+
+    def publish(run: Any, complete: bool = False) -> None:
+        if complete:
+            run.stop.signal = signal.SIGTERM
+        right(run, complete)
+
+    monkeypatch.setattr(kernel.Run, "publish", publish)
+    assert run_here(*command(data, tmp_path / "out")) == 0
+    assert check_submitted(kernel, tmp_path / "out")["complete"] is True
+    assert not list((tmp_path / "out").glob("resume_*"))
 
 
 def test_a_finished_run_is_not_resumed_but_done_again(server, data: Path, undisturbed, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import weakref
 from collections.abc import Callable
@@ -262,6 +263,18 @@ def test_no_number_at_half_the_rate_as_well_stops_with_the_reason(kernel, lab, m
         lab.train(again=True)
     assert "no number, at half the rate as well; try --set lr=0.00025" in str(error.value)
     assert error.value.exit_code == 1
+
+
+def test_a_run_resumed_at_half_the_rate_halves_it_no_more(kernel, lab, monkeypatch, capsys):
+    stop = kernel.Stop(1e6)
+    stop.signal = signal.SIGTERM
+    with pytest.raises(kernel.Interrupted):
+        lab.train(stop=stop, lr=5e-4)
+    Fault(kernel, monkeypatch, lambda call: call > 3, math.nan)
+    with pytest.raises(kernel.TrainingFailed, match=r"try --set lr=0\.00025"):
+        lab.train(again=True)
+    said = [line for line in capsys.readouterr().out.splitlines() if "no number" in line]
+    assert said == ["validate 1: the loss is no number at lr=0.0005"]
 
 
 def test_weights_that_become_nan_in_the_very_last_step_are_noticed(kernel, lab, monkeypatch):
