@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 from matplotlib.figure import Figure
 
 
-def test_curves_have_whole_epochs_a_line_of_the_blend_and_a_legend_beside_them(kernel, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("networks", [2, 40])
+def test_curves_have_whole_epochs_a_line_of_the_blend_and_a_legend_beside_them(
+    kernel, tmp_path, monkeypatch, networks: int
+) -> None:
+    """Of a search's many networks the heaviest are named."""
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     rows = [
         (phase, number, epoch, 3.0 / epoch, score, score)
         for phase, score in (("validate", 0.5), ("refit", None))
-        for number in (1, 2)
+        for number in range(1, networks + 1)
         for epoch in (1, 2, 3)
     ]
     table = pd.DataFrame(rows, columns=["phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine"])
-    kernel.draw_curves(tmp_path / "curves.png", table, [1], 0.625)
+    kernel.draw_curves(tmp_path / "curves.png", table, list(range(1, networks)), 0.625)
     (figure,) = drawn
     figure.draw_without_rendering()
     for axes in figure.axes:
         assert all(tick == round(tick) for tick in axes.get_xticks())
         assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
     labels = figure.axes[1].get_legend_handles_labels()[1]
-    assert set(labels) == {"the blend: 0.625", "candidate 1", "others"}
+    named = {f"candidate {number}" for number in range(1, networks)[:10]}
+    assert set(labels) == {"the blend: 0.625", "others"} | named
