@@ -79,7 +79,7 @@ class Knobs:
     """Everything that may be set, with why it has its value. `--set KEY=VALUE` changes one, for every candidate."""
 
     # the run
-    recipe: str = knob("ensemble", "a list of candidates, below; the README's table has the quality of each")
+    recipe: str = knob("ensemble", "a list of candidates, below")
     mode: str = knob("train", "or predict, with weights found below the input root", choices=("train", "predict"))
     seed: int = knob(0, "initial weights, order and dropout all follow from it")
     split_seed: int = knob(0, "the validation images follow from it, so that runs of several seeds can be compared")
@@ -261,14 +261,20 @@ def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
 
 def with_epochs(knobs: Knobs, images: int) -> Knobs:
     """Knobs with epochs by the number of training photos: more photos can be looked at for longer."""
-    planned = max(1, round(knobs.epoch_factor * 12 * max(0.75, (images / 6000) ** 0.6)))
-    return dataclasses.replace(knobs, epochs=knobs.epochs or planned)
+    if knobs.epochs or knobs.network == "linear":
+        return knobs
+    planned = round(knobs.epoch_factor * 12 * max(0.75, (images / 6000) ** 0.6))
+    return dataclasses.replace(knobs, epochs=max(1, planned))
+
+
+def fixed(knobs: Knobs) -> dict[str, Any]:
+    """What a run has to keep when it goes on from an earlier one."""
+    return {key: getattr(knobs, key) for key in FIELDS if not FIELDS[key].metadata["free"]}
 
 
 def describe(knobs: Knobs, beside: Knobs) -> str:
-    """A candidate's knobs that differ from the run's, as `key=value`."""
-    changed = [f"{key}={getattr(knobs, key)}" for key in FIELDS if getattr(knobs, key) != getattr(beside, key)]
-    return " ".join(changed) or "the recipe's"
+    """The knobs that differ from those `beside`, as `key=value`."""
+    return " ".join(f"{key}={getattr(knobs, key)}" for key in FIELDS if getattr(knobs, key) != getattr(beside, key))
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -1252,7 +1258,7 @@ def train_network(
     steps = len(epoch_batches(task, knobs, 0))  # an epoch
     if state := read_state(state_file, task.text.device.type):
         at = learner.take_up(state)
-        log(f"{name}: going on from epoch {at.step // steps}, step {at.step % steps}")
+        log(f"{name}: going on from epoch {at.step // steps + 1}, step {at.step % steps}")
     log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
 
     total, ends, batches = steps * knobs.epochs, at.seconds + max(allotted, 1e-9), None
@@ -1784,7 +1790,7 @@ class Run:
             log_report(self.best, self.candidates, self.knobs, self.problem)
             self.publish(complete=not self.failures and not stopped)
         if stopped:  # Kaggle mounts no output of a failed run, so there a valid submission counts
-            log(f"stopped by {self.stop.reason}; the same command goes on from here")
+            log(f"stopped by {self.stop.reason}; the same settings and output folder go on from here")
             return 0 if self.best and "KAGGLE_KERNEL_RUN_TYPE" in os.environ else 128 + stopped
         if not self.best:
             raise TrainingFailed("; ".join(self.failures) or "no candidate fits the time; raise --set max_minutes")
@@ -1907,6 +1913,7 @@ class Folder:
     """The output folder, with the states that an interrupted run goes on from."""
 
     path: Path
+    knobs: Knobs  # of the run
     fingerprint: str  # of data, knobs and the form of states: the states beside an index of another one don't count
 
     def state(self, phase: str, number: int) -> Path:
@@ -1923,9 +1930,10 @@ class Folder:
     def write_index(self, machine: Machine, candidates: list[Candidate], seconds: float) -> None:
         """What a run that goes on from here needs to know before it reads a state."""
         drawn = [dataclasses.asdict(one.knobs) for one in candidates if one.drawn]
-        content = {"fingerprint": self.fingerprint, "device": machine.devices[0].type, "drawn": drawn}
+        content = {"fingerprint": self.fingerprint, "knobs": fixed(self.knobs), "drawn": drawn}
         with atomic(self.path / RESUME_RUN) as part:
-            write_json(part, content | {"dtype": machine.dtype_name, "seconds": seconds})
+            content |= {"device": machine.devices[0].type, "dtype": machine.dtype_name, "seconds": seconds}
+            write_json(part, content)
 
     def read_index(self, source: Path) -> dict[str, Any]:
         """The index of an unfinished run here or below the input root, whose states are then copied here; or {}."""
@@ -1935,6 +1943,7 @@ class Folder:
             with reading(path, "the state of an unfinished run", "delete resume_* there to start anew"):
                 index = json.loads(path.read_text(encoding="utf-8"))
                 index["drawn"] = [Knobs(**one) for one in index["drawn"]]
+                there = describe(dataclasses.replace(self.knobs, **index["knobs"]), self.knobs)
                 index["fingerprint"], DTYPES[index["dtype"]], index["device"], float(index["seconds"])
             if index["fingerprint"] == self.fingerprint:
                 if path != own:
@@ -1944,7 +1953,8 @@ class Folder:
                 return index
         if found:
             anew = "delete resume_* there to start anew" + (", or choose another --output" if found == [own] else "")
-            raise UserError(f"{found[0].parent}: holds an unfinished run of other data or knobs; {anew}")
+            other = f"other knobs (there {there})" if there else "other data"
+            raise UserError(f"{path.parent}: holds an unfinished run of {other}; {anew}")
         return {}
 
     def clear(self) -> None:
@@ -1976,7 +1986,8 @@ def members_of(candidates: list[Candidate], knobs: Knobs) -> list[dict[str, Any]
     """Of each candidate: what it is, its weight in the blend, how it was trained and what it scores alone."""
     members = []
     for one in candidates:
-        trained, facts = one.trained["validate"], {"candidate": one.number, "knobs": describe(one.knobs, knobs)}
+        trained, facts = one.trained["validate"], {"candidate": one.number}
+        facts |= {"knobs": describe(one.knobs, knobs) or "the recipe's"}
         facts |= {"weight": one.weight, "refitted": "refit" in one.trained}
         facts |= {"epochs": round(trained.epochs, 2), "seconds": round(trained.seconds, 2)}
         members.append(facts | one.figures)
@@ -2004,7 +2015,8 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
     members.columns = [name.removeprefix("pool100_") for name in members]
     what = members.pop("knobs")
     members["knobs"] = what.str.ljust(what.str.len().max())  # last, and aligned
-    log("\n" + members.to_string(index=False, float_format="%.4g"))
+    log("\nevery candidate alone, and its weight in the blend")
+    log(members.to_string(index=False, float_format="%.4g"))
     kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
     log(f"weights {kind}; repulsion {best.repulsion:g} of up to {knobs.repulsion:g}")
     without = [one for one in candidates if not one.knobs.pairs]
@@ -2257,9 +2269,10 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     recipe = [with_epochs(one, len(problem.images_of("refit", one.pairs))) for one in recipe]
 
     make_folder(output)
-    fixed = [{key: getattr(one, key) for key in FIELDS if not FIELDS[key].metadata["free"]} for one in recipe]
     form = [one.name for kind in (Trained, Position) for one in dataclasses.fields(kind)]
-    folder = Folder(output, hashlib.sha256(json.dumps([problem.read, fixed, form]).encode()).hexdigest())
+    folder = Folder(
+        output, knobs, hashlib.sha256(json.dumps([problem.read, [*map(fixed, recipe)], form]).encode()).hexdigest()
+    )
     index = folder.read_index(source)
     if not index:
         folder.clear()
@@ -2291,7 +2304,7 @@ def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     bundle["repulsion"] = given.get("repulsion", bundle["repulsion"])
     bundle["knobs"] |= given
     make_folder(output)
-    Folder(output, "").clear()
+    Folder(output, knobs, "").clear()
     device = choose_device(knobs)
     with together(output) as parts:
         write_submission(parts / SUBMISSION, test.caption_ids, predicted(bundle, test, device))

@@ -152,7 +152,7 @@ def test_a_state_of_another_number_type_is_taken_up(kernel, lab, capsys, before:
     stopped(kernel, lab, 30, problem=problem, dtype=before)
     trained = lab.train(problem, after)
     said = capsys.readouterr().out
-    assert "going on from epoch 1, step " in said
+    assert "going on from epoch 2, step " in said
     assert "not usable" not in said
     assert trained.epochs == 3
     assert trained.history[-1]["loss"] < trained.history[0]["loss"]

@@ -142,7 +142,7 @@ class Corpus:
         self.knobs = kernel.Knobs(**tiny)
         self.problem = kernel.make_problem(*sets, self.knobs, [self.knobs], [])
         (folder / "open").mkdir()
-        self.open = kernel.Folder(folder / "open", "fingerprint")
+        self.open = kernel.Folder(folder / "open", self.knobs, "fingerprint")
         machine = kernel.Machine([torch.device("cpu")], torch.float32, 1.0)
         self.open.write_index(machine, [kernel.Candidate(5, self.knobs, drawn=True)], 1.0)
         stop = kernel.Stop(1e6)

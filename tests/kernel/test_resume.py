@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -125,7 +126,7 @@ def test_a_stopped_run_keeps_its_best_and_goes_on(kernel, server, data, undistur
     assert not ended.stderr, ended
     name = signal.Signals(number).name
     assert f"{name}: ending this step" in ended.stdout
-    assert "goes on from here" in ended.stdout
+    assert "go on from here" in ended.stdout
     manifest = check_submitted(kernel, output)
     assert manifest["complete"] is False
     assert manifest["stopped"] == name
@@ -260,7 +261,8 @@ def test_changed_knobs_are_refused_and_those_of_carrying_out_are_not(server, und
     for setting in ("epochs=21", "seed=1", "split_seed=1", "lr=0.002", "infer_batch=7", "refit=false"):
         ended = failed(server.run(*arguments, f"--set={setting}"), 2)
         assert ended.stderr.count("\n") == 1, setting
-        assert ended.stderr.startswith(f"error: {output}: holds an unfinished run of other data or knobs"), setting
+        key, before = setting.split("=")[0], f"error: {output}: holds an unfinished run of other knobs (there "
+        assert re.match(re.escape(before) + rf"{key}=\S+\); delete resume_", ended.stderr), setting
     failed(server.run(*arguments, "--recipe=closed_form"), 2)
     assert sha256_of(output / SUBMISSION) == submitted
     ended = succeeded(server.run(*arguments, "--set=checkpoint_seconds=50", "--set=max_minutes=60", "--set=workers=2"))
@@ -272,7 +274,7 @@ def test_changed_data_are_refused(server, tmp_path: Path, interrupted):
     output, arguments = interrupted
     other = draw_data(tmp_path / "other", {"images/embeddings": lambda images: images + 1}, **BENT)
     ended = failed(server.run(*arguments, "--input", other), 2)
-    assert "unfinished run of other data or knobs" in ended.stderr
+    assert "unfinished run of other data; delete" in ended.stderr
     assert (output / "resume_validate_1.pth").exists()
     assert (output / SUBMISSION).exists()
 
@@ -336,7 +338,7 @@ def test_of_several_unfinished_runs_its_own_is_taken_up(server, data, undisturbe
     shutil.copytree(data, root / "competitions")
     shutil.copytree(other, root / "a")
     ended = failed(server.run(*command(root, tmp_path / "refused")), 2)
-    assert ended.stderr.startswith(f"error: {root}/a: holds an unfinished run of other data or knobs")
+    assert ended.stderr.startswith(f"error: {root}/a: holds an unfinished run of other knobs (there seed=7)")
     assert not list((tmp_path / "refused").glob("resume_*"))
     (root / "b").symlink_to(earlier)
     ended = succeeded(server.run(*command(root, tmp_path / "new")))
