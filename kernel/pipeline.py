@@ -1929,10 +1929,10 @@ class Folder:
 
     def write_index(self, machine: Machine, candidates: list[Candidate], seconds: float) -> None:
         """What a run that goes on from here needs to know before it reads a state."""
-        drawn = [dataclasses.asdict(one.knobs) for one in candidates if one.drawn]
-        content = {"fingerprint": self.fingerprint, "knobs": fixed(self.knobs), "drawn": drawn}
+        content: dict[str, Any] = {"fingerprint": self.fingerprint, "knobs": fixed(self.knobs), "seconds": seconds}
+        content |= {"device": machine.devices[0].type, "dtype": machine.dtype_name}
+        content["drawn"] = [dataclasses.asdict(one.knobs) for one in candidates if one.drawn]
         with atomic(self.path / RESUME_RUN) as part:
-            content |= {"device": machine.devices[0].type, "dtype": machine.dtype_name, "seconds": seconds}
             write_json(part, content)
 
     def read_index(self, source: Path) -> dict[str, Any]:
@@ -1986,11 +1986,10 @@ def members_of(candidates: list[Candidate], knobs: Knobs) -> list[dict[str, Any]
     """Of each candidate: what it is, its weight in the blend, how it was trained and what it scores alone."""
     members = []
     for one in candidates:
-        trained, facts = one.trained["validate"], {"candidate": one.number}
-        facts |= {"knobs": describe(one.knobs, knobs) or "the recipe's"}
-        facts |= {"weight": one.weight, "refitted": "refit" in one.trained}
-        facts |= {"epochs": round(trained.epochs, 2), "seconds": round(trained.seconds, 2)}
-        members.append(facts | one.figures)
+        trained, facts = one.trained["validate"], dict[str, Any](candidate=one.number)
+        facts |= {"knobs": describe(one.knobs, knobs) or "the recipe's", "weight": one.weight}
+        facts |= {"refitted": "refit" in one.trained, "epochs": round(trained.epochs, 2)}
+        members.append(facts | {"seconds": round(trained.seconds, 2)} | one.figures)
     return members
 
 
