@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 
 import pytest
 
 from drawn import write_tree
 from forked import hide
 from lib.data import Known
+from lib.jobs.doctor import check_packages
 from stand_in import Fault
 
 FILES = {"train/train/train.npz": b"train", "test/test/test.clean.npz": b"test", "test/test/captions.txt": b"captions"}
@@ -106,4 +108,20 @@ def test_it_comes_up_without_the_packages(tool, tmp_path):
     assert "Traceback" not in done.stderr
     assert "ok   python" in done.stdout
     assert done.stdout.count("pip install -r requirements.txt") == 3
+    assert done.stdout.count("not checked: packages first") == 3
     assert "-> python tools/download_data.py" in done.stdout  # which is looked at all the same
+
+
+def test_the_sample_serves_where_there_is_no_data_at_all(tool, kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.jobs.doctor.DATA", tmp_path / "data")
+    assert "the drawn sample serves meanwhile" in tool("doctor", "--data", tmp_path / "data").stdout
+    (tmp_path / "data").mkdir()
+    assert "the drawn sample" not in tool("doctor", "--data", tmp_path / "data").stdout
+
+
+def test_one_missing_package_hides_no_other(tmp_path, monkeypatch):
+    """A Python with a few of them, but not with what compares their versions."""
+    (tmp_path / "requirements.txt").write_text("numpy>=99\nno-such-package\nnone-either>=1\n")
+    monkeypatch.setattr("lib.jobs.doctor.REPO", tmp_path)
+    monkeypatch.setitem(sys.modules, "packaging", None)
+    assert check_packages().found == "no-such-package is missing, none-either is missing"

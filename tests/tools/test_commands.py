@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forked import TOOLS, hide, succeeded
+from forked import TOOLS, failed, hide, succeeded
 
 COMMANDS = sorted(path.stem for path in TOOLS.glob("*.py"))
 OFFLINE = {"run_local", "sample_data", "verify", "benchmark", "kaggle_lint", "runs"}
@@ -21,3 +21,13 @@ def test_help_has_an_example_and_the_exit_codes(tool, tmp_path, command):
     assert f"python tools/{command}.py" in done.stdout
     assert "\n\nexit codes: " in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("command", "package"), [("submit", "numpy"), ("run_local", "torch")])
+def test_a_python_without_the_packages_is_told_in_one_line(tool, tmp_path, command, package):
+    """Missing when the command is imported, or when it is at work already."""
+    without = hide(tmp_path / "hidden", package)
+    done = failed(
+        tool.from_nothing(command, PYTHONPATH=without), 2, f"{package} is missing; run it with .venv/bin/python"
+    )
+    assert done.stderr.count("\n") == 1

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -29,6 +29,7 @@ DATA = REPO / "data"
 RUNS = REPO / "runs"
 COMPETITION = "aml-competition"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INSTALL = "run it with .venv/bin/python, or pip install -r requirements.txt"
 
 
 class ToolError(Exception):
@@ -44,6 +45,16 @@ class InputError(ToolError):
 
 
 # ---------------------------------------------------------------------------------- how a tool begins and ends
+def tell_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The end by an error that nobody caught: a package that this Python lacks is one line, not a traceback."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in ("", "lib", *sys.stdlib_module_names):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"error: {package} is missing; {INSTALL}", file=sys.stderr)
+    sys.exit(InputError.exit_code)
+
+
 def run_tool(main: Callable[[], int | None]) -> None:
     """Run a tool's `main` and leave with an honest exit code: no traceback for a failure that has a name."""
     outlive_readers()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import os
 import platform
 import re
 import shutil
@@ -14,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.data import KNOWN
-from lib.project import REPO, ToolError
+from lib.project import DATA, INSTALL, REPO, ToolError
 
 if TYPE_CHECKING:  # this page has to come up without the packages as well
     from lib.kaggle_api.client import KaggleClient
 
 PYTHON = (3, 11)
 DISK_BYTES = 5_000_000_000  # the data, some runs and a dataset on its way out
-INSTALL = "python -m pip install -r requirements.txt"
 KAGGLE = "https://www.kaggle.com"
 SIGN_IN = (
     f"make a token at {KAGGLE}/settings/api and set KAGGLE_API_TOKEN to it, or save it as ~/.kaggle/access_token; the "
@@ -59,8 +60,10 @@ def attempt(name: str, check: Callable[[], Check], following: str) -> Check:
     """A check; what keeps it from being made is red as well."""
     try:
         return check()
-    except (ToolError, ImportError) as error:
-        return Check(name, False, str(error), INSTALL if isinstance(error, ImportError) else following)
+    except ToolError as error:
+        return Check(name, False, str(error), following)
+    except ImportError as error:
+        return Check(name, False, f"not checked: packages first ({error})", INSTALL)
 
 
 def check_python() -> Check:
@@ -69,20 +72,26 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
+    lines = (REPO / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    names = {found[0]: line for line in lines if (found := re.match(r"[\w.-]+", line))}
+    there, wrong = {}, []
+    for name in names:
+        try:
+            there[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+    if not wrong or importlib.util.find_spec("packaging"):  # which comes with them
+        wrong += [problem for name, version in there.items() if (problem := unfit(names[name], version))]
+    return Check("packages", not wrong, ", ".join(wrong or map(" ".join, there.items())), INSTALL)
+
+
+def unfit(requirement: str, version: str) -> str:
+    """What is wrong with the version of a package; "" for one that is as required."""
     from packaging.requirements import Requirement
 
-    lines = (REPO / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found, wrong = [], []
-    for wanted in (Requirement(line) for line in lines if re.match(r"\w", line)):
-        try:
-            version = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{wanted.name} is missing")
-            continue
-        found.append(f"{wanted.name} {version}")
-        if not wanted.specifier.contains(version, prereleases=True):
-            wrong.append(f"{wanted.name} {version} is not {wanted.specifier}")
-    return Check("packages", not wrong, ", ".join(wrong or found), INSTALL)
+    wanted = Requirement(requirement)
+    fits = wanted.specifier.contains(version, prereleases=True)
+    return "" if fits else f"{wanted.name} {version} is not {wanted.specifier}"
 
 
 def check_disk() -> Check:
@@ -95,7 +104,8 @@ def check_gpu() -> Check:
     import torch
 
     if not torch.cuda.is_available():
-        return Check("gpu", True, f"none: runs take the CPU, {torch.get_num_threads()} threads")
+        threads = torch.get_num_threads()
+        return Check("gpu", True, f"none: runs take the CPU, {threads} thread{'s' if threads > 1 else ''}")
     name = torch.cuda.get_device_name()
     try:
         torch.ones(2, device="cuda").sum().item()
@@ -107,6 +117,8 @@ def check_gpu() -> Check:
 def check_data(data: Path) -> Check:
     wrong = [f"{name}: {reason}" for name, known in KNOWN.items() if (reason := known.problem(data / name))]
     found = "; ".join(wrong) or f"{len(KNOWN)} files in {data}, all right"
+    if data == DATA and not os.path.lexists(data):
+        found = f"no {data}: the drawn sample serves meanwhile"
     return Check("data", not wrong, found, "python tools/download_data.py")
 
 
