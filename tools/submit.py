@@ -22,7 +22,7 @@ from lib.jobs.push import chosen_version
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.competitions import Submission, competition_errors
 from lib.kaggle_api.patience import glance
-from lib.project import DATA, make_parser, run_tool
+from lib.project import DATA, InputError, make_parser, run_tool
 
 
 def find_candidate(client: KaggleClient | None, arguments: argparse.Namespace) -> submission.Candidate:
@@ -53,7 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "2 wrong csv, credentials or a file that was submitted before"
     )
     parser = make_parser(__doc__, codes, "--runs", "--json", "--competition")
-    parser.add_argument("csv", type=Path, nargs="?", help="the csv, or the folder of a run with it")
+    parser.add_argument("csv", type=Path, nargs="?", help="the folder of a run, or its csv")
     parser.add_argument("--kernel", metavar="OWNER/SLUG", help="submit the output of a kernel on Kaggle instead")
     parser.add_argument("--version", type=int, help="the version of --kernel")
     parser.add_argument("--again", action="store_true", help="submit although the same bytes were submitted before")
@@ -61,9 +61,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--timeout-minutes", type=float, default=60.0, help="how long to wait for the score")
     arguments = parser.parse_args(argv)
     if (arguments.csv is None) == (arguments.kernel is None):
-        parser.error("name either a csv or --kernel")
+        raise InputError("name a run's folder, as in runs/NAME, or its csv, or else --kernel OWNER/SLUG --version N")
     if (arguments.kernel is None) != (arguments.version is None):
-        parser.error("--kernel and --version go together")
+        raise InputError("--kernel and --version go together")
     return arguments
 
 

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         data = choose_data(arguments.data)
         folders = sweep_local(rows, data, output, arguments.retries)
     else:
-        data = arguments.data or DATA
+        data = choose_data(arguments.data or DATA)
         folders = sweep_kaggle(rows, data, arguments)
     if not blended_before(output, folders):
         blend_runs(rows, folders, data, output)

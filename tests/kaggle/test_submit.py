@@ -319,12 +319,17 @@ def test_an_unknown_competition_is_named(submit):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--kernel", "a/b"], ["x.csv", "--kernel", "a/b", "--version", "1"], ["x.csv", "--version", "1"]]
+    ("arguments", "message"),
+    [
+        ([], "name a run's folder"),
+        (["x.csv", "--kernel", "a/b", "--version", "1"], "name a run's folder"),
+        (["--kernel", "a/b"], "--kernel and --version go together"),
+        (["x.csv", "--version", "1"], "--kernel and --version go together"),
+    ],
 )
-def test_either_a_csv_or_a_kernel_version_is_named(tool, arguments):
-    done = tool("submit", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("usage: ")
+def test_either_a_run_or_a_kernel_version_is_named(tool, arguments, message):
+    done = failed(tool("submit", *arguments), 2, message)
+    assert done.stderr.count("\n") == 1
 
 
 # ---- from a kernel's output ----

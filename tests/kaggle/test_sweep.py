@@ -164,7 +164,7 @@ def test_runs_of_other_data_are_refused(run_sweep, tmp_path):
 
 
 def test_missing_data_is_told_before_anything_is_pushed(run_sweep, kaggle, tmp_path):
-    failed(run_sweep("--members", 2, "--data", tmp_path / "none"), 2, "no such input folder")
+    failed(run_sweep("--members", 2, "--data", tmp_path / "none"), 2, r"no such folder; python tools/download_data\.py")
     assert not kaggle.count("SaveKernel")
 
 

@@ -111,7 +111,7 @@ def test_the_table_has_a_line_a_run_in_fixed_columns(tool, folder):
         (["--recipe", "align", "--last", 3, "--sort", "raw"], ["sweep-1/s01", "stopped", "predicted"]),
         (["--sort", "raw"], ["sweep-1", "sweep-1/s01", "a", "stopped", "predicted"]),
         (["--sort", "public"], ["a", "sweep-1", "sweep-1/s01", "predicted", "stopped"]),
-        (["--recipe", "none"], []),
+        (["--recipe", "search"], []),
     ],
 )
 def test_runs_are_chosen_and_sorted(tool, folder, options, names):
@@ -138,6 +138,7 @@ def test_a_folder_without_runs_says_so(tool, tmp_path):
     [
         (["--runs", "none"], "no such folder"),
         (["--last", "0"], "at least 1"),
+        (["--runs", ".", "--recipe", "foo"], "--recipe foo: .* there are baseline, "),
         (["--compare", ".", "."], "no readable manifest"),
     ],
 )

@@ -96,6 +96,12 @@ def read_ledger(runs: Path) -> list[Entry]:
 
 def arranged(entries: list[Entry], recipe: str | None, last: int | None, sort: str) -> list[Entry]:
     """The entries asked for: the newest last, or by another column the best first; what has none comes at the end."""
+    known = [
+        *kernel.RECIPES,
+        *sorted({entry.recipe for entry in entries} - {*kernel.RECIPES}),
+    ]  # also a gone one's runs
+    if recipe is not None and recipe not in known:
+        raise InputError(f"--recipe {recipe}: neither a recipe nor a run of one; there are {', '.join(known)}")
     chosen = [entry for entry in entries if recipe is None or entry.recipe == recipe]
     chosen = chosen[-last:] if last else chosen
     if sort == "date":
