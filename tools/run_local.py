@@ -6,54 +6,62 @@
     python tools/run_local.py --weights runs/x                  no training: predict with the weights of a run
     python tools/run_local.py --list                            recipes and knobs, with their reasons
 
-The very file that goes to Kaggle runs as a sub-process from an empty folder. Ctrl-C stops it; the same command with
-the same --output goes on. The exit code is the kernel's; 0 only when every output is what its manifest says.
+The very file that goes to Kaggle runs as a sub-process from an empty folder. Ctrl-C stops it and prints the command
+that goes on. The exit code is the kernel's; 0 only when every output is what its manifest says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
+import time
 from pathlib import Path
 
 from lib import kernel, record
 from lib.data import choose_data
 from lib.jobs import local
 from lib.kernel import recipe_names
-from lib.process import STOPPED, as_arguments, run_kernel
-from lib.project import figure, format_table, make_parser, run_tool
+from lib.process import STOPPED, Ended, as_arguments, run_kernel
+from lib.project import RUNS, make_parser, run_tool
 from lib.runs import Run, check_run, left_if_used, named_folder, new_folder
 
-COLUMNS = {"mrr": "MRR", "mrr_se": "+-", "recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "ndcg": "NDCG"}
 
-
-def report(run: Run, as_json: bool) -> None:
-    """The honest figures, raw and cosine side by side; submission, seconds."""
+def report(run: Run, seconds: float, data: Path | None, as_json: bool) -> None:
+    """The submission and the next command, below the kernel's scores. `seconds`: of this part of the run."""
     submission = run.folder / kernel.SUBMISSION
     if as_json:
         shown = {"run": str(run.folder), "submission": str(submission), "recipe": run.recipe, "complete": run.complete}
         print(json.dumps({**shown, "seconds": run.manifest["seconds"], "validation": run.scores or None}))
         return
-    if run.scores:
-        pool = str(run.metrics.get("pool", kernel.POOL))  # smaller where fewer images are held out
-        named = {name.replace(str(kernel.POOL), pool): row for name, row in run.scores.items()}
-        rows = [[name, *(figure(row[key]) for key in COLUMNS)] for name, row in named.items()]
-        print("\n" + format_table(["validation", *COLUMNS.values()], rows))
+    if run.total_seconds > seconds:  # it went on from an earlier one
+        print(f"{run.total_seconds:.1f} s, all parts of the run together")
     early = run.manifest.get("stopped")
-    print(f"\nsubmission: {submission} (checked)\n{run.total_seconds:.1f} s" + (f", ended by {early}" if early else ""))
+    print(f"submission: {submission} (checked" + (f"; ended by {early})" if early else ")"))
+    if run.scores:
+        place = None if run.folder.parent.resolve() == RUNS else run.folder
+        print(f"next: {local.as_command('verify', {'--run': place, '--data': data})}")
 
 
-def failed(code: int, error: str, output: Path) -> int:
+def failed(ended: Ended, output: Path, arguments: argparse.Namespace) -> int:
     """One line on stderr; the kernel's code."""
-    if code in STOPPED:
-        so_far = "it has a submission; " if (output / kernel.MANIFEST).exists() else ""
-        again = f"the same command with --output {shlex.quote(str(output))} goes on"
-        print(f"interrupted; {so_far}{again}", file=sys.stderr)
+    if ended.code not in STOPPED:
+        reason = ended.error or f"the kernel ended with code {ended.code}; its last lines are above"
+        print(f"error: {reason}", file=sys.stderr)
+    elif not (output / kernel.RESUME_RUN).exists():
+        print("interrupted; nothing kept yet; run it again", file=sys.stderr)
     else:
-        print(f"error: {error or f'the kernel ended with code {code}; its last lines are above'}", file=sys.stderr)
-    return code
+        so_far = "it has a submission; " if (output / kernel.MANIFEST).exists() else ""
+        print(f"interrupted; {so_far}to go on: {command_again(arguments, output)}", file=sys.stderr)
+    return ended.code
+
+
+def command_again(arguments: argparse.Namespace, output: Path) -> str:
+    """The whole command that goes on with a run in `output`."""
+    runs = None if arguments.runs == RUNS else arguments.runs
+    places = {"--data": arguments.data, "--runs": runs, "--output": output}
+    asked = {"--recipe": arguments.recipe, "--mode": arguments.mode, "--weights": arguments.weights}
+    return local.as_command("run_local", asked | {"--set": arguments.set} | places)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -81,13 +89,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         output = new_folder(arguments.runs, local.name_of(knobs, data, weights))
     stream = sys.stderr if arguments.json else sys.stdout
+    start = time.monotonic()
     with left_if_used(output), local.input_of(data, weights) as source:
         ended = run_kernel(source, output, as_arguments(knobs), lambda line: print(line, file=stream, flush=True))
+    seconds = time.monotonic() - start
     if ended.code:
-        return failed(ended.code, ended.error, output)
+        return failed(ended, output, arguments)
     finished = check_run(output)
     local.keep(finished, arguments.runs, knobs, data, weights)
-    report(finished, arguments.json)
+    report(finished, seconds, arguments.data, arguments.json)
     return 0
 
 

@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps([asdict(entry) for entry in shown], indent=1))
     else:
-        print(ledger.table(shown) if shown else "no such runs yet: python tools/run_local.py makes one")
+        recipe = f" --recipe {arguments.recipe}" if arguments.recipe else ""
+        print(ledger.table(shown) if shown else f"no such runs yet: python tools/run_local.py{recipe} makes one")
     if any(entry.raw and entry.seconds for entry in shown):
         ledger.plot(shown, arguments.runs / "runs.png")
         print(f"plot: {arguments.runs / 'runs.png'}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from forked import Ended, Tool, failed, hide, succeeded
 from lib import record
 from lib.kernel import recipe_names
 from lib.process import locked, run_kernel
-from lib.runs import RAW, check_run
+from lib.runs import check_run
 from made_runs import make_run
 
 
@@ -47,6 +48,7 @@ def test_a_run_is_checked_recorded_and_told_as_json(run_local, data, tmp_path):
     assert run.name.endswith("-closed_form")
     assert Path(result["submission"]).is_file()
     assert "validation on" in done.stderr
+    assert "pool24_raw" in done.stderr  # fewer than a hundred images are not called pools of 100
     assert result["complete"]
     assert 0 < result["validation"]["pool100_raw"]["mrr"] < 1
     (entry,) = record.find(tmp_path / "runs", event="local_run")
@@ -56,7 +58,7 @@ def test_a_run_is_checked_recorded_and_told_as_json(run_local, data, tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_run_goes_on(tool, data, tmp_path):
-    """Ctrl-C reaches the kernel once, it checkpoints; the same output folder goes on and ends with the table."""
+    """Ctrl-C reaches the kernel once, it checkpoints; the same output folder goes on to the end."""
     output = tmp_path / "mine"
     knobs = ["--set=epochs=60", "--set=eval_every=20", "--set=refit=false", "--set=checkpoint_seconds=0.1"]
     command = ["run_local", "--data", data, "--output", output, "--runs", tmp_path, *TINY, *knobs]
@@ -70,7 +72,8 @@ def test_interrupted_run_goes_on(tool, data, tmp_path):
     said = succeeded(tool(*command)).stdout
     assert "going on from" in said
     assert str(output / "pipeline_submission.csv") in said.splitlines()[-2]
-    assert said.splitlines()[-7].split()[:2] == ["validation", "MRR"]
+    assert said.splitlines()[-3].endswith(" s, all parts of the run together")
+    assert said.splitlines()[-1] == f"next: python tools/verify.py --run {output} --data {data}"
 
 
 STOPS_WELL = """
@@ -98,7 +101,18 @@ def test_a_signal_while_the_child_loads_its_libraries_is_no_traceback(tool, tmp_
     script(tmp_path / "importing.py", "(output / 'started').touch(); time.sleep(60)", monkeypatch)
     done = stopped(tool, tmp_path, signal.SIGINT)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.startswith("interrupted; ")
+    assert done.stderr == "interrupted; nothing kept yet; run it again\n"
+
+
+def test_an_interrupted_run_says_the_whole_command_that_goes_on(tool, tmp_path, monkeypatch):
+    script(tmp_path / "slow.py", f"(output / 'resume_run.json').touch()\n{STOPS_WELL}", monkeypatch)
+    asked = ["--recipe", "align", "--set", "epochs=60", "--set", "seed=1"]
+    places = ["--data", tmp_path, "--runs", tmp_path / "runs", "--output", tmp_path / "my run"]
+    run = tool.start("run_local", *places, "--again", *asked)
+    run.wait_for((tmp_path / "my run" / "started").exists, "the stand-in")
+    run.send(signal.SIGINT)
+    command = shlex.join(["python", "tools/run_local.py", *asked, *map(str, places)])
+    assert run.wait().stderr == f"interrupted; to go on: {command}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -246,14 +260,16 @@ def test_a_failed_start_leaves_no_empty_folder(run_local, tmp_path, monkeypatch)
 
 
 # ---------------------------------------------------------------------------------------------------- what it says
-def test_fewer_than_a_hundred_images_are_not_called_pools_of_100(run_local, tmp_path, monkeypatch):
-    scores = dict.fromkeys(("mrr", "mrr_se", "recall@1", "recall@5", "recall@10", "ndcg"), 0.5)
-    made = make_run(tmp_path / "made", validation={RAW: scores}, pool=24)
-    copying = f"import shutil; shutil.copytree({str(made)!r}, output, dirs_exist_ok=True)"
-    script(tmp_path / "copy.py", copying, monkeypatch)
-    said = succeeded(run_local()).stdout
-    assert "pool24_raw" in said
-    assert "pool100" not in said
+def test_the_last_lines_are_the_submission_and_what_comes_next(run_local, tmp_path, monkeypatch):
+    """The seconds are the kernel's to tell, unless it went on from an earlier part."""
+    for total, first in ((0.0, []), (1e6, ["1000000.0 s, all parts of the run together"])):
+        made = make_run(tmp_path / f"made-{total}", seconds={"total": total})
+        copying = f"import shutil; shutil.copytree({str(made)!r}, output, dirs_exist_ok=True)"
+        script(tmp_path / "copy.py", copying, monkeypatch)
+        output = tmp_path / f"run-{total}"
+        said = succeeded(run_local("--output", output)).stdout.splitlines()
+        verify = f"next: python tools/verify.py --run {output} --data {tmp_path}"
+        assert said == [*first, f"submission: {output / 'pipeline_submission.csv'} (checked)", verify]
 
 
 def test_the_list_names_every_recipe_and_knob(tool, kernel):

@@ -61,7 +61,8 @@ def test_one_kernel_at_a_time_works_in_a_folder(tmp_path):
 def test_a_kernel_that_outlives_its_parent_keeps_the_folder(tmp_path):
     with locked(tmp_path / "run") as lock:
         kernel_left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
-    with pytest.raises(InputError, match="a run is at work in it"), locked(tmp_path / "run"):
+    named = rf"a run is at work in it \(process {kernel_left.pid}\); wait"
+    with pytest.raises(InputError, match=named), locked(tmp_path / "run"):
         pass
     kernel_left.communicate(b"\n")
     with locked(tmp_path / "run"):

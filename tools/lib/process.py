@@ -104,10 +104,24 @@ def locked(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it goes with the last process that has the descriptor
         except BlockingIOError:
-            raise InputError(f"{folder}: a run is at work in it; wait for its end or name another folder") from None
+            others = users_of(folder)
+            who = f" (process {', '.join(others)})" if others else ""
+            raise InputError(
+                f"{folder}: a run is at work in it{who}; wait for its end or name another folder"
+            ) from None
         yield lock
     finally:
         os.close(lock)
+
+
+def users_of(folder: Path) -> list[str]:
+    """Numbers of the other processes that have a folder open; [] where there is no /proc to tell."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            if link.readlink() == folder.resolve():
+                found.add(link.parts[2])
+    return sorted(found - {str(os.getpid())}, key=int)
 
 
 @contextlib.contextmanager

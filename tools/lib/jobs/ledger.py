@@ -96,10 +96,7 @@ def read_ledger(runs: Path) -> list[Entry]:
 
 def arranged(entries: list[Entry], recipe: str | None, last: int | None, sort: str) -> list[Entry]:
     """The entries asked for: the newest last, or by another column the best first; what has none comes at the end."""
-    known = [
-        *kernel.RECIPES,
-        *sorted({entry.recipe for entry in entries} - {*kernel.RECIPES}),
-    ]  # also a gone one's runs
+    known = list(dict.fromkeys([*kernel.RECIPES, *(entry.recipe for entry in entries)]))  # also sweeps, recipes of old
     if recipe is not None and recipe not in known:
         raise InputError(f"--recipe {recipe}: neither a recipe nor a run of one; there are {', '.join(known)}")
     chosen = [entry for entry in entries if recipe is None or entry.recipe == recipe]
