@@ -42,3 +42,16 @@ def make_run(folder: Path, mtime: float = 1e9, validation: dict[str, Any] | None
     for path in folder.iterdir():
         os.utime(path, (mtime, mtime))
     return folder
+
+
+def make_prediction(folder: Path, trained: Path, mtime: float = 1e9) -> Path:
+    """A run that only predicted, with the weights that the run in `trained` lists."""
+    make_run(folder, mtime)
+    manifest, theirs = (json.loads((run / kernel.MANIFEST).read_text()) for run in (folder, trained))
+    for name in manifest["outputs"].keys() - {kernel.SUBMISSION}:
+        (folder / name).unlink()
+        del manifest["outputs"][name]
+    manifest["inputs"] = {kernel.FINAL_MODEL: theirs["outputs"][kernel.FINAL_MODEL]}
+    (folder / kernel.MANIFEST).write_text(json.dumps(manifest))
+    os.utime(folder / kernel.MANIFEST, (mtime, mtime))
+    return folder

@@ -20,34 +20,49 @@ from typing import Any
 from lib import kernel
 from lib.data import choose_data
 from lib.jobs import ledger
-from lib.project import InputError, format_table, make_parser, run_tool
+from lib.project import InputError, figure, format_table, make_parser, run_tool
 from lib.report.numbers import difference_in_words
-from lib.runs import Run, open_run
+from lib.runs import Run, open_trained
 
 
-def differences(one: Run, other: Run, data: Path | None) -> tuple[str, dict[str, dict[str, float]]]:
-    """(how, differences of the MRR): paired where both runs can predict the same held-out images here, else not."""
+def differences(one: Run, other: Run, data: Path | None) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """(measured, differences of the MRR): paired where both runs can predict the same held-out images here.
+
+    `measured` is a row a run, with its own record; where that cannot be, there is none, and the records are compared.
+    """
     from lib.report.measure import paired  # torch and matplotlib: not for the table
 
     print("predicting the held-out images with both runs' validated weights", file=sys.stderr, flush=True)
     try:
-        return "paired", paired(one, other, choose_data(data, draw=False))
+        return paired(one, other, choose_data(data, draw=False))
     except (InputError, kernel.UserError) as error:
         print(f"not paired: {error}", file=sys.stderr)
-        return "unpaired", ledger.unpaired(one, other)
+        return [], ledger.unpaired(one, other)
+
+
+def show_measured(rows: list[dict[str, Any]]) -> None:
+    """Each run's own record beside what is measured here, and why they differ."""
+    from lib.report.contents import choice_in_words
+
+    cells = [[row["model"], *(figure(row[key]) for key in ("recorded", "raw", "raw_se"))] for row in rows]
+    print(format_table(["raw MRR", "its record", "measured here", "+-"], cells))
+    print("\n".join([*choice_in_words(rows), ""]))
 
 
 def compare(folders: list[Path], data: Path | None, as_json: bool) -> None:
     """What two runs differ in, and by how much."""
-    one, other = map(open_run, folders)
+    one, other = map(open_trained, folders)
     knobs = ledger.different_knobs(one, other)
-    how, found = differences(one, other, data)
+    measured, found = differences(one, other, data)
     if as_json:
-        print(json.dumps({"runs": list(map(str, folders)), "knobs": knobs, "how": how, "mrr": found}, indent=1))
+        shown = {"runs": list(map(str, folders)), "knobs": knobs, "how": "paired" if measured else "unpaired"}
+        print(json.dumps({**shown, "measured": measured, "mrr": found}, indent=1))
         return
     rows = [[key, *values] for key, values in knobs.items()]
     print(format_table(["knob", one.name, other.name], rows, texts=(0, 1, 2)) if rows else "no knob differs")
     print()
+    if measured:
+        show_measured(measured)
     for name, difference in found.items():
         print(difference_in_words(difference, other.name, name))
     if not found:
@@ -58,7 +73,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     codes = "0 shown, 1 the plot could not be written, 2 wrong input"
     parser = make_parser(__doc__, codes, "--runs", "--recipe", "--json")
     parser.add_argument("--last", type=int, metavar="N", help="only the N newest")
-    parser.add_argument("--sort", choices=ledger.SORTS, default="date", help="the best first (date: the newest last)")
+    parser.add_argument(
+        "--sort",
+        choices=ledger.SORTS,
+        default="date",
+        help="the best first (date: the newest last; full: all held-out)",
+    )
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two runs' folders")
     parser.add_argument("--data", type=Path, metavar="DIR", help="for --compare: the data of the runs (default data/)")
     arguments = parser.parse_args(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from forked import Tool, failed, succeeded
 from lib import kernel, record
 from lib.jobs import ledger
 from lib.runs import open_run
-from made_runs import make_run
+from made_runs import make_prediction, make_run
 
 PNG = b"\x89PNG"
 
@@ -35,12 +36,7 @@ def folder(tmp_path: Path) -> Path:
     make_run(root / "sweep-1", 1.1e9, scores(0.8), recipe="sweep", members={"s01": "s01", "s02": "s02"})
     knobs = plain | {"seed": 3, "gone": 1, "device": "cuda"}
     make_run(root / "sweep-1/s01", 1.2e9, scores(0.75), knobs=knobs, seconds={"total": 90.0})
-    weights = open_run(root / "a").outputs[kernel.FINAL_MODEL]
-    make_run(root / "predicted", 1.3e9)
-    predicted = {
-        name: facts for name, facts in open_run(root / "predicted").outputs.items() if name == kernel.SUBMISSION
-    }
-    make_run(root / "predicted", 1.3e9, outputs=predicted, inputs={kernel.FINAL_MODEL: weights})
+    make_prediction(root / "predicted", root / "a", 1.3e9)
     make_run(root / "stopped", 1.4e9, scores(0.6), complete=False, stopped="SIGTERM")
     csv = open_run(root / "a").outputs[kernel.SUBMISSION]["sha256"]
     record.append(root, "submitted", ref=7, sha256=csv)
@@ -149,10 +145,16 @@ def test_wrong_options_are_one_line(tool, options, message):
 def test_two_runs_that_held_out_other_images_are_compared_by_their_records(tool, folder, tmp_path):
     done = succeeded(tool("runs", "--compare", folder / "a", folder / "sweep-1/s01", "--data", tmp_path))
     assert "not paired: " in done.stderr
+    assert "measured here" not in done.stdout
     half = 1.96 * 0.01 * 2**0.5
     assert done.stdout.splitlines()[1].split() == ["seed", "0", "3"]
     interval = f"95% interval {-0.05 - half:+.4f} to {-0.05 + half:+.4f}"
     assert f"Worse than s01: sure (raw MRR -0.0500, {interval}, unpaired, as recorded)" in done.stdout
+
+
+def test_a_run_that_only_predicts_is_not_compared_but_the_one_that_trained_is_named(tool, folder):
+    message = f"{folder / 'predicted'}: only predicts, with the weights of {folder / 'a'}: give that one"
+    failed(tool("runs", "--compare", folder / "stopped", folder / "predicted"), 2, message)
 
 
 def test_two_runs_of_one_split_are_compared_pair_by_pair(tool, server, tmp_path):
@@ -163,7 +165,13 @@ def test_two_runs_of_one_split_are_compared_pair_by_pair(tool, server, tmp_path)
     found = shown(tool, "--compare", *folders, "--data", data)
     assert (found["how"], found["knobs"]) == ("paired", {"ridge": [0.1, 1000.0]})
     recorded = [open_run(folder).scores["pool100_raw"]["mrr"] for folder in folders]
-    raw = found["mrr"]["raw"]
+    raw, rows = found["mrr"]["raw"], found["measured"]
+    assert [row["recorded"] for row in rows] == recorded
+    assert rows[0]["raw"] - rows[1]["raw"] == pytest.approx(raw["difference"], abs=1e-6)
+    said = succeeded(tool("runs", "--compare", *folders, "--data", data)).stdout
+    assert re.search(f"^one +{recorded[0]:.4f} +{rows[0]['raw']:.4f} ", said, re.MULTILINE)
+    differ = [row for row in rows if abs(row["raw"] - row["recorded"]) >= 5e-5]
+    assert said.count("the run's own, honest figure") == len(differ)
     assert raw["difference"] == pytest.approx(recorded[0] - recorded[1], abs=0.03)  # these chose repulsion in halves
     assert 0 < raw["low"] <= raw["difference"] <= raw["high"]
     assert raw["images"] == 24

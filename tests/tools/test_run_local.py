@@ -20,7 +20,7 @@ from lib import record
 from lib.kernel import recipe_names
 from lib.process import locked, run_kernel
 from lib.runs import check_run
-from made_runs import make_run
+from made_runs import make_prediction, make_run
 
 
 def script(path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,17 @@ def test_weights_that_are_none_are_told_before_anything_is_made(run_local, train
     broken = Path(shutil.copytree(trained, tmp_path / "broken"))
     (broken / "pipeline_final_model.pth").write_text("x")
     failed(run_local("--weights", broken), 2, r"pipeline_final_model\.pth has 1 bytes instead of")
+    message = f"only predicts, with the weights of {broken}: give that one"
+    failed(run_local("--weights", make_prediction(tmp_path / "predicted", broken)), 2, message)
     assert not (tmp_path / "runs").exists()
+
+
+def test_weights_of_a_run_that_was_stopped_predict_but_it_is_said(run_local, data, trained, tmp_path):
+    stopped = Path(shutil.copytree(trained, tmp_path / "stopped"))
+    manifest = json.loads((stopped / "manifest.json").read_text())
+    (stopped / "manifest.json").write_text(json.dumps(manifest | {"complete": False, "stopped": "SIGTERM"}))
+    done = succeeded(run_local("--data", data, "--weights", stopped))
+    assert f"warning: {stopped} is not finished (SIGTERM); trained: candidate 0 in closed form" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------- the folder

@@ -12,7 +12,7 @@ from lib import kernel
 from lib.process import locked
 from lib.project import InputError, ToolError, sha256_of
 from lib.runs import check_run, find_runs, named_folder, new_folder, newest_run, open_run, payload_of
-from made_runs import make_run
+from made_runs import make_prediction, make_run
 
 
 # ------------------------------------------------------------------------------------------------------------ made
@@ -80,11 +80,8 @@ def test_a_run_says_what_it_is(tmp_path):
 
 def test_a_prediction_knows_the_weights_that_made_it(tmp_path):
     trained = open_run(make_run(tmp_path / "a"))
-    folder = make_run(tmp_path / "b")
-    outputs = {name: facts for name, facts in open_run(folder).outputs.items() if name == kernel.SUBMISSION}
-    predicted = open_run(
-        make_run(folder, outputs=outputs, inputs={kernel.FINAL_MODEL: trained.outputs[kernel.FINAL_MODEL]})
-    )
+    predicted = open_run(make_prediction(tmp_path / "b", trained.folder))
+    assert (trained.only_predicts, predicted.only_predicts) == (False, True)
     assert predicted.weights == trained.weights
     assert predicted.scores == {}
 

@@ -106,11 +106,14 @@ def new_figure(title: str, height: float = 3.4, width: float = WIDTH) -> tuple[F
 
 
 def headline(figure: Figure, title: str) -> None:
-    """The finding, at the left above the panels, in lines of about one length."""
+    """The finding, at the left above the panels, in as few lines as fit, of about one length."""
     fits = int(9.6 * figure.get_figwidth())  # letters a line
-    lines = -(-len(title) // fits)
-    wrapped = textwrap.fill(title, min(fits, len(title) // lines + 8), break_on_hyphens=False, break_long_words=False)
-    figure.suptitle(wrapped, x=0.02, ha="left")
+
+    def lines(width: int) -> list[str]:
+        return textwrap.wrap(title, width, break_on_hyphens=False, break_long_words=False)
+
+    narrowest = next(width for width in range(1, fits + 1) if len(lines(width)) <= len(lines(fits)))
+    figure.suptitle("\n".join(lines(narrowest)), x=0.02, ha="left")
 
 
 def seconds_axis(axes: Axes, label: str) -> None:

@@ -59,6 +59,11 @@ class Run:
         return made["sha256"] if made else None
 
     @property
+    def only_predicts(self) -> bool:
+        """Whether it trained nothing: its weights are another run's, and so is what validation says of them."""
+        return bool(self.weights) and kernel.FINAL_MODEL not in self.outputs
+
+    @property
     def scores(self) -> dict[str, dict[str, float]]:
         """The tables of the validation by their names, RAW and so on; {} where nothing was validated."""
         return self.metrics.get("validation") or {}
@@ -152,6 +157,25 @@ def find_runs(runs: Path) -> list[Run]:
         except InputError as error:
             print(error, file=sys.stderr)
     return sorted(found, key=lambda run: run.ended)
+
+
+def trained_by(found: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs that made weights, by the sha256 of these; runs of the same settings may have made the same."""
+    made: dict[str, list[Run]] = {}
+    for run in sorted(found, key=lambda run: run.name):
+        if run.weights and not run.only_predicts:
+            made.setdefault(run.weights, []).append(run)
+    return made
+
+
+def open_trained(folder: Path) -> Run:
+    """The run in `folder`, which has to have trained something; else the error names the run whose weights it has."""
+    run = open_run(folder)
+    if not run.only_predicts:
+        return run
+    beside = trained_by(find_runs(folder.parent)).get(run.weights or "")
+    whose = f"the weights of {beside[0].folder}" if beside else f"weights of a run that is not in {folder.parent}"
+    raise InputError(f"{folder}: only predicts, with {whose}: give that one")
 
 
 # ------------------------------------------------------------------------------------------------------------ made

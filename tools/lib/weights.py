@@ -15,7 +15,7 @@ import numpy as np
 from lib import kernel
 from lib.data import FILES
 from lib.project import InputError, read_json
-from lib.runs import ADVICE, RESUME_STATES
+from lib.runs import ADVICE, RESUME_STATES, open_trained
 
 Bundle = dict[str, Any]
 
@@ -45,6 +45,8 @@ def load_run(run: Path) -> tuple[Bundle, list[str]]:
     validated, final = run / kernel.VALIDATED_MODEL, run / kernel.FINAL_MODEL
     path = validated if validated.exists() else final
     if not path.exists():
+        if (run / kernel.MANIFEST).exists():
+            open_trained(run)
         raise InputError(f"{run}: no weights ({kernel.VALIDATED_MODEL}) in it; python tools/run_local.py makes a run")
     bundle, notes = kernel.load_weights(path), unfinished(run)
     if not bundle["val_images"]:

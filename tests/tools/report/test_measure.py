@@ -34,6 +34,7 @@ def test_the_run_s_own_record_says_the_same(run: Path, verified: tuple[Path, dic
         assert table["mrr"] == pytest.approx(recorded[name]["mrr"], abs=recorded[name]["mrr_se"])
         assert table["recall@10"] == pytest.approx(recorded[name]["recall@10"], abs=0.02)
     assert verified[1]["recorded"] == recorded["pool100_raw"]
+    assert verified[1]["baselines"][0]["recorded"] == recorded["pool100_raw"]["mrr"]
     assert not [line for line in verified[1]["warnings"] if "metrics.json" in line]
 
 
@@ -104,9 +105,10 @@ def test_ridge_is_ridge(run: Path, data: Path, kernel) -> None:
     assert cosine.min() > 0.999
 
 
-def test_the_comparison_pairs_images(verified: tuple[Path, dict]) -> None:
+def test_the_comparison_pairs_images(run: Path, baseline: Path, verified: tuple[Path, dict]) -> None:
     rows, against = verified[1]["baselines"], verified[1]["against"]
-    assert rows[1]["model"].startswith("baseline")
+    assert [row["model"] for row in rows[:2]] == [run.name, baseline.name]
+    assert [row["recorded"] is not None for row in rows] == [True, True, False, False, False]
     for name in ("raw", "cosine"):
         assert against[name]["difference"] == pytest.approx(rows[0][name] - rows[1][name], abs=1e-6)
         assert against[name]["images"] == 100
@@ -136,7 +138,7 @@ def test_repulsion_and_seen_images_are_lines_of_the_table(run: Path, data: Path,
     bundle = load_run(run)[0] | {"repulsion": 0.3}
     held = held_out(bundle, data)
     plain = predict(bundle, held, held.views)
-    results, _ = measure(bundle, held, None)
+    results, _ = measure(run, bundle, held, None)
     rows = {row[0]: row[1] for row in contents.official_table(results | {"recorded": None})[1]}
     assert rows["raw, without repulsion"] == f"{kernel.evaluate(plain, held.images)['pool100_raw']['mrr']:.4f}"
     assert rows["raw: the official metric"] != rows["raw, without repulsion"]

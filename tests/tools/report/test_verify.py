@@ -22,6 +22,7 @@ from forked import failed, succeeded
 from lib import plots
 from lib.report import contents, figures, numbers
 from lib.report.page import Picture
+from made_runs import make_prediction
 
 FIGURES = {
     "distances",
@@ -85,9 +86,9 @@ def test_the_page_opens_with_the_metric_and_the_verdict(verified: tuple[Path, di
     places = [
         text.index(part)
         for part in (
-            f"<h1>align: MRR {results['baselines'][0]['raw']:.3f}",
+            f"<h1>{results['baselines'][0]['model']}: MRR {results['recorded']['mrr']:.3f}",
             "Among 100 photos the right one comes first for",
-            f"than {results['baselines'][1]['model']}: ",
+            numbers.verdict(results["against"]["raw"], results["baselines"][1]["model"]),
             "<h2>The official metric</h2>",
             "<h2>Distances</h2>",
             "Euclidean and Manhattan distance say little",
@@ -169,7 +170,7 @@ def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(
     done = succeeded(tool("verify", "--runs", tmp_path / "runs", "--data", data))
     assert "20260102-000000-align" in done.stdout
     assert (tmp_path / "runs/20260102-000000-align/verify/report.html").exists()
-    assert re.search(r"^ridge +0\.\d", done.stdout, re.MULTILINE)
+    assert re.search(r"^ridge +- +0\.\d", done.stdout, re.MULTILINE)
 
 
 # ------------------------------------------------------------------------------------------------------------ photos
@@ -276,6 +277,8 @@ def test_runs_that_cannot_be_verified(run: Path, data: Path, tmp_path: Path, too
     failed(tool("verify", "--run", tmp_path / "none", "--data", data), 2, "no such run")
     (tmp_path / "empty").mkdir()
     failed(tool("verify", "--run", tmp_path / "empty", "--data", data), 2, "no weights")
+    predicted = make_prediction(tmp_path / "predicted", run)
+    failed(tool("verify", "--run", predicted, "--data", data), 2, f"weights of a run that is not in {tmp_path}: give")
     failed(tool("verify", "--runs", tmp_path, "--data", data), 2, f"no run with {kernel.VALIDATED_MODEL}")
     (tmp_path / "empty" / kernel.VALIDATED_MODEL).write_bytes(b"no weights")
     failed(tool("verify", "--run", tmp_path / "empty", "--data", data), 2, "the weights file cannot be read")
@@ -317,8 +320,10 @@ def test_a_record_that_disagrees_is_pointed_out(run: Path, data: Path, tmp_path:
     record = json.loads((other / kernel.METRICS).read_text())
     record["validation"]["pool100_raw"]["mrr"] = 0.2
     (other / kernel.METRICS).write_text(json.dumps(record))
-    done = succeeded(tool("verify", "--run", other, "--data", data))
-    assert "says MRR 0.2000, measured here" in done.stderr
+    for given in (["--run", other], ["--run", run, "--against", other]):
+        done = succeeded(tool("verify", *given, "--data", data))
+        assert "says MRR 0.2000, measured here" in done.stderr
+        assert "it has 0.2000 in place of 0." in done.stdout
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -10,7 +10,7 @@ from typing import Any
 from lib import kernel, record
 from lib.process import as_text
 from lib.project import InputError, figure, format_table
-from lib.runs import COSINE, FULL, RAW, Run, find_runs
+from lib.runs import COSINE, FULL, RAW, Run, find_runs, trained_by
 
 SCORES = {"raw": RAW, "cosine": COSINE, "full": FULL}
 SORTS = ("date", *SCORES, "seconds", "public")
@@ -51,7 +51,7 @@ def note_of(run: Run, names: dict[str, str]) -> str:
     """What else has to be said of a run; `names` of runs by the sha256 of their weights."""
     found = [f"ended by {run.manifest['stopped']}"] if run.manifest.get("stopped") else []
     found += [] if run.complete else ["unfinished"]
-    if kernel.FINAL_MODEL not in run.outputs and run.weights:
+    if run.only_predicts and run.weights:
         found.append(f"weights of {names.get(run.weights, 'another run')}")
     found += [f"{len(run.manifest['members'])} members"] if isinstance(run.manifest.get("members"), dict) else []
     return ", ".join(found)
@@ -86,10 +86,7 @@ def read_ledger(runs: Path) -> list[Entry]:
     if not runs.is_dir():
         raise InputError(f"{runs}: no such folder; python tools/run_local.py makes a run")
     found = find_runs(runs)
-    names: dict[str, str] = {}
-    for run in sorted(found, key=lambda run: run.name):
-        if run.weights and kernel.FINAL_MODEL in run.outputs:  # runs of the same settings may have the same weights
-            names[run.weights] = f"{names[run.weights]} = {run.name}" if run.weights in names else run.name
+    names = {weights: " = ".join(run.name for run in made) for weights, made in trained_by(found).items()}
     sent = submissions(runs)
     return [entry_of(run, runs, names, sent) for run in found]
 
@@ -109,7 +106,7 @@ def arranged(entries: list[Entry], recipe: str | None, last: int | None, sort: s
 
 def table(entries: list[Entry]) -> str:
     """One line a run."""
-    about, results = ["run", "ended (UTC)", "recipe"], ["raw", "+-", "cosine", "full", "seconds"]
+    about, results = ["run", "ended (UTC)", "recipe"], ["raw", "+-", "cosine", "all held-out", "seconds"]
     header = [*about, *results, "device", "submitted", "public", "what differs"]
     rows = []
     for one in entries:

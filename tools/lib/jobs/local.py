@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from lib import kernel, record
 from lib.data import FILES
 from lib.process import as_text
 from lib.project import InputError, format_table
-from lib.runs import Run, damaged_files, open_run
+from lib.runs import Run, damaged_files, open_trained
+from lib.weights import unfinished
 
 PREDICT = {"mode": "predict"}
 
@@ -32,13 +34,15 @@ def asked_for(recipe: str | None, mode: str | None, settings: list[str], weights
 
 
 def weights_of(folder: Path) -> Path:
-    """The verified weights of a run, which may be one that was stopped."""
-    run = open_run(folder)
+    """The verified weights of a run; of one that was stopped it is said how far it came."""
+    run = open_trained(folder)
     listed = run.outputs.get(kernel.FINAL_MODEL)
     if not listed:
         raise InputError(f"{folder}: the run has no {kernel.FINAL_MODEL}; name another one with --weights")
     if problems := damaged_files(folder, {kernel.FINAL_MODEL: listed}):
         raise InputError(f"{folder}: {problems[0]}; make or fetch the run again")
+    for line in unfinished(folder):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     return folder / kernel.FINAL_MODEL
 
 

@@ -123,13 +123,13 @@ def baseline_title(results: dict[str, Any]) -> str:
     """Against the other run where there is one, else against ridge."""
     ours, other = results["baselines"][:2]
     if results["against"]:
-        return f"{verdict(results['against']['raw'], other['model'])}. MRR {ours['raw']:.3f} against {other['raw']:.3f}"
+        row = results["against"]["raw"]
+        numbers = f"raw MRR {row['difference']:+.4f}, 95% interval {row['low']:+.4f} to {row['high']:+.4f}"
+        return f"{verdict(row, other['model'])} ({numbers})"
     ridge = next(row for row in results["baselines"] if row["model"] == "ridge")
     chance = next(row for row in results["baselines"] if row["model"] == "random permutation")
-    return (
-        f"MRR {ours['raw']:.3f}: {ours['raw'] / ridge['raw']:.2f} times ridge, "
-        f"{ours['raw'] / chance['raw']:.0f} times chance"
-    )
+    times = [ours["raw"] / row["raw"] for row in (ridge, chance)]
+    return f"The raw MRR is {times[0]:.2f} times that of ridge, {times[1]:.0f} times that of chance"
 
 
 def baseline_figure(results: dict[str, Any]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,29 @@ from lib.weights import Bundle, Validation, held_out, learnt_temperature, load_r
 SEEN = 1000  # training images for the line that is no measure of quality
 
 
+@dataclass(frozen=True)
+class Model:
+    """What predicts the held-out images: a run, by its folder's name and with its own official numbers, or no run."""
+
+    name: str
+    predictions: np.ndarray  # (views, m, d_image)
+    recorded: dict[str, float] | None = None
+
+
 def recorded(run: Path) -> dict[str, float] | None:
     """The run's own official numbers, if it has any: every choice in them was made on other images than measured."""
     tables = read_json(run / kernel.METRICS, ADVICE, optional=True).get("validation") or {}
     return tables.get(RAW)
 
 
-def disagreement(run: Path, results: dict[str, Any]) -> list[str]:
-    """A warning where the run's own record says otherwise: other data under the same names, or another kernel."""
-    found, said = results["baselines"][0]["raw"], results["recorded"]
-    if not said or abs(found - said["mrr"]) < max(1e-3, said["mrr_se"]):  # the blend was chosen on these images
-        return []
+def disagreement(rows: list[dict[str, Any]]) -> list[str]:
+    """A warning for each run whose own record says otherwise: other data under the same names, or another kernel."""
     return [
-        f"{run / kernel.METRICS} says MRR {said['mrr']:.4f}, measured here {found:.4f}: is this the data of the "
-        "run, and the script that made it?"
+        f"{row['model']}: its {kernel.METRICS} says MRR {row['recorded']:.4f}, measured here {row['raw']:.4f}: is this "
+        "the data of the run, and the script that made it?"
+        for row in rows
+        if row["recorded"]
+        and abs(row["raw"] - row["recorded"]) >= max(1e-3, row["raw_se"])  # the blend was chosen here
     ]
 
 
@@ -51,27 +61,29 @@ def ridge(held: Validation) -> np.ndarray:
     return (train.text[held.views] - mean_text) @ np.linalg.solve(covariance + penalty, cross).astype(np.float32)
 
 
-def baselines(predictions: np.ndarray, held: Validation) -> dict[str, np.ndarray]:
-    """Predictions of what every model has to beat."""
+def baselines(predictions: np.ndarray, held: Validation) -> list[Model]:
+    """What every model has to beat; ridge comes first."""
     rng = np.random.default_rng(0)
     mean = held.train.images[held.seen].mean(0)
-    return {
-        "ridge": ridge(held),
-        "mean image": np.tile(mean, (*predictions.shape[:2], 1)),
-        "random permutation": np.stack([view[rng.permutation(len(view))] for view in predictions]),
-    }
+    return [
+        Model("ridge", ridge(held)),
+        Model("mean image", np.tile(mean, (*predictions.shape[:2], 1))),
+        Model("random permutation", np.stack([view[rng.permutation(len(view))] for view in predictions])),
+    ]
 
 
-def baseline_row(name: str, predictions: np.ndarray, held: Validation) -> dict[str, Any]:
-    tables = kernel.evaluate(predictions, held.images)
+def baseline_row(model: Model, held: Validation) -> dict[str, Any]:
+    """A model's MRR as measured here and, of a run, as it recorded it itself (raw)."""
+    tables = kernel.evaluate(model.predictions, held.images)
     raw, cosine = tables[RAW], tables[COSINE]
     scores = {"raw": raw["mrr"], "raw_se": raw["mrr_se"], "cosine": cosine["mrr"], "cosine_se": cosine["mrr_se"]}
     recall = {key: raw[key] for key in ("recall@1", "recall@10")}
-    return {"model": name, **scores, **recall, "full_cosine": tables[FULL]["mrr"]}
+    own = model.recorded["mrr"] if model.recorded else None
+    return {"model": model.name, "recorded": own, **scores, **recall, "full_cosine": tables[FULL]["mrr"]}
 
 
-def other_run(path: Path, bundle: Bundle, held: Validation) -> tuple[str, np.ndarray, list[str]]:
-    """Name, predictions and warnings of the run to compare with; it must have been validated on the same images."""
+def other_run(path: Path, bundle: Bundle, held: Validation) -> tuple[Model, list[str]]:
+    """The run to compare with, and warnings; it must have been validated on the same images."""
     other, notes = load_run(path)
     if other["dims"] != bundle["dims"]:
         raise InputError(
@@ -83,8 +95,7 @@ def other_run(path: Path, bundle: Bundle, held: Validation) -> tuple[str, np.nda
             f"{bundle['knobs']['split_seed']} on the same data"
         )
     predictions = repelled(other, predict(other, held, held.views))
-    recipe = other["knobs"]["recipe"]
-    return path.name if recipe in path.name else f"{recipe} ({path.name})", predictions, notes
+    return Model(path.resolve().name, predictions, recorded(path)), notes
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray, gallery: np.ndarray) -> dict[str, dict[str, float]]:
@@ -96,16 +107,19 @@ def compare(ours: np.ndarray, theirs: np.ndarray, gallery: np.ndarray) -> dict[s
     return found
 
 
-def paired(one: Run, other: Run, data: Path) -> dict[str, dict[str, float]]:
-    """The same for two runs, of the predictions of their validated weights for the images that both held out."""
+def paired(one: Run, other: Run, data: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """A row each of two runs, by their validated weights on the images that both held out; the paired differences."""
     facts = kernel.file_facts(kernel.find_file(data, FILES[0]))
     for run in (one, other):
         if run.manifest.get("inputs", {}).get(FILES[0]) != facts:
             raise InputError(f"{run.folder}: was trained on other data than {data} holds; --data DIR names its own")
     bundle, _ = load_run(one.folder)
     held = held_out(bundle, data)
-    _, theirs, _ = other_run(other.folder, bundle, held)
-    return compare(repelled(bundle, predict(bundle, held, held.views)), theirs, held.images)
+    theirs, _ = other_run(other.folder, bundle, held)
+    predictions = repelled(bundle, predict(bundle, held, held.views))
+    ours = Model(one.folder.resolve().name, predictions, recorded(one.folder))
+    rows = [baseline_row(model, held) for model in (ours, theirs)]
+    return rows, compare(ours.predictions, theirs.predictions, held.images)
 
 
 # ----------------------------------------------------------------------------------------------------- everything
@@ -137,24 +151,24 @@ def on_seen_images(bundle: Bundle, held: Validation) -> dict[str, Any]:
 Drawable = tuple[np.ndarray, dict[str, tuple]]  # predictions, distances by metric: what pictures are drawn of
 
 
-def measure(
-    bundle: Bundle, held: Validation, against: tuple[str, np.ndarray] | None
-) -> tuple[dict[str, Any], Drawable]:
+def measure(run: Path, bundle: Bundle, held: Validation, against: Model | None) -> tuple[dict[str, Any], Drawable]:
     """Every number of the report, and what the pictures need beside them."""
     plain = predict(bundle, held, held.views)
     predictions = repelled(bundle, plain)
     measured, facts = numbers.distances(predictions, held.images), numbers.anisotropy(predictions, held.images)
-    others = baselines(predictions, held)
-    models = {bundle["knobs"]["recipe"]: predictions, **(dict([against]) if against else {}), **others}
+    ours, others = Model(run.resolve().name, predictions, recorded(run)), baselines(predictions, held)
+    models = [ours, *([against] if against else []), *others]
     gains = numbers.gains_of(predictions, held.images, kernel.POOL, False)
     results = {
         "images": len(held.names),
         "captions": int(predictions.shape[0] * predictions.shape[1]),
         "pool": Pools(len(held.names)).size,
         "pools": str(Pools(len(held.names))),
-        "baselines": [baseline_row(name, each, held) for name, each in models.items()],
-        "against": compare(predictions, against[1], held.images) if against else None,
-        "against_ridge": compare(predictions, others["ridge"], held.images),
+        "recipe": bundle["knobs"]["recipe"],
+        "recorded": ours.recorded,
+        "baselines": [baseline_row(model, held) for model in models],
+        "against": compare(predictions, against.predictions, held.images) if against else None,
+        "against_ridge": compare(predictions, others[0].predictions, held.images),
         "retrieval": retrieval(predictions, held),
         "without_repulsion": kernel.evaluate(plain, held.images) if bundle["repulsion"] else None,
         "seen": on_seen_images(bundle, held),

@@ -71,12 +71,12 @@ def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, rounds: int = 10_000,
 
 
 def verdict(difference: dict[str, float], other: str) -> str:
-    """A difference in plain words: sure where its 95% interval leaves no doubt about the sign."""
+    """A difference in plain words: one that is sure where its 95% interval leaves no doubt about the sign."""
     if not difference["difference"]:
         return f"As good as {other}, to the digit"
-    word = "Better" if difference["difference"] > 0 else "Worse"
-    sure = difference["low"] > 0 or difference["high"] < 0
-    return f"{word} than {other}: {'sure' if sure else 'not sure'}"
+    if difference["low"] <= 0 <= difference["high"]:
+        return f"No sure difference from {other}"
+    return f"{'Better' if difference['difference'] > 0 else 'Worse'} than {other}: sure"
 
 
 def difference_in_words(row: dict[str, float], other: str, name: str) -> str:
