@@ -25,6 +25,7 @@ from lib.bench.measure import (
 )
 from lib.bench.table import against_baseline, finding, summarise, table_rows
 from lib.data import FILES
+from lib.plots import recipe_colours
 from lib.process import Ended
 from lib.project import InputError, ToolError
 from lib.runs import Run
@@ -295,6 +296,20 @@ def test_each_recipe_with_each_budget_until_it_has_enough(tool, tmp_path, monkey
     assert points[2]["scores"]["pool100_raw"] == pytest.approx(0.64)
     assert (tmp_path / "out" / "quality_time.png").read_bytes().startswith(PNG)
     assert (tmp_path / "out" / "anytime.md").read_text().count("| search |") == 2
+
+
+def test_the_title_names_the_earliest_of_the_points_that_are_as_good_as_the_best():
+    rows = [("closed_form", 2, 0.61), ("align", 15, 0.6668), ("align", 26, 0.6671), ("ensemble", 40, 0.65)]
+    points = [anytime.Point(recipe, 1, seconds, {"pool100_raw": raw}, 0.01, 1, 0) for recipe, seconds, raw in rows]
+    assert anytime.finding(points) == "Raw MRR 0.610 after 2 s (closed_form), 0.667 after 15 s (align)"
+    assert anytime.finding(points[1:]) == "Raw MRR 0.667 after 15 s (align)"
+
+
+def test_a_recipe_has_one_colour_in_every_picture(kernel):
+    known = recipe_colours([])
+    assert list(known) == list(kernel.RECIPES)
+    assert len(set(recipe_colours(["sweep"]).values())) == len(known) + 1
+    assert recipe_colours(["sweep", "search", "align"])["align"] == known["align"]
 
 
 @pytest.mark.usefixtures("forked")

@@ -13,8 +13,8 @@ from lib.project import REPO
 TOOLS = REPO / "tools"
 FLOORS = (
     {"project"},
-    {"kernel", "process", "record", "sample", "kaggle_api", "plots"},
-    {"data", "runs"},
+    {"kernel", "process", "record", "sample", "kaggle_api"},
+    {"data", "runs", "plots"},
     {"weights"},
     {"jobs", "report", "bench"},
     {"commands"},

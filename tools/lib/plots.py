@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
+from lib.kernel import recipe_names
 from lib.project import write_file
 
 WIDTH = 4.6  # inches: 358 points of a phone's screen then show 9-point letters at 10 pixels
@@ -124,14 +125,20 @@ def seconds_axis(axes: Axes, label: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def recipe_colours(shown: Iterable[str]) -> dict[str, str]:
+    """Each recipe's colour, the same in every picture: by its place in the kernel; others come after these."""
+    names = dict.fromkeys([*recipe_names(), *shown])
+    return {name: CYCLE[place % len(CYCLE)] for place, name in enumerate(names)}
+
+
 def quality_plot(title: str, groups: dict[str, list[tuple[float, float, float]]], mark: str, path: Path) -> None:
-    """(seconds, MRR, its standard error) of runs, a colour a group, as a file."""
+    """(seconds, MRR, its standard error) of runs by their recipes, as a file."""
+    colours = recipe_colours(groups)
     with themed(LIGHT):
         figure, axes = new_figure(title, 3.9, 6.8)
-        for place, (name, points) in enumerate(groups.items()):
+        for name, points in groups.items():
             seconds, scores, errors = zip(*points, strict=True)
-            colour = CYCLE[place % len(CYCLE)]
-            axes.errorbar(seconds, scores, errors, fmt=mark, markersize=4, capsize=3, color=colour, label=name)
+            axes.errorbar(seconds, scores, errors, fmt=mark, markersize=4, capsize=3, color=colours[name], label=name)
         seconds_axis(axes, "seconds from start to submission")
         axes.set(ylabel="raw MRR in validation (+- s.e.)")
         legend_below(figure, axes)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.report import figures, numbers
+from lib.report import contents, figures, numbers
 from lib.report.figures import find_photos
 
 
@@ -140,6 +140,15 @@ def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
     assert "2.00 times that of ridge" in figures.baseline_title(
         results_of(("align", 0.6), ("ridge", 0.3), ("random permutation", 0.05))
     )
+
+
+@pytest.mark.parametrize(("hits", "rank"), [(4, 5), (5, 8), (6, 8), (9, 1)])
+def test_the_median_caption_is_one_of_the_misses_where_most_come_first(hits: int, rank: int) -> None:
+    """Of nine captions; else its sheet would show what that of the good ones does."""
+    ranks = np.array([[1] * hits + list(range(hits + 1, 10))])
+    picked = contents.pick_captions(ranks)
+    assert [ranks[pair] for pair in picked["good"]] == [1, 1, 1]
+    assert ranks[picked["median"][0]] == rank
 
 
 @pytest.mark.parametrize(

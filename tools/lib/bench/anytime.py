@@ -60,13 +60,12 @@ def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, 
 
 
 def finding(points: list[Point]) -> str:
-    """What the picture shows, in one line."""
-    best = max(points, key=lambda point: point.scores[RAW])
-    first = min(points, key=lambda point: point.seconds)
-    return (
-        f"Raw MRR {first.scores[RAW]:.3f} after {first.seconds:.0f} s ({first.recipe}), "
-        f"{best.scores[RAW]:.3f} after {best.seconds:.0f} s ({best.recipe})"
-    )
+    """What the picture shows, in one line: the first point, and the earliest that is as good as the best one."""
+    by_time = sorted(points, key=lambda point: point.seconds)
+    best = max(round(point.scores[RAW], 3) for point in points)  # as it is written
+    first, top = by_time[0], next(point for point in by_time if round(point.scores[RAW], 3) == best)
+    named = [first] if top is first else [first, top]
+    return "Raw MRR " + ", ".join(f"{one.scores[RAW]:.3f} after {one.seconds:.0f} s ({one.recipe})" for one in named)
 
 
 def plot(points: list[Point], path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lib.bench.measure import POOLS, SCORES, Measured
-from lib.plots import CYCLE, LIGHT, WIDTH, headline, legend_below, save_png, seconds_axis, themed
+from lib.plots import LIGHT, WIDTH, headline, legend_below, recipe_colours, save_png, seconds_axis, themed
 from lib.project import figure, format_table, markdown_table, write_file
 from lib.runs import RAW
 
@@ -120,17 +120,20 @@ def finding(rows: list[dict[str, Any]], passed: list[dict[str, Any]]) -> str:
 
 def plot(runs: list[Measured], title: str, path: Path) -> None:
     """Validation MRR over training time, a line a run, a colour a recipe; the large dot is the blend's final score."""
+    colours = recipe_colours(groups(runs))
     with themed(LIGHT):
         drawing = Figure(figsize=(2 * WIDTH, 4.2), layout="constrained")
         headline(drawing, title)
         panels = drawing.subplots(1, 2, sharex=True)
         for axes, score in zip(panels, POOLS, strict=True):
-            for colour, (recipe, group) in zip(CYCLE, groups(runs).items(), strict=False):
+            for recipe, group in groups(runs).items():
                 for run in group:
                     points = [(max(seconds, 0.01), scores[score]) for seconds, scores in run.curve]
                     label = recipe if run is group[0] else None
-                    axes.plot(*zip(*points, strict=True), "-o", color=colour, markersize=3, linewidth=1, label=label)
-                    axes.plot(*points[-1], "o", color=colour, markersize=8)
+                    axes.plot(
+                        *zip(*points, strict=True), "-o", color=colours[recipe], markersize=3, linewidth=1, label=label
+                    )
+                    axes.plot(*points[-1], "o", color=colours[recipe], markersize=8)
             seconds_axis(axes, "seconds of training (large dot: final score)")
             axes.set(ylabel=f"MRR in validation, {SCORES[score]}")
         legend_below(drawing, panels[0])

@@ -42,12 +42,18 @@ def contact_rows(
     return rows
 
 
+def passed_over(ranks: np.ndarray) -> int:
+    """How many of the best captions lie before the median: where that is a first place, it is that of the misses."""
+    hits = int((ranks == 1).sum())
+    return hits if np.median(ranks) == 1 and hits < ranks.size else 0
+
+
 def pick_captions(ranks: np.ndarray) -> dict[str, list[tuple[int, int]]]:
     """Good, median and worst captions, each of another image; among equals a fixed random choice."""
     view, image = np.unravel_index(np.random.default_rng(0).permutation(ranks.size), ranks.shape)
     order = np.argsort(ranks[view, image], kind="stable")
     ordered = list(zip(view[order].tolist(), image[order].tolist(), strict=True))
-    middle = len(ordered) // 2
+    middle = (passed_over(ranks) + len(ordered)) // 2
     parts = {"good": ordered, "median": ordered[middle:], "worst": ordered[::-1]}
     return {name: first_of_each_image(part) for name, part in parts.items()}
 
@@ -63,10 +69,12 @@ def contact_figures(
     predictions: np.ndarray, ranks: np.ndarray, held: Validation, photos: draw.Photos
 ) -> dict[str, Figure]:
     """A sheet each of good, median and worst captions."""
-    size = Pools(len(held.names)).size
+    size, better = Pools(len(held.names)).size, passed_over(ranks)
+    whose = f"Of the {1 - better / ranks.size:.0%} of captions that do not find their photo first a median one"
+    median = np.sort(ranks, axis=None)[(better + ranks.size) // 2]
     titles = {
         "good": f"{(ranks == 1).mean():.0%} of captions find their photo first; three of them",
-        "median": f"A median caption finds its photo at rank {int(np.median(ranks))} of {size}",
+        "median": f"{whose if better else 'A median caption'} finds it at rank {median} of {size}",
         "worst": f"The worst of {ranks.size:,} captions finds its photo at rank {ranks.max()} of {size}",
     }
     return {
