@@ -22,6 +22,7 @@ from forked import failed, succeeded
 from lib import plots
 from lib.report import contents, figures, numbers
 from lib.report.page import Picture
+from lib.weights import held_out, load_run
 from made_runs import make_prediction
 
 FIGURES = {
@@ -78,6 +79,19 @@ def test_titles_state_numbers(verified: tuple[Path, dict]) -> None:
     titles = re.findall(r'alt="([^"]+)"', text)
     assert len(titles) == len(FIGURES)
     assert [title for title in titles if not re.search(r"\d", title)] == []
+
+
+def test_the_sheet_of_the_median_says_of_whom(run: Path, data: Path) -> None:
+    held = held_out(load_run(run)[0], data)
+    titles = []
+    for misses in (2, 4):
+        ranks = np.ones((5, len(held.names)), int)
+        ranks[:misses] = 7
+        sheets = contents.contact_figures(np.zeros((5, *held.images.shape)), ranks, held, figures.Photos())
+        titles.append(sheets["contact_median"].get_suptitle())
+    assert [title.count("\n") for title in titles] == [1, 1]  # there is room for two lines
+    assert " ".join(titles[0].split()) == "40% of captions miss the first place; the median of these is rank 7 of 100"
+    assert " ".join(titles[1].split()) == "A median caption finds its photo at rank 7 of 100"
 
 
 def test_the_page_opens_with_the_metric_and_the_verdict(verified: tuple[Path, dict]) -> None:

@@ -70,11 +70,11 @@ def contact_figures(
 ) -> dict[str, Figure]:
     """A sheet each of good, median and worst captions."""
     size, better = Pools(len(held.names)).size, passed_over(ranks)
-    whose = f"Of the {1 - better / ranks.size:.0%} of captions that do not find their photo first a median one"
-    median = np.sort(ranks, axis=None)[(better + ranks.size) // 2]
+    median = f"rank {np.sort(ranks, axis=None)[(better + ranks.size) // 2]} of {size}"
+    misses = f"{1 - better / ranks.size:.0%} of captions miss the first place; the median of these is {median}"
     titles = {
         "good": f"{(ranks == 1).mean():.0%} of captions find their photo first; three of them",
-        "median": f"{whose if better else 'A median caption'} finds it at rank {median} of {size}",
+        "median": misses if better else f"A median caption finds its photo at {median}",
         "worst": f"The worst of {ranks.size:,} captions finds its photo at rank {ranks.max()} of {size}",
     }
     return {
