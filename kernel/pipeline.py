@@ -560,8 +560,9 @@ def with_images(train: TrainSet, extra: TrainSet, images: np.ndarray) -> TrainSe
 
 def nearest_cosine(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Of each vector (n, d) the highest cosine to any of `others` (m, d)."""
-    ours, theirs = torch.from_numpy(unit(vectors)), torch.from_numpy(unit(others))
-    return torch.cat([(some @ theirs.T).amax(dim=1) for some in ours.split(2048)]).numpy()
+    theirs = torch.from_numpy(unit(others)).T
+    blocks = (torch.from_numpy(unit(vectors[start : start + 2048])) for start in range(0, len(vectors), 2048))
+    return torch.cat([(block @ theirs).amax(dim=1) for block in blocks]).numpy()
 
 
 def warn_if_foreign(path: Path, ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -1097,12 +1098,6 @@ def read_state(path: Path, device: str = "") -> dict[str, Any]:
     return state
 
 
-def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Replace it as a whole."""
-    with atomic(path) as part:
-        save_torch(part, state)
-
-
 def make_task(problem: Problem, phase: str, knobs: Knobs, device: torch.device, dtype: torch.dtype) -> Task:
     """The task of matching the captions of a phase's images to them, as tensors on `device`."""
     train, images = problem.train, problem.images_of(phase, knobs.pairs)
@@ -1259,7 +1254,7 @@ def train_network(
     if state := read_state(state_file, task.text.device.type):
         at = learner.take_up(state)
         log(f"{name}: going on from epoch {at.step // steps + 1}, step {at.step % steps}")
-    log("  ".join(column.rjust(9) for column in LOG_COLUMNS))
+    log_row({column: column for column in LOG_COLUMNS})
 
     total, ends, batches = steps * knobs.epochs, at.seconds + max(allotted, 1e-9), None
     loss_sum = torch.tensor(at.loss_sum, device=task.text.device)
@@ -1269,7 +1264,7 @@ def train_network(
     while going:
         if stop.signal or clock - saved >= knobs.checkpoint_seconds:
             at.loss_sum, saved = float(loss_sum), clock
-            write_state(state_file, learner.state(at))
+            write_torch(state_file, learner.state(at))
         if stop.signal:
             raise Interrupted
         if batches is None or at.step % steps == 0:
@@ -1657,7 +1652,7 @@ class Run:
                 trained = train_again_if_diverged(name, knobs, state_file, watch=watch, **others)
         except (RuntimeError, ValueError) as error:  # of torch.linalg too
             raise TrainingFailed(f"candidate {candidate.number}, {job.phase}: {first_line(error)}") from error
-        write_state(state_file, {"trained": vars(trained)})
+        write_torch(state_file, {"trained": vars(trained)})
         return trained
 
     def watch(self, job: Job, epoch: int, last: bool, network: nn.Module) -> dict[str, Any]:
@@ -1670,8 +1665,7 @@ class Run:
         if job.phase == "validate" and candidate.named and epoch % knobs.checkpoint_every == 0:
             weights = {key: value.cpu() for key, value in network.state_dict().items()}
             bundle = make_bundle(self.problem, knobs, [member_of(knobs, weights, 1.0)], 0.0)
-            with atomic(self.folder.path / CHECKPOINT.format(epoch)) as part:
-                save_torch(part, bundle)
+            write_torch(self.folder.path / CHECKPOINT.format(epoch), bundle)
         return row | {"seconds": round(self.earlier + run_seconds(), 2)}
 
     def take(self, job: Job, future: Future[Trained]) -> None:
@@ -2211,6 +2205,12 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, path)
     except RuntimeError as error:  # what torch makes of a full disk
         raise WriteFailed(f"{path.name}: cannot be written (is the disk full?); free some space") from error
+
+
+def write_torch(path: Path, content: dict[str, Any]) -> None:
+    """`save_torch`, in place of what was there, as a whole."""
+    with atomic(path) as part:
+        save_torch(part, content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

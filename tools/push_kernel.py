@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
         return order.init_owner(arguments.init)
     time = order.SessionTime(arguments.timeout_minutes)
     overrides = time.tell(order.read_overrides(arguments.recipe, arguments.set, arguments.script))
-    if arguments.dry_run:
+    if arguments.dry_run and arguments.action == "push" and not arguments.quota:
         owner = order.owner_named(arguments.script)
         staged = order.stage_push(owner, arguments, overrides, arguments.dataset, arguments.script)
         return show_staged(staged, arguments.json)

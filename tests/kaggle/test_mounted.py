@@ -35,6 +35,7 @@ def test_a_kernel_predicts_with_packaged_weights(kaggle, competition, kernel, se
     assert used == json.loads((place / kernel.MANIFEST).read_text())["files"][kernel.FINAL_MODEL]
 
 
+@pytest.mark.slow
 def test_a_kernel_goes_on_from_the_packaged_state_of_a_stopped_run(
     kaggle, competition, kernel, server, package, tmp_path
 ):

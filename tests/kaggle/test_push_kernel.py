@@ -297,3 +297,9 @@ def test_dry_run_has_the_owner_that_was_written_into_the_metadata(tool, owned):
     done = succeeded(tool("push_kernel", "--dry-run", "--json"))
     assert json.loads(done.stdout)["metadata"]["id"] == f"somebody/{SLUG}"
     assert "warning" not in done.stderr
+
+
+def test_dry_run_is_of_a_push_alone(tool):
+    """A list, or the quota, asks Kaggle whatever else is said."""
+    for others in (["list"], ["status"], ["--quota"]):
+        failed(tool("push_kernel", *others, "--dry-run"), 2, "no Kaggle credentials")

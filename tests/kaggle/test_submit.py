@@ -385,6 +385,7 @@ def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(submi
     assert len(competition.submissions) == 2
 
 
+@pytest.mark.slow
 def test_without_a_count_there_is_no_proof(submit, kaggle, competition):
     kaggle.fail("CreateSubmission", Fault(drop="before"))
     failed(submit(), 1)

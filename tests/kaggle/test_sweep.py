@@ -281,6 +281,7 @@ def test_sweep_killed_at_random_moments_pushes_nothing_twice(tool, plans, kaggle
 
 
 # ------------------------------------------------------------------------------------------- here
+@pytest.mark.slow
 def test_local_sweep_goes_on_after_a_failure(tool, data, outputs, tmp_path, kernel, monkeypatch):
     table = tmp_path / "runs.csv"
     table.write_text("recipe,seed,knobs\nclosed_form,0,ridge=0.1\nclosed_form,0,ridge=1 whiten=1\n")

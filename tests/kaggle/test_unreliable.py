@@ -52,6 +52,7 @@ def test_a_dataset_outlives_minutes_without_an_answer(package, kaggle):
     assert len(kaggle.datasets[WEIGHTS].versions) == 1
 
 
+@pytest.mark.slow
 def test_an_outage_that_lasts_ends_the_wait_and_says_how_to_go_on(push, kaggle, finished):
     kaggle.fail("GetKernelSessionStatus", *[Fault(status=503)] * 10**4)
     failed(push(), 1, r"so for \d+ minutes; go on with .*push_kernel\.py output --version 1")
@@ -60,6 +61,7 @@ def test_an_outage_that_lasts_ends_the_wait_and_says_how_to_go_on(push, kaggle, 
     assert versions(kaggle) == 1
 
 
+@pytest.mark.slow
 def test_time_in_the_queue_is_no_part_of_the_session(push, kaggle, finished):
     kaggle.plans[0].queued = 25  # about 20 minutes, of a session of five
     succeeded(push("--timeout-minutes", 5))

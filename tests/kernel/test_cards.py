@@ -165,14 +165,14 @@ def test_a_state_of_another_device_is_a_new_start(kernel, lab, capsys):
     stopped(kernel, lab, 30, problem=problem)
     content = kernel.read_state(lab.state_file)
     content["random"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's
-    kernel.write_state(lab.state_file, content | {"device": "cuda"})
+    kernel.write_torch(lab.state_file, content | {"device": "cuda"})
     found = lab.train(problem)
     assert "not usable (it is of another kind of device" in capsys.readouterr().out
     assert all(torch.equal(whole.weights[key], found.weights[key]) for key in whole.weights)
 
 
 def test_a_network_that_is_trained_is_taken_up_on_any_device(kernel, lab):
-    kernel.write_state(lab.state_file, {"trained": vars(lab.train())})
+    kernel.write_torch(lab.state_file, {"trained": vars(lab.train())})
     assert "trained" in kernel.read_state(lab.state_file, "cuda")
 
 

@@ -70,6 +70,7 @@ def test_a_packaged_copy_in_the_mounts_of_kaggle(kernel, data: Path, first, tmp_
     assert sha256_of(output / SUBMISSION) == sha256_of(first[0] / SUBMISSION)  # as the fork of the old mount
 
 
+@pytest.mark.slow
 def test_a_terminal_without_letters_and_a_folder_with_them(kernel, data: Path, tmp_path: Path):
     """LC_ALL=C without UTF-8: no encoding has this path. And under umask 077 files are nobody else's."""
     output = tmp_path / "Aus gäbe 漢字"
@@ -90,6 +91,7 @@ def test_a_terminal_without_letters_and_a_folder_with_them(kernel, data: Path, t
     assert {stat.S_IMODE(path.stat().st_mode) for path in output.iterdir()} == {0o600}
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_run(kernel, data: Path, tmp_path: Path):
     """As under `| head -1`."""
     read, write = os.pipe()

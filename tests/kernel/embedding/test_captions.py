@@ -134,6 +134,7 @@ def empty(tmp_path: Path) -> Path:
     return tmp_path / "empty"
 
 
+@pytest.mark.slow
 def test_the_script_runs_on_its_own(models: Path, source: Path, empty: Path):
     given = ["--captions", source / "captions.csv", "--photos", source, "--output", "made"]
     models_of_ours = ["--image-model", models / "photos", "--text-model", models / "captions"]

@@ -275,6 +275,7 @@ def test_a_run_that_is_not_finished_says_so(
         assert said in text if said else "not finished" not in text
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_a_network_says_in_which_epoch(server, data: Path, tmp_path: Path, tool) -> None:
     given = ["--input", data, "--output", tmp_path / "run", *TINY, "--set=val_fraction=0.5", "--set=epochs=2000"]
     log = server.stop(signal.SIGTERM, *given, after=" validate ").stdout

@@ -42,10 +42,11 @@ def contact_rows(
     return rows
 
 
-def passed_over(ranks: np.ndarray) -> int:
-    """How many of the best captions lie before the median: where that is a first place, it is that of the misses."""
+def median_place(ranks: np.ndarray) -> tuple[int, int]:
+    """(captions passed over, place of the median among the rest): where it is a first place, that of the misses."""
     hits = int((ranks == 1).sum())
-    return hits if np.median(ranks) == 1 and hits < ranks.size else 0
+    passed = hits if np.median(ranks) == 1 and hits < ranks.size else 0
+    return passed, (passed + ranks.size) // 2
 
 
 def pick_captions(ranks: np.ndarray) -> dict[str, list[tuple[int, int]]]:
@@ -53,8 +54,7 @@ def pick_captions(ranks: np.ndarray) -> dict[str, list[tuple[int, int]]]:
     view, image = np.unravel_index(np.random.default_rng(0).permutation(ranks.size), ranks.shape)
     order = np.argsort(ranks[view, image], kind="stable")
     ordered = list(zip(view[order].tolist(), image[order].tolist(), strict=True))
-    middle = (passed_over(ranks) + len(ordered)) // 2
-    parts = {"good": ordered, "median": ordered[middle:], "worst": ordered[::-1]}
+    parts = {"good": ordered, "median": ordered[median_place(ranks)[1] :], "worst": ordered[::-1]}
     return {name: first_of_each_image(part) for name, part in parts.items()}
 
 
@@ -69,12 +69,12 @@ def contact_figures(
     predictions: np.ndarray, ranks: np.ndarray, held: Validation, photos: draw.Photos
 ) -> dict[str, Figure]:
     """A sheet each of good, median and worst captions."""
-    size, better = Pools(len(held.names)).size, passed_over(ranks)
-    median = f"rank {np.sort(ranks, axis=None)[(better + ranks.size) // 2]} of {size}"
-    misses = f"{1 - better / ranks.size:.0%} of captions miss the first place; the median of these is {median}"
+    size, (passed, place) = Pools(len(held.names)).size, median_place(ranks)
+    median = f"rank {np.sort(ranks, axis=None)[place]} of {size}"
+    misses = f"{1 - passed / ranks.size:.0%} of captions miss the first place; the median of these is {median}"
     titles = {
         "good": f"{(ranks == 1).mean():.0%} of captions find their photo first; three of them",
-        "median": misses if better else f"A median caption finds its photo at {median}",
+        "median": misses if passed else f"A median caption finds its photo at {median}",
         "worst": f"The worst of {ranks.size:,} captions finds its photo at rank {ranks.max()} of {size}",
     }
     return {

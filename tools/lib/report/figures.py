@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lib.plots import BLUE, GREEN, GREY, ORANGE, SMALL, WIDTH, headline, ink, legend_below, new_figure, note
-from lib.report.numbers import METRICS, Pools, verdict
+from lib.report.numbers import METRICS, Pools, interval_in_words, verdict
 
 BINS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 20), (21, 50), (51, 100))
 
@@ -124,8 +124,7 @@ def baseline_title(results: dict[str, Any]) -> str:
     ours, other = results["baselines"][:2]
     if results["against"]:
         row = results["against"]["raw"]
-        numbers = f"raw MRR {row['difference']:+.4f}, 95% interval {row['low']:+.4f} to {row['high']:+.4f}"
-        return f"{verdict(row, other['model'])} ({numbers})"
+        return f"{verdict(row, other['model'])} ({interval_in_words(row, 'raw')})"
     ridge = next(row for row in results["baselines"] if row["model"] == "ridge")
     chance = next(row for row in results["baselines"] if row["model"] == "random permutation")
     times = [ours["raw"] / row["raw"] for row in (ridge, chance)]

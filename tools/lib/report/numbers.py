@@ -82,8 +82,12 @@ def verdict(difference: dict[str, float], other: str) -> str:
 def difference_in_words(row: dict[str, float], other: str, name: str) -> str:
     """A difference: the verdict first, then what it rests on."""
     basis = f"p = {row['p']:.2g}, paired over {row['images']:,} images" if "p" in row else "unpaired, as recorded"
-    interval = f"95% interval {row['low']:+.4f} to {row['high']:+.4f}"
-    return f"{verdict(row, other)} ({name} MRR {row['difference']:+.4f}, {interval}, {basis})"
+    return f"{verdict(row, other)} ({interval_in_words(row, name)}, {basis})"
+
+
+def interval_in_words(row: dict[str, float], name: str) -> str:
+    """A difference of the MRR `name` and its interval."""
+    return f"{name} MRR {row['difference']:+.4f}, 95% interval {row['low']:+.4f} to {row['high']:+.4f}"
 
 
 # ------------------------------------------------------------------------------------------------- distances
