@@ -5,7 +5,7 @@
     python tools/submit.py --kernel USER/aml-align --version 3               the output of a kernel version, on Kaggle
 
 The csv is checked with the kernel's own check first. A file is submitted once: its sha256 stands in the message, so
-neither an interrupted run nor a lost record submits it twice (--again does). An interrupted run is taken up again.
+neither an interruption nor a lost record submits it twice (--again does). The same command goes on after one.
 """
 
 from __future__ import annotations

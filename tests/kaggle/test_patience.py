@@ -1,4 +1,4 @@
-"""Rule 1, 2 and 4 in their one place: outages are borne for minutes, absences proved, looks never stop a job."""
+"""The rules of waiting, in their one place: outages are borne for minutes, absences proved, looks never stop a job."""
 
 from __future__ import annotations
 

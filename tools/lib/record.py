@@ -1,4 +1,4 @@
-"""The local record of what was pushed, submitted and scored: `<runs>/record.jsonl`, one JSON object a line.
+"""The local record of what was run, pushed, submitted and scored: `<runs>/record.jsonl`, one JSON object a line.
 
     record.append(runs, "submitted", ref=1234, run="align-1", sha256="...", commit="475afaf")
     record.find(runs, event="submitted", ref=1234)
@@ -24,7 +24,7 @@ from typing import Any
 from lib.project import REPO, InputError, ToolError
 
 RECORD = "record.jsonl"
-OWNER_LINE = r'^ *"id": '  # of the two metadata files, which `push_kernel.py --init USER` changes
+OWNER_LINE = r'^ *"id": '  # of the metadata files, which `push_kernel.py --init USER` changes
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from lib.runs import run_logged
 
 EPOCHS = 2
 TESTS = 100
-SMALLEST_MIB = 16  # less than this above an idle process is not told apart from the allocator's mood
+SMALLEST_MIB = 16  # less than this above an idle process may be chance: what the allocator happens to keep
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def broken_sources(order: Order, runs: Path) -> str:
 def add_push_options(parser: argparse.ArgumentParser) -> None:
     """The options that push_kernel.py and ship.py share, beside those of every tool."""
     parser.add_argument("--dataset", action="append", default=[], metavar="REF", help="attach a dataset, [owner/]slug")
-    about = "attach the output of a kernel, [owner/]slug, to resume from it"
+    about = "attach the output of a kernel, [owner/]slug: an unfinished run to go on with, or pairs"
     parser.add_argument("--kernel-source", action="append", default=[], metavar="REF", help=about)
     parser.add_argument("--accelerator", metavar="NAME", help=f"instead of the metadata's; {NO_ACCELERATOR}: CPU only")
     parser.add_argument("--again", action="store_true", help="push even if the same content was pushed before")

@@ -247,7 +247,7 @@ def record_submitted(runs: Path, slug: str, candidate: Candidate, ref: int, mess
 
 
 def submit(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, again: bool = False) -> int:
-    """The ref of the one submission of `candidate`: an interrupted one is taken up, a finished one is refused."""
+    """The ref of the one submission of `candidate`: an interrupted one goes on, a finished one is refused."""
     with record.locked(runs, f"submission of {candidate.digest}"):
         ref = interrupted(client, slug, candidate, runs, again)
         if ref is not None:
