@@ -19,7 +19,7 @@ from pathlib import Path
 from lib import kernel
 from lib.data import choose_data
 from lib.jobs.blend import blend_runs, blended_before
-from lib.jobs.fleet import COLUMNS, default_output, keep, make_rows, sweep_kaggle, sweep_local
+from lib.jobs.fleet import COLUMNS, keep, make_rows, output_of, sweep_kaggle, sweep_local
 from lib.process import as_text
 from lib.project import DATA, InputError, figure, format_table, make_parser, run_tool
 from lib.runs import COSINE, RAW, Run, check_run
@@ -71,7 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     rows = make_rows(arguments)
-    output = arguments.output or default_output(arguments, rows)
+    output = output_of(arguments, rows)
     if arguments.local:
         data = choose_data(arguments.data)
         folders = sweep_local(rows, data, output, arguments.retries)

@@ -21,7 +21,7 @@ from lib.kaggle_api.errors import (
     Timeout,
     Unauthorized,
 )
-from lib.kaggle_api.http import retry_after
+from lib.kaggle_api.http import error_of, retry_after
 from lib.kaggle_api.patience import Patience
 from lib.kaggle_api.service import split_ref
 from lib.project import InputError
@@ -175,6 +175,13 @@ def test_a_long_retry_after_is_told_not_slept(kaggle, client):
     kaggle.fail("GetSubmissionLimits", Fault(429, retry_after="7200"))
     with pytest.raises(RateLimited, match="wait 120 minutes"):
         client.competitions.limits(COMPETITION)
+
+
+def test_an_error_whose_code_is_no_number_counts_by_its_status():
+    answer = requests.Response()
+    answer.status_code, answer.reason, answer._content = 404, "Not Found", b'{"code": "gone"}'
+    error = error_of("it", answer)
+    assert (type(error), str(error)) == (NotFound, "it: Kaggle answered 404 (Not Found)")
 
 
 def test_retry_after_may_be_a_date_by_the_servers_clock():

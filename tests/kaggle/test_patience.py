@@ -142,6 +142,13 @@ def test_timing_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("ALIGN_TRIES", "3")
     monkeypatch.setenv("ALIGN_TIMEOUT_SECONDS", "7.5")
     assert (Patience.from_environment().tries, Patience.from_environment().timeout_seconds) == (3, 7.5)
-    monkeypatch.setenv("ALIGN_TRIES", "many")
-    with pytest.raises(InputError, match="ALIGN_TRIES='many'"):
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALIGN_TRIES", "many"), ("ALIGN_TRIES", "0"), ("ALIGN_POLL_SECONDS", "-1"), ("ALIGN_PROOF_SECONDS", "nan")],
+)
+def test_a_time_that_is_none_is_one_line(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name}='{value}' is not a number above zero"):
         Patience.from_environment()

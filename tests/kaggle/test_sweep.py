@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import signal
@@ -24,6 +25,7 @@ from lib.jobs.fleet import Fleet, Row
 from lib.kaggle_api.kernels import Kernels
 from lib.process import Ended as KernelEnded
 from lib.process import run_kernel
+from lib.project import InputError
 from lib.runs import check_run
 from stand_in import Fault, Plan
 from stopping import KillAt, kill_at_random_moments, stop_at
@@ -156,6 +158,29 @@ def test_used_up_quota_keeps_what_is_done(run_sweep, kaggle, monkeypatch):
     kaggle.gpu_used_hours = 0.0
     succeeded(run_sweep("--members", 3))
     assert kaggle.count("SaveKernel") == 3
+
+
+def test_a_full_disk_here_is_no_failure_of_a_run(run_sweep, kaggle, tmp_path):
+    """What is complete on Kaggle is fetched later, not pushed again."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lib.kaggle_api.http.Progress.update", full)
+        failed(run_sweep("--members", 2), 1, "^error: download of .* No space left on device")
+    succeeded(run_sweep("--members", 2))
+    assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
+    assert record.find(tmp_path / "runs", event="run_failed") == []
+
+
+def test_a_run_of_another_kind_is_not_overwritten(run_sweep, kaggle, outputs, tmp_path):
+    mine = write_tree(tmp_path / "runs" / "mine", outputs[0])
+    failed(
+        run_sweep("--members", 2, "--output", mine), 2, "mine: holds a run that is no sweep's; name another --output"
+    )
+    assert read_tree(mine) == outputs[0]
+    assert not kaggle.count("SaveKernel")
 
 
 def test_runs_of_other_data_are_refused(run_sweep, tmp_path):
@@ -304,6 +329,21 @@ def test_local_sweep_goes_on_after_a_failure(tool, data, outputs, tmp_path, kern
     check_blend(json.loads(done.stdout), kernel, data)
     assert "s01" not in done.stderr
     assert [bool(one["run"]) for one in json.loads(done.stdout)["members"]] == [True, True]
+
+
+def test_finished_members_of_other_settings_are_not_taken(tool, data, outputs, tmp_path):
+    write_tree(tmp_path / "mine" / "s01", outputs[0])
+    command = ["sweep", "--members", 1, "--local", "--output", tmp_path / "mine", *common(data, tmp_path)]
+    failed(tool(*command, "--set", "epochs=77"), 2, "s01: holds a finished run of other settings")
+
+
+def test_a_blend_that_cannot_be_made_leaves_the_one_before(outputs, data, tmp_path):
+    folder = write_tree(tmp_path / "run", outputs[0])
+    blend_runs([Row("s01", {})], {"s01": folder}, data, tmp_path / "blend")
+    before = read_tree(tmp_path / "blend")
+    with pytest.raises(InputError, match="trained on other data"):
+        blend_runs([Row("s01", {})], {"s01": folder}, draw_data(tmp_path / "other", seed=7), tmp_path / "blend")
+    assert read_tree(tmp_path / "blend") == before
 
 
 # ------------------------------------------------------------------------------------------- the table

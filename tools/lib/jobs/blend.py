@@ -59,7 +59,6 @@ def answers(run: Run, exam: Exam) -> tuple[np.ndarray, np.ndarray]:
 def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Path) -> None:
     """One checked submission of all finished runs, with its validation beside it; the manifest comes last."""
     start = time.monotonic()
-    (output / kernel.MANIFEST).unlink(missing_ok=True)  # of a blend of fewer runs
     runs = {name: check_run(folder) for name, folder in folders.items()}
     exam, inputs = open_exam(data, runs)
     validated, final = zip(*(answers(run, exam) for run in runs.values()), strict=True)

@@ -21,12 +21,12 @@ from lib.jobs.order import Order, SessionTime, source_versions, stage, staged_me
 from lib.jobs.push import QuotaUsedUp
 from lib.jobs.session import ENDED, GRACE_SECONDS, QUEUE_SECONDS
 from lib.kaggle_api.client import KaggleClient, connect
-from lib.kaggle_api.errors import Forbidden, KaggleError, Refused
+from lib.kaggle_api.errors import Forbidden, KaggleError, MachineFailed, Refused
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import Outage, glance
 from lib.process import as_arguments, as_text
-from lib.project import KERNEL, REPO, InputError, ToolError
-from lib.runs import RAW, Run, check_run, run_logged
+from lib.project import KERNEL, REPO, InputError, ToolError, read_json
+from lib.runs import ADVICE, RAW, Run, check_run, run_logged
 
 BUILD = REPO / "build" / "sweep"
 COLUMNS = ("recipe", "seed", "knobs")
@@ -234,7 +234,7 @@ class Fleet:
             folder = fetch.fetch(self.client, version, self.runs)
             fetch.check_finished(folder, version)
             one.folder = folder
-        except KaggleError:
+        except (KaggleError, MachineFailed):
             raise
         except ToolError as error:
             self.fail(one, version, str(error))
@@ -283,6 +283,9 @@ def sweep_local(rows: list[Row], data: Path, output: Path, retries: int) -> dict
 def run_here(row: Row, data: Path, folder: Path) -> Run:
     """A run that was finished before, else a new one; the kernel itself goes on with an unfinished one."""
     if (folder / kernel.MANIFEST).exists() and (run := check_run(folder)).complete:
+        knobs = kernel.fixed(kernel.resolve_knobs(row.overrides))
+        if not knobs.items() <= run.manifest["knobs"].items():
+            raise InputError(f"{folder}: holds a finished run of other settings; name another --output")
         return run
     print(f"{row.name}: {as_text(row.overrides)}", file=sys.stderr)
     return run_logged(data, folder, as_arguments(row.overrides))
@@ -297,7 +300,12 @@ def keep(run: Run, runs: Path) -> None:
         record.append(runs, **facts, **made, **record.git_state())
 
 
-def default_output(arguments: argparse.Namespace, rows: list[Row]) -> Path:
-    """The same folder for the same table, script and place, so that a sweep goes on."""
+def output_of(arguments: argparse.Namespace, rows: list[Row]) -> Path:
+    """The folder named; else the same one for the same table, script and place, so that a sweep goes on."""
+    if arguments.output is not None:
+        there = read_json(arguments.output / kernel.MANIFEST, ADVICE, optional=True)
+        if there and "members" not in there:
+            raise InputError(f"{arguments.output}: holds a run that is no sweep's; name another --output")
+        return arguments.output
     parts = [arguments.local, [[row.name, row.overrides] for row in rows], KERNEL.read_text(encoding="utf-8")]
     return arguments.runs / f"sweep-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}"

@@ -97,8 +97,8 @@ class Competitions(Service):
     def history(self, slug: str) -> list[Submission]:
         """Every submission, newest first as Kaggle sends it."""
         request = fill(self._types.ApiListSubmissionsRequest(), competition_name=slug)
-        pages = self.pages(f"submissions to {slug}", self._api.list_submissions, request)
-        return [_submission(item) for page in pages for item in page.submissions or []]
+        made = self.items(f"submissions to {slug}", self._api.list_submissions, request, "submissions")
+        return [_submission(item) for item in made]
 
     def submission(self, ref: int) -> Submission:
         """One submission; NotFound also for a moment just after it was made."""
@@ -147,8 +147,7 @@ class Competitions(Service):
     def leaderboard(self, slug: str) -> list[tuple[int, str, float | None]]:
         """(rank, team, score) of every team on the public board, best first, also when the private one is open."""
         request = fill(self._types.ApiGetLeaderboardRequest(), competition_name=slug, override_public=True)
-        pages = self.pages(f"leaderboard of {slug}", self._api.get_leaderboard, request)
-        rows = [row for page in pages for row in page.submissions or []]
+        rows = self.items(f"leaderboard of {slug}", self._api.get_leaderboard, request, "submissions")
         return [(rank, row.team_name or "", _score(row.score)) for rank, row in enumerate(rows, 1)]
 
 

@@ -71,8 +71,9 @@ class Datasets(Service):
     def files(self, owner: str, slug: str) -> dict[str, int]:
         """Every file of a dataset's current version with its size."""
         request = fill(self._types.ApiListDatasetFilesRequest(), owner_slug=owner, dataset_slug=slug)
-        pages = self.pages(f"files of dataset {owner}/{slug}", self._api.list_dataset_files, request)
-        return {safe_name(file.name or ""): file.total_bytes for page in pages for file in page.dataset_files or []}
+        what = f"files of dataset {owner}/{slug}"
+        listed = self.items(what, self._api.list_dataset_files, request, "dataset_files")
+        return {safe_name(file.name or ""): file.total_bytes for file in listed}
 
     def _new_files(self, paths: list[Path]) -> list:
         """Upload files for a dataset; what stands for each, once every byte of it was acknowledged."""

@@ -18,6 +18,10 @@ class KaggleError(ToolError):
         return made
 
 
+class MachineFailed(ToolError):
+    """This machine's failure in what goes to or comes from Kaggle: a full disk, no permission."""
+
+
 class Unauthorized(KaggleError, InputError):
     """401, or credentials that cannot be used."""
 

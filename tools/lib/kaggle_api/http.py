@@ -26,6 +26,7 @@ from lib.kaggle_api.errors import (
     ConnectionFailed,
     Expired,
     KaggleError,
+    MachineFailed,
     NotFound,
     RateLimited,
     Refused,
@@ -33,7 +34,6 @@ from lib.kaggle_api.errors import (
     Timeout,
 )
 from lib.kaggle_api.patience import Patience
-from lib.project import ToolError
 
 T = TypeVar("T")
 CHUNK = 1 << 16  # what a broken download loses at most
@@ -71,9 +71,9 @@ def error_of(what: str, response: requests.Response) -> KaggleError:
     """The typed error for an HTTP answer; `code` in the body counts more than the status of the answer."""
     try:
         body = dict(response.json())
+        status = int(body.get("code") or response.status_code)
     except (ValueError, TypeError, requests.RequestException):  # an error page, a stream that broke
-        body = {}
-    status = int(body.get("code") or response.status_code)
+        body, status = {}, response.status_code
     said = " ".join(str(body.get("message") or response.reason or "").split())[:300]
     kind = ServerError if status >= 500 or status < 400 else BY_STATUS.get(status, Refused)
     hint = f": the credentials were refused, make new ones at {SETTINGS_PAGE}" if status == 401 else ""
@@ -105,8 +105,8 @@ def translated(what: str, patience: Patience) -> Iterator[None]:
         if "timed out" in str(error).lower():  # a stream that falls silent comes as a ConnectionError
             raise _timeout(what, patience, error) from None
         raise ConnectionFailed(f"{what}: no connection to Kaggle ({_short(error)})") from None
-    except OSError as error:  # this machine's: disk full, no permission
-        raise ToolError(f"{what}: {error}") from None
+    except OSError as error:
+        raise MachineFailed(f"{what}: {error}") from None
 
 
 def _timeout(what: str, patience: Patience, error: Exception) -> Timeout:

@@ -243,15 +243,13 @@ class Kernels(Service):
 
         order = {"group": KernelsListViewType.PROFILE, "sort_by": KernelsListSortType.DATE_RUN}
         request = fill(self._types.ApiListKernelsRequest(), **order)
-        pages = self.pages("kernels of the account", self._api.list_kernels, request)
         return [
             Listed(
                 Version(*split_ref(one.ref.strip("/").removeprefix("code/")), one.current_version_number or 0),
                 one.last_run_time.isoformat() if one.last_run_time else "",
                 bool(one.enable_gpu or one.enable_tpu or one.machine_shape),
             )
-            for page in pages
-            for one in page.kernels or []
+            for one in self.items("kernels of the account", self._api.list_kernels, request, "kernels")
         ]
 
     def quota(self) -> dict[str, Quota]:

@@ -7,6 +7,8 @@ glance("the quota", client.kernels.quota, {})  a look that is only a look never 
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
 import time
@@ -48,10 +50,10 @@ class Patience:
         for field in fields(cls):
             name = f"ALIGN_{field.name.upper()}"
             if name in os.environ:
-                try:
+                with contextlib.suppress(ValueError):
                     values[field.name] = type(getattr(cls, field.name))(os.environ[name])
-                except ValueError:
-                    raise InputError(f"{name}={os.environ[name]!r} is not a number") from None
+                if not 0 < values.get(field.name, 0) < math.inf:
+                    raise InputError(f"{name}={os.environ[name]!r} is not a number above zero")
         return cls(**values)
 
     def now(self) -> float:

@@ -61,6 +61,10 @@ class Service:
                 raise ServerError(f"{what}: Kaggle repeats a page for ever")
             seen.add(token)
 
+    def items(self, what: str, method: Callable[[Any], Any], request: Any, field: str) -> list[Any]:
+        """What all pages of a listing have in their `field`."""
+        return [item for page in self.pages(what, method, request) for item in getattr(page, field) or []]
+
     def once(self, what: str, act: Callable[[], T], look: Callable[[], T | None]) -> T:
         """`act`, never repeated blindly: after a failure that leaves its outcome open, `look` whether it happened."""
         try:
