@@ -22,16 +22,14 @@ from lib.jobs import fetch, order, push
 from lib.jobs.session import sessions
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.kernels import Version
-from lib.project import format_table, make_parser, print_table, run_tool
+from lib.project import InputError, format_table, make_parser, print_table, run_tool
 
 
 def print_quota(client: KaggleClient, as_json: bool) -> None:
     quota = {kind: {**vars(hours), "left_hours": hours.left_hours} for kind, hours in client.kernels.quota().items()}
-    if as_json:
-        print(json.dumps(quota))
-        return
+    header = ["accelerator", "used h", "reserved h", "total h", "left h"]
     rows = [[kind, *(f"{hours:.1f}" for hours in facts.values())] for kind, facts in quota.items()]
-    print(format_table(["accelerator", "used h", "reserved h", "total h", "left h"], rows))
+    print(json.dumps(quota) if as_json else format_table(header, rows))
 
 
 def report(as_json: bool, version: Version, status: str, folder: Path | None = None) -> None:
@@ -83,7 +81,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--init", metavar="USER", help="write the owner into the metadata files and stop")
     parser.add_argument("--script", choices=order.SCRIPTS, default="pipeline", help="which script of kernel/ to push")
     push.add_push_options(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.action == "push" and (arguments.version, arguments.only) != (None, None):
+        raise InputError("--version and --only are of what was pushed: say status or output before them")
+    return arguments
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     time = order.SessionTime(arguments.timeout_minutes)
     overrides = time.tell(order.read_overrides(arguments.recipe, arguments.set, arguments.script))
     if arguments.dry_run and arguments.action == "push" and not arguments.quota:
-        owner = order.owner_named(arguments.script)
+        owner, _ = order.owner_and_slug(order.metadata_of(arguments.script))
         staged = order.stage_push(owner, arguments, overrides, arguments.dataset, arguments.script)
         return show_staged(staged, arguments.json)
     client = connect()

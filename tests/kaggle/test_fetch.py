@@ -16,6 +16,9 @@ from account import (
 )
 from forked import failed, succeeded
 from lib.jobs.fetch import Output
+from lib.jobs.push import settings_of
+from lib.kaggle_api.kernels import Version
+from lib.project import ToolError
 from made_runs import made_outputs
 from stand_in import Fault, Plan
 from stopping import stop_at
@@ -71,6 +74,22 @@ def test_urls_that_expire_while_fetching_are_asked_for_again(push, kaggle, finis
     assert {name: fetched(tmp_path)[name] for name in finished} == finished
 
 
+def test_a_file_that_a_later_list_lacks_is_looked_for_again(push, kaggle, finished, tmp_path):
+    kaggle.fail("ListKernelSessionOutput", None, Fault(json={}))
+    kaggle.fail("GET output", Fault(status=403, xml=True))
+    succeeded(push())
+    assert {name: fetched(tmp_path)[name] for name in finished} == finished
+
+
+def test_two_fetches_of_the_same_make_one(tool, push, kaggle, finished, tmp_path):
+    succeeded(push("--no-wait"))
+    command = ["push_kernel", "output", "--version", 1, "--runs", tmp_path / "runs"]
+    for one in [tool.start(*command) for _ in range(2)]:
+        succeeded(one.wait())
+    assert {name: fetched(tmp_path)[name] for name in finished} == finished
+    assert kaggle.count("GET output") == len(finished)
+
+
 def test_an_output_that_is_not_what_the_manifest_says_is_not_accepted(push, kaggle, kernel, finished, tmp_path):
     kaggle.plans[0].outputs = finished | {kernel.FINAL_MODEL: finished[kernel.FINAL_MODEL].replace(b"w", b"W")}
     failed(push(), 1, r"pipeline_final_model\.pth has another sha256")
@@ -87,6 +106,8 @@ def test_an_output_that_is_not_what_the_manifest_says_is_not_accepted(push, kagg
         ({"pipeline_submission.csv": None}, r"does not list pipeline_submission\.csv"),
         ({"manifest.json": b"{"}, "not the manifest of a run"),
         ({"manifest.json": b'{"complete": true, "outputs": {}}'}, "not the manifest of a run"),
+        ({"manifest.json": b'{"complete": true, "outputs": ["metrics.json"]}'}, "not the manifest of a run"),
+        ({"manifest.json": b'{"complete": true, "outputs": {"metrics.json": {}}}'}, "not the manifest of a run"),
         ({"metrics.json": b"short"}, r"metrics\.json"),
     ],
 )
@@ -171,6 +192,18 @@ def test_what_a_stopped_version_left_is_fetched_apart_and_named(push, kaggle, ke
     assert str(folder) in done.error
     assert (folder / "resume_validate_0.pth").read_bytes() == b"\0state"
     assert not list((tmp_path / "runs").glob("aml-*"))
+
+
+def test_the_command_that_submits_it_can_be_copied_as_it_is(push, kaggle, kernel, tmp_path):
+    kaggle.plans = [broken(kernel, "ERROR")]
+    folder = tmp_path / "my runs" / "unverified" / f"{SLUG}-v1"
+    failed(push("--runs", tmp_path / "my runs"), 1, f"python tools/submit.py '{folder}'; ")
+
+
+def test_settings_that_cannot_be_read_are_one_line(kaggle, client, tmp_path):
+    kaggle.rpc("SaveKernel", {"slug": PIPELINE, "text": 'OVERRIDES: dict = {"epochs": many}'})
+    with pytest.raises(ToolError, match="repeat them with --recipe and --set"):
+        settings_of(client, Version("tester", SLUG, 1), tmp_path)
 
 
 def test_ship_goes_on_from_what_a_stopped_version_left(run_ship, kaggle, kernel, weights):

@@ -95,6 +95,12 @@ def test_a_session_s_limit_becomes_the_script_s_budget(call, kaggle):
     assert load_script(SCRIPT).resolve_knobs(overrides).max_minutes == 55
 
 
+def test_a_wait_that_ends_names_the_command_that_goes_on(call, kaggle):
+    kaggle.plans = [Plan(running=10**6)]
+    words = r"not done after .*push_kernel\.py output --version 1 --script embed$"
+    failed(call("push_kernel --script embed --timeout-minutes 0.01"), 1, words)
+
+
 # ----------------------------------------------------------------------------------------------- packaging
 def test_pairs_become_a_private_dataset_of_their_own_once(call, kaggle, made):
     succeeded(call("package_dataset --run runs/made"))

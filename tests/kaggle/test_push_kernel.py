@@ -100,6 +100,7 @@ def test_init_writes_the_owner_once_and_the_official_client_can_push_it(push, tm
     ):
         assert json.loads((tmp_path / name).read_text())["id"] == ref
     failed(push("--init", "ada"), 2, "the owner is tester already")
+    succeeded(push("--init", "tester"))  # again, or on from the file where it was interrupted
     failed(push("--init", "a da"), 2, "not a Kaggle user name")
 
     from kaggle.api.kaggle_api_extended import KaggleApi
@@ -123,6 +124,23 @@ def test_the_same_push_is_made_once_and_its_output_fetched_once(push, kaggle, fi
     succeeded(push("--set", "epochs=2"))
     succeeded(push("--again"))
     assert [len(kaggle.kernels[PIPELINE]), kaggle.count("SaveKernel")] == [3, 3]
+
+
+def test_a_push_anew_that_did_not_happen_leaves_the_one_before(push, kaggle, finished):
+    succeeded(push())
+    kaggle.fail("SaveKernel", Fault(json={"error": "Maximum batch GPU session count of 2 reached."}))
+    failed(push("--again"), 1, "session count")
+    assert "version 1 runs this already" in succeeded(push()).stderr
+    with stop_at(Kernels, "push"):
+        assert push("--again").returncode == 130
+    assert "version 1 runs this already" in succeeded(push()).stderr
+    assert versions(kaggle) == 1
+
+
+@pytest.mark.parametrize("options", [["--version", 3], ["--only", "*.csv"]])
+def test_what_is_of_an_earlier_version_pushes_nothing(push, kaggle, options):
+    failed(push(*options), 2, "say status or output before them")
+    assert kaggle.calls == []
 
 
 def test_a_status_without_any_version_is_an_error(push):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import kernel
+from lib import kernel, record
+from lib.jobs import order
 from lib.jobs.session import wait_for_end
 from lib.kaggle_api.client import KaggleClient
+from lib.kaggle_api.errors import KaggleError
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.project import InputError, ToolError
@@ -23,12 +26,23 @@ UNVERIFIED = "unverified"  # a folder below runs/, so that nothing takes what li
 
 def collect(client: KaggleClient, version: Version, runs: Path, seconds: float) -> Path:
     """Wait for a version's end and fetch its verified output; the folder it lies in."""
-    status, message = wait_for_end(client, version, seconds)
+    try:
+        status, message = wait_for_end(client, version, seconds)
+    except KaggleError as error:
+        raise error.with_hint(f"; go on with {command_again(version)}") from None
     if status != "complete":
         raise ToolError(what_is_left(client, version, runs, status, message))
     folder = client.patience.wait_for(lambda: fetch(client, version, runs), f"output of {version}", seconds)
     check_finished(folder, version)
     return folder
+
+
+def command_again(version: Version) -> str:
+    """The command that goes on waiting for a version."""
+    for script in order.SCRIPTS:
+        if order.owner_and_slug(order.metadata_of(script))[1] == version.slug:
+            return f"python tools/push_kernel.py output --version {version.number} --script {script}"
+    return "the same command"
 
 
 def run_folder(runs: Path, version: Version) -> Path:
@@ -40,8 +54,9 @@ def read_manifest(path: Path, what: str) -> dict[str, Any]:
     """The kernel's own list of its outputs, written last: without it the output is not whole."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        usable = isinstance(manifest["complete"], bool) and bool(manifest["outputs"])
-    except (ValueError, KeyError, TypeError):
+        listed = [(facts["sha256"], facts["bytes"]) for facts in manifest["outputs"].values()]
+        usable = isinstance(manifest["complete"], bool) and bool(listed)
+    except (ValueError, KeyError, TypeError, AttributeError):
         usable = False
     if not usable:
         path.unlink()
@@ -62,13 +77,18 @@ def check_finished(folder: Path, version: Version) -> None:
 
 def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
     """The folder below `runs` with the verified output of a kernel version; appears only when all of it is right."""
-    what = f"output of {version}"
     folder = run_folder(runs, version)
-    if folder.exists():
-        if problems := damaged_files(folder, read_run_json(folder, kernel.MANIFEST)["outputs"]):
+    with record.locked(runs, f"output of {version}"):
+        if not folder.exists():
+            fetch_new(Output(client, version, folder.with_name(f".{folder.name}.partial"))).replace(folder)
+        elif problems := damaged_files(folder, read_run_json(folder, kernel.MANIFEST)["outputs"]):
             raise ToolError(f"{folder}: {problems[0]}; move the folder away and run this again")
-        return folder
-    output = Output(client, version, folder.with_name(f".{folder.name}.partial"))
+    return folder
+
+
+def fetch_new(output: Output) -> Path:
+    """The folder of an output, once all of it is there and right."""
+    what = f"output of {output.version}"
     if output.lacks({kernel.MANIFEST}):
         count = len(output.urls)
         raise ToolError(f"{what}: no {kernel.MANIFEST} among {count} files: the kernel did not finish its work")
@@ -79,8 +99,7 @@ def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
     for name, facts in expected.items():
         output.download_verified(name, facts)
     output.keep_log()
-    output.folder.replace(folder)
-    return folder
+    return output.folder
 
 
 class Output:
@@ -108,7 +127,7 @@ class Output:
 
     def fresh_url(self, name: str) -> str:
         self.look()
-        if name not in self.urls:
+        if self.lacks({name}):
             raise ToolError(f"output of {self.version}: Kaggle does not list {name} any more; run this again")
         return self.urls[name]
 
@@ -180,7 +199,8 @@ def what_is_left(client: KaggleClient, version: Version, runs: Path, status: str
     if left.names:
         text += f"; what it left lies unverified in {left.folder}"
     if left.verifies(kernel.SUBMISSION):
-        text += f"; its submission verifies against its manifest: python tools/submit.py {left.folder}"
+        submit = f"python tools/submit.py {shlex.quote(str(left.folder))}"
+        text += f"; its submission verifies against its manifest: {submit}"
     if kernel.RESUME_RUN in left.names:
         return f"{text}; python tools/ship.py --resume {version.number} goes on from its state"
     return f"{text}; --again pushes anew"

@@ -115,9 +115,10 @@ def metadata_of(script: str) -> Path:
     return lint.EMBED_METADATA if script == "embed" else lint.KERNEL_METADATA
 
 
-def owner_named(script: str = "pipeline") -> str:
-    """The owner in a script's metadata: a placeholder, until `--init` writes a user there."""
-    return str(lint.read_metadata(metadata_of(script)).get("id", "")).partition("/")[0]
+def owner_and_slug(path: Path) -> tuple[str, str]:
+    """What metadata name; the owner is a placeholder, until `--init` writes a user there."""
+    owner, _, slug = str(lint.read_metadata(path).get("id", "")).partition("/")
+    return owner, slug
 
 
 def read_overrides(recipe: str | None, settings: list[str], script: str = "pipeline") -> dict[str, Any]:
@@ -183,13 +184,12 @@ def init_owner(user: str) -> None:
     if not user.replace("-", "").replace("_", "").isalnum():
         raise InputError(f"--init {user!r}: not a Kaggle user name; it is the last part of your profile's address")
     paths = (lint.KERNEL_METADATA, lint.EMBED_METADATA, lint.DATASET_METADATA, lint.PAIRS_METADATA)
-    texts = {path: path.read_text(encoding="utf-8") for path in paths}
-    for path, text in texts.items():
-        if OWNER_PLACEHOLDER not in text:
-            owner = lint.read_metadata(path)["id"].partition("/")[0]
+    for path in paths:
+        owner, _ = owner_and_slug(path)
+        if owner not in (OWNER_PLACEHOLDER, user):
             raise InputError(f"{path.name}: the owner is {owner} already; edit the file to change it")
-    for path, text in texts.items():
-        write_file(path, text.replace(OWNER_PLACEHOLDER, user))
+    for path in paths:
+        write_file(path, path.read_text(encoding="utf-8").replace(OWNER_PLACEHOLDER, user))
         print(f"{path.name}: owner {user}")
 
 

@@ -22,6 +22,7 @@ from lib.kaggle_api.service import split_ref
 from lib.project import InputError, ToolError
 
 FAILED_PUSHES = 3  # so many in a row are no accident
+PUSHES = ("push_started", "pushed", "push_refused")  # events of the record
 
 
 class QuotaUsedUp(ToolError):
@@ -55,12 +56,8 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
     Without a record of it Kaggle's own last version is asked: the record may be lost. `again`: only one cut off.
     """
     owner, slug = split_ref(order.ref)
-    events = record.find(runs, kernel=order.ref, content=order.content)
+    events = [entry for entry in record.find(runs, kernel=order.ref, content=order.content) if entry["event"] in PUSHES]
     last = events[-1] if events else {}
-    if last.get("event") == "push_refused" or (again and last.get("event") != "push_started"):
-        return None
-    if last.get("event") == "pushed":
-        return Version(*split_ref(last.get("made", order.ref)), last["version"], last.get("mark", ""))
 
     def check() -> Version | None:
         shown = client.kernels.shown(owner, slug)
@@ -69,13 +66,18 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
             return None  # another push, or one that Kaggle dropped a source of
         return Version(owner, slug, shown.number, mark)
 
-    if last:  # it may still be on its way through Kaggle
+    found = None
+    if last.get("event") == "push_started":  # it may still be on its way through Kaggle
         found = client.patience.look(check, f"the push of {order.ref} that was begun at {last['time']}")
-    else:
+    elif not (last or again):
         found = glance(f"the last version of {order.ref}", check, None)
     if found is not None:
         record_pushed(runs, order, found)
-    return found
+        return found
+    made = [entry for entry in events if entry["event"] == "pushed"]
+    if again or not made:
+        return None
+    return Version(*split_ref(made[-1].get("made", order.ref)), made[-1]["version"], made[-1].get("mark", ""))
 
 
 def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, failed: Collection[int] = ()) -> Version:
@@ -175,9 +177,10 @@ def settings_of(client: KaggleClient, version: Version, runs: Path) -> dict[str,
     if events:
         return events[-1]["overrides"]
     found = OVERRIDES_LINE.search(client.kernels.shown(version.owner, version.slug, version.number).text)
-    if found is None:
+    try:
+        return ast.literal_eval(found[1] if found else "")
+    except (ValueError, TypeError, SyntaxError):
         raise ToolError(
             f"{version}: its settings are not known here and its script can not be read: repeat them "
             "with --recipe and --set"
-        )
-    return ast.literal_eval(found[1])
+        ) from None

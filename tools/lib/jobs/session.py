@@ -34,14 +34,11 @@ def wait_for_end(client: KaggleClient, version: Version, seconds: float) -> tupl
         return (status, message) if enough(status) else None
 
     begun, ended = partial(look, lambda status: status != "queued"), partial(look, ENDED.__contains__)
-    try:
-        found = client.patience.wait_for(begun, f"kernel {version} in the queue", QUEUE_SECONDS)
-        if found[0] not in ENDED:
-            start = client.patience.now()
-            follower.start()
-            found = client.patience.wait_for(ended, f"kernel {version}", seconds + GRACE_SECONDS)
-    except KaggleError as error:
-        raise error.with_hint(f"; go on with python tools/push_kernel.py output --version {version.number}") from None
+    found = client.patience.wait_for(begun, f"kernel {version} in the queue", QUEUE_SECONDS)
+    if found[0] not in ENDED:
+        start = client.patience.now()
+        follower.start()
+        found = client.patience.wait_for(ended, f"kernel {version}", seconds + GRACE_SECONDS)
     if follower.ident is not None:
         follower.join(client.patience.poll_seconds * client.patience.pace)
     return found
