@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.jobs import ship
-from lib.jobs.order import read_overrides
+from lib.jobs.order import SessionTime, read_overrides
 from lib.jobs.push import add_push_options
 from lib.kaggle_api.client import connect
 from lib.project import DATA, make_parser, run_tool
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int | None:
     arguments = parse(argv)
     given = read_overrides(arguments.recipe, arguments.set)
     overrides = {"mode": "predict", **given} if arguments.weights is not None else given
+    SessionTime(arguments.timeout_minutes).tell(overrides)  # wrong minutes are told before anything is sent
     run = ship.chosen_weights(arguments, overrides)
     client = connect()
     if arguments.resume is not None:
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int | None:
         ship.check_weights_used(folder, packaged)
     result: dict[str, Any] = {"kernel": version.ref, "version": version.number, "run": str(folder)}
     if not arguments.no_submit:
-        candidate = ship.candidate_of(folder, packaged)
+        candidate = ship.candidate_of(folder, run)
         score = ship.submit_and_score(client, arguments, candidate)
         result |= {"ref": score.ref, "public": score.public_score, "private": score.private_score}
         result["validation"] = candidate.validation

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,13 @@ def test_every_step_is_done_once_and_a_re_run_only_reports(run_ship, kaggle, com
     done_once(kaggle, competition)
 
 
+def test_pushed_anew_the_same_csv_is_not_submitted_twice(run_ship, kaggle, competition, weights):
+    succeeded(run_ship("--weights", weights))
+    succeeded(run_ship("--weights", weights, "--again"))
+    assert len(kaggle.kernels[PIPELINE]) == 2
+    assert len(competition.submissions) == 1
+
+
 def test_predict_takes_the_newest_weights(run_ship, kaggle, competition, weights):
     succeeded(run_ship("--set", "mode=predict"))
     done_once(kaggle, competition)
@@ -78,6 +86,22 @@ def test_with_no_submit_it_stops_before_the_submission(run_ship, kaggle, competi
     assert not competition.submissions
     assert "public score" in succeeded(run_ship("--weights", weights)).stdout
     done_once(kaggle, competition)
+
+
+def test_the_validation_is_that_of_the_run_whatever_is_staged_meanwhile(
+    run_ship, kaggle, competition, weights, builds, monkeypatch, tmp_path
+):
+    inputs = json.loads(kaggle.plans[0].outputs["manifest.json"])["inputs"]
+    csv = (tmp_path / "made.csv").read_bytes()
+    kaggle.plans[0].outputs = made_outputs(validation={}, submission=csv, inputs=inputs)  # it only predicted
+    collect = fetch.collect
+
+    def meanwhile(*arguments: object) -> Path:
+        (builds / "dataset" / "metrics.json").write_text('{"validation": {"pool100_raw": {"mrr": 0.1}}}')
+        return collect(*arguments)
+
+    monkeypatch.setattr(fetch, "collect", meanwhile)
+    assert json.loads(succeeded(run_ship("--weights", weights, "--json")).stdout)["validation"] == 0.75
 
 
 PLACES = [
@@ -170,6 +194,11 @@ def test_a_csv_of_another_dimension_is_not_submitted(run_ship, kaggle, kernel, c
 def test_wrong_input_pushes_nothing(run_ship, kaggle, options, words):
     failed(run_ship(*options), 2, words)
     assert kaggle.count("SaveKernel") == 0
+
+
+def test_minutes_that_kaggle_does_not_have_are_told_before_anything_is_sent(run_ship, kaggle, weights):
+    failed(run_ship("--weights", weights, "--timeout-minutes", 721), 2, "at most 720")
+    assert kaggle.calls == []
 
 
 def test_a_failure_is_one_line_and_nothing_on_stdout(run_ship):

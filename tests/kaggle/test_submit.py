@@ -168,6 +168,12 @@ def test_a_csv_that_was_changed_after_its_run_is_refused(submit, run_folder, ker
     assert kaggle.calls == []
 
 
+def test_another_csv_in_a_run_s_folder_does_not_get_the_run_s_score(submit, run_folder, kernel, kaggle):
+    kernel.write_submission(run_folder / "mine.csv", IDS, RIGHT * 2)
+    failed(submit(csv=run_folder / "mine.csv"), 2, r"mine\.csv: is no output of the run, by manifest\.json beside it")
+    assert kaggle.calls == []
+
+
 def test_a_csv_that_answers_other_captions_is_refused_before_credentials_are_asked_for(
     submit, run_folder, kernel, kaggle
 ):

@@ -72,12 +72,12 @@ def check_weights_used(folder: Path, packaged: dataset.Package) -> None:
         raise ToolError(f"{folder}: predicted with other weights than {ref} holds now; push it anew with --again")
 
 
-def candidate_of(folder: Path, packaged: dataset.Package | None) -> submission.Candidate:
-    """The fetched csv; a kernel that only predicted has no validation of its own but that of its weights."""
+def candidate_of(folder: Path, run: Path | None) -> submission.Candidate:
+    """The fetched csv; a kernel that only predicted has no validation of its own but that of the `run` packaged."""
     candidate = submission.candidate_of(folder)
-    if packaged is None or candidate.validation is not None:
+    if run is None or candidate.validation is not None:
         return candidate
-    scores = submission.board_score(packaged.folder / kernel.SUBMISSION)
+    scores = submission.board_score(run / kernel.SUBMISSION)
     return replace(candidate, validation=scores.get("mrr"), validation_se=scores.get("mrr_se"))
 
 
@@ -85,11 +85,11 @@ def submit_and_score(
     client: KaggleClient, arguments: argparse.Namespace, candidate: submission.Candidate
 ) -> Submission:
     """The submission of the csv with its score: a new one, or the one that was made of the same bytes."""
-    slug, runs, again = COMPETITION, arguments.runs, arguments.again
+    slug, runs = COMPETITION, arguments.runs
     step(f"submit {candidate.path}")
     submission.check_csv(candidate.path, arguments.data, slug)
     with competition_errors(slug):
-        made = [] if again else submission.made_before(client, slug, candidate, runs)
-        number = made[-1] if made else submission.submit(client, slug, candidate, runs, again)
+        made = submission.made_before(client, slug, candidate, runs)
+        number = made[-1] if made else submission.submit(client, slug, candidate, runs)
     step(f"wait for the score of submission {number}")
     return submission.scored(client, slug, number, candidate, runs, 60 * SCORE_MINUTES)

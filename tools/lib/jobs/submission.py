@@ -10,6 +10,7 @@ import contextlib
 import csv
 import re
 import secrets
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,10 @@ def beside(path: Path, name: str) -> dict[str, Any]:
 
 def check_manifest(path: Path, digest: str) -> None:
     """A csv that is not what its run wrote must not be submitted under the run's name."""
-    listed = beside(path, kernel.MANIFEST).get("outputs", {}).get(path.name)
-    if listed and listed.get("sha256") != digest:
+    outputs = beside(path, kernel.MANIFEST).get("outputs")
+    if outputs and digest not in [facts["sha256"] for facts in outputs.values()]:
         raise InputError(
-            f"{path}: differs from {kernel.MANIFEST} beside it: it was changed after the run; "
+            f"{path}: is no output of the run, by {kernel.MANIFEST} beside it, or was changed after the run; "
             "submit it from a folder of its own, or run the kernel again"
         )
 
@@ -187,7 +188,8 @@ def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Pat
     if found is None and not again and counted_unseen(client, slug, begun):
         raise ToolError(
             f"{candidate.path}: a submission of it was begun here at {begun['time']}, and Kaggle may have "
-            f"it without showing it: look at {COMPETITIONS}/{slug}/submissions; --again submits it anew"
+            f"it without showing it: look at {COMPETITIONS}/{slug}/submissions; "
+            f"python tools/submit.py {shlex.quote(str(candidate.path))} --again submits it anew"
         )
     return found
 
@@ -232,8 +234,8 @@ def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path
         raise
     except KaggleError as error:
         record.append(runs, "not_submitted", **facts)
-        hint = f"; submit its csv instead: python tools/submit.py {candidate.path}" if candidate.made_by else ""
-        raise error.with_hint(hint) from None
+        instead = f"; submit its csv instead: python tools/submit.py {shlex.quote(str(candidate.path))}"
+        raise error.with_hint(instead if candidate.made_by else "") from None
     record_submitted(runs, slug, candidate, ref, message, git)
     return ref
 
