@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lib import kernel
+from lib import kernel, record
 from lib.jobs.dataset import BUILD, READY_MINUTES, Package, publish, stage
 from lib.jobs.lint import OWNER_PLACEHOLDER
 from lib.kaggle_api.client import connect
@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     run = arguments.run or newest_run(arguments.runs, kernel.FINAL_MODEL, complete=True)
     if arguments.dry_run:
-        show(stage(run, arguments.folder, OWNER_PLACEHOLDER), arguments.json, None)
+        with record.locked(arguments.folder.parent, arguments.folder.name):  # nothing is staged anew while it is sent
+            show(stage(run, arguments.folder, OWNER_PLACEHOLDER), arguments.json, None)
         return 0
     seconds = 60 * arguments.timeout_minutes
     staged, version = publish(connect(), run, arguments.folder, arguments.runs, seconds, arguments.again)

@@ -74,6 +74,8 @@ def test_the_right_metadata_has_no_findings(tmp_path):
         ({"machine_shape": "NvidiaTeslaP100"}, "machine_shape", "retired; use NvidiaTeslaT4"),
         ({"machine_shape": "tpuv232"}, "machine_shape", "retired"),
         ({"machine_shape": "nvidiateslat4"}, "machine_shape", "did you mean NvidiaTeslaT4?"),
+        ({"machine_shape": ["NvidiaTeslaT4"]}, "machine_shape", "unknown accelerator"),
+        ({"keywords": "nlp"}, "keywords", "not a list"),
         ({"code_file": "kernel/nothing.py"}, "code_file", "does not exist"),
         ({"dataset_sources": ["datasets/ada/weights"]}, "dataset_sources", "no prefix"),
         ({"dataset_sources": ["weights"]}, "dataset_sources", "owner/slug"),
@@ -104,6 +106,8 @@ def test_each_fault_of_kernel_metadata_is_found(tmp_path, changes, key, words):
         ({"subtitle": "too short"}, "subtitle", "20 to 80"),
         ({"isPrivate": False}, "isPrivate", "public"),
         ({"resources": [{"path": "nothing.csv"}]}, "resources", "not in the folder"),
+        ({"resources": "nothing.csv"}, "resources", "nothing.csv is not in the folder"),
+        ({"licenses": 5}, "licenses", "exactly one"),
     ],
 )
 def test_each_fault_of_dataset_metadata_is_found(tmp_path, changes, key, words):

@@ -1,5 +1,6 @@
 """Packaging: what goes is what was shown, and it arrives whole or not at all, once."""
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -288,6 +289,44 @@ def test_a_failed_dataset_is_uploaded_anew_when_asked_for(package, kaggle):
 
 
 def test_folders_of_killed_packages_are_cleared(package, tmp_path):
-    left = write_tree(tmp_path / "build" / ".dataset.killed", {"dataset/weights.pth": b"1"})
+    left, mine = (
+        write_tree(tmp_path / "build" / name, {"dataset/weights.pth": b"1"})
+        for name in (".dataset.killed.part", ".dataset.mine")
+    )
     succeeded(package("--dry-run"))
     assert not left.exists()
+    assert mine.exists()
+
+
+def test_a_dry_run_stages_nothing_while_another_process_sends(tool, package, run, builds):
+    write_tree(builds / ".locks", {"dataset": b""})
+    with (builds / ".locks" / "dataset").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = tool.start("package_dataset", "--run", run, "--dry-run")
+        other.wait_for(lambda: other.stderr.is_file() and "is at it" in other.stderr.read_text(), "waiting")
+        assert not (builds / "dataset").exists()
+        fcntl.flock(lock, fcntl.LOCK_UN)  # the other one, a fork, has the file open as well
+    succeeded(other.wait())
+    assert (builds / "dataset").exists()
+
+
+@pytest.mark.parametrize("key", ["id", "title"])
+def test_metadata_without_a_name_are_one_line(package, tmp_path, monkeypatch, key):
+    metadata = {name: value for name, value in json.loads(DATASET_METADATA.read_text()).items() if name != key}
+    copy = write_tree(tmp_path / "kaggle_dataset", {"dataset-metadata.json": json.dumps(metadata).encode()})
+    monkeypatch.setattr("lib.jobs.lint.DATASET_METADATA", copy / "dataset-metadata.json")
+    failed(package("--dry-run"), 2, f"{key}: missing")
+
+
+def test_a_version_of_the_same_sizes_is_not_the_same_content(package, kaggle, run, kernel):
+    """An upload that was cut off and never arrived; its number went to another content."""
+    first, other = made_outputs("one"), made_outputs("two")
+    write_tree(run, first)
+    kaggle.fail("CreateDataset", Fault(drop="before"))
+    failed(package(), 1)
+    write_tree(run, other)
+    succeeded(package())
+    write_tree(run, first)
+    succeeded(package())
+    sent = [version.files[kernel.FINAL_MODEL] for version in versions_of(kaggle)]
+    assert sent == [other[kernel.FINAL_MODEL], first[kernel.FINAL_MODEL]]

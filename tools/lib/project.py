@@ -177,8 +177,9 @@ def read_json(path: Path, advice: str, optional: bool = False) -> dict[str, Any]
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{path.parent}: no readable {path.name}; {advice}") from None
+    except (OSError, ValueError) as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error})"
+        raise InputError(f"{path.parent}: no readable {path.name}{why}; {advice}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object; {advice}")
     return content

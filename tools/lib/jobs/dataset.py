@@ -156,13 +156,14 @@ def check_folder(folder: Path) -> Package:
 
 def stage(run: Path, folder: Path, owner: str) -> Package:
     """A fresh build folder for the weights, or pairs, of `run`; foreign files in an old one are refused."""
-    refuse(lint_folder((lint.PAIRS_METADATA if holds_pairs(run) else lint.DATASET_METADATA).parent, {METADATA, README}))
+    described = lint.PAIRS_METADATA if holds_pairs(run) else lint.DATASET_METADATA
+    refuse(lint_folder(described.parent, {METADATA, README}) + lint.lint_dataset_metadata(described))
     if folder.exists():
         refuse(lint_folder(folder, allowed_files()))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+    for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a process that was killed
         shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as temporary:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
         fill_folder(fresh, run, owner)
@@ -228,7 +229,8 @@ def wait_ready(client: KaggleClient, owner: str, slug: str, version: int, sizes:
     try:
         return client.patience.wait_for(check, f"dataset {owner}/{slug}", seconds)
     except KaggleError as error:
-        raise error.with_hint(f"; dataset {owner}/{slug} {problem}: run this again to go on waiting") from None
+        hint = f"; dataset {owner}/{slug} {problem}: run this again (without --again) to go on waiting"
+        raise error.with_hint(hint) from None
 
 
 def existing_version(client: KaggleClient, staged: Package, runs: Path, current: int) -> int | None:
@@ -239,7 +241,8 @@ def existing_version(client: KaggleClient, staged: Package, runs: Path, current:
     last = entries[-1]
     # An upload that was cut off before its version was written down made the one after `before`, or none.
     made = last["version"] if last["event"] == "dataset_ready" else last["before"] + 1
-    if made != current:
+    known = record.find(runs, event="dataset_ready", dataset=staged.metadata["id"], version=current)
+    if made != current or any(entry["content"] != staged.content for entry in known[-1:]):
         return None
 
     def check() -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lib.project import REPO, InputError
+from lib.project import REPO, InputError, read_json
 
 OWNER_PLACEHOLDER = "INSERT_KAGGLE_USERNAME"
 KERNEL_METADATA = REPO / "kernel-metadata.json"
@@ -45,6 +44,7 @@ SOURCE_RULES = {
     "competition_sources": (r"[A-Za-z0-9-]+", "the bare slug of the competition"),
     "kernel_sources": (OWNED % 5, "owner/slug without a version, which Kaggle drops"),
     "model_sources": (r"([A-Za-z0-9_.-]+/){4}\d+", "owner/model/framework/variation/version"),
+    "keywords": (r".+", "tags"),  # a list like them
 }
 
 DATASET_KEYS = (
@@ -99,15 +99,7 @@ def slug_of(title: str) -> str:
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """A metadata file as a dict; what is not a JSON object is the user's error."""
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; run from a complete checkout") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable JSON: {error}; repair it or restore it with git checkout") from None
-    if not isinstance(metadata, dict):
-        raise InputError(f"{path}: must be a JSON object; restore it with git checkout")
-    return metadata
+    return read_json(path, "repair the JSON or restore it with git checkout")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -165,14 +157,14 @@ def lint_sources(name: str, metadata: dict[str, Any]) -> Iterator[Finding]:
 
 def lint_accelerator(name: str, shape: Any) -> list[Finding]:
     """Retired accelerators are replaced by Kaggle in silence, unknown ones fall back to the default."""
-    if shape in RETIRED_ACCELERATORS:
+    if str(shape) in RETIRED_ACCELERATORS:
         return [Finding(name, "machine_shape", f"{shape} is retired", f"use {RETIRED_ACCELERATORS[shape]}")]
     if shape is not None and shape not in ACCELERATORS:
         return [Finding(name, "machine_shape", f"unknown accelerator {shape!r}", nearest(str(shape), ACCELERATORS))]
     return []
 
 
-def lint_kernel_metadata(path: Path = KERNEL_METADATA) -> list[Finding]:
+def lint_kernel_metadata(path: Path) -> list[Finding]:
     """Findings in a kernel-metadata.json."""
     metadata, name = read_metadata(path), path.name
     findings = [*lint_keys(name, metadata, KERNEL_KEYS, KERNEL_REQUIRED), *lint_identity(name, metadata, 5)]
@@ -190,9 +182,14 @@ def lint_kernel_metadata(path: Path = KERNEL_METADATA) -> list[Finding]:
     return [*findings, *lint_accelerator(name, metadata.get("machine_shape")), *lint_sources(name, metadata)]
 
 
+def as_list(value: Any) -> list[Any]:
+    """What has to be a list, as one whatever it is; nothing is an empty one."""
+    return value if isinstance(value, list) else [value] if value else []
+
+
 def lint_licences(name: str, licences: Any) -> list[Finding]:
     """Exactly one licence, by a name that Kaggle knows."""
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in licences or ()]
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in as_list(licences)]
     if licences and (len(names) != 1 or names[0] is None):
         return [Finding(name, "licenses", "not exactly one licence", 'write [{"name": "other"}] or another name')]
     if names and names[0] not in LICENCES:
@@ -200,7 +197,7 @@ def lint_licences(name: str, licences: Any) -> list[Finding]:
     return []
 
 
-def lint_dataset_metadata(path: Path = DATASET_METADATA, staged: bool = False) -> list[Finding]:
+def lint_dataset_metadata(path: Path, staged: bool = False) -> list[Finding]:
     """Findings in a dataset-metadata.json; `staged`: listed resources must exist."""
     metadata, name = read_metadata(path), path.name
     findings = [*lint_keys(name, metadata, DATASET_KEYS, DATASET_REQUIRED), *lint_identity(name, metadata, 6)]
@@ -209,9 +206,10 @@ def lint_dataset_metadata(path: Path = DATASET_METADATA, staged: bool = False) -
         findings.append(Finding(name, "subtitle", f"has {len(str(subtitle))} characters", "make it empty or 20 to 80"))
     if metadata.get("isPrivate") is False:
         findings.append(Finding(name, "isPrivate", "the dataset would be public", "leave the key out"))
-    for resource in metadata.get("resources") or ():
-        if staged and not (path.parent / str(resource.get("path"))).is_file():
-            findings.append(Finding(name, "resources", f"{resource.get('path')} is not in the folder", "remove it"))
+    for resource in as_list(metadata.get("resources")):
+        file = resource.get("path") if isinstance(resource, dict) else resource
+        if staged and not (path.parent / str(file)).is_file():
+            findings.append(Finding(name, "resources", f"{file} is not in the folder", "remove it"))
     return findings + lint_licences(name, metadata.get("licenses"))
 
 
