@@ -21,7 +21,7 @@ from lib.bench.measure import full_size_data, matmul_peak, run_all
 from lib.bench.table import write_report
 from lib.data import choose_data
 from lib.project import InputError, make_parser, run_tool
-from lib.runs import new_folder
+from lib.runs import left_if_used, new_folder
 
 ENDLESS = "search"  # goes on for as long as it may
 
@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     check(arguments)
     what = "scaling" if arguments.scaling else "quality-time" if arguments.minutes else "benchmark"
     output = arguments.output or new_folder(arguments.runs, what)
-    result = measure(arguments, output)
+    with left_if_used(output):
+        result = measure(arguments, output)
     print(json.dumps(result) if arguments.json else f"written: {output}")
     return 0
 

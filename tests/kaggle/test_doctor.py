@@ -61,7 +61,15 @@ def test_old_and_missing_packages_are_red(look, tmp_path, monkeypatch):
 
 def test_data_that_is_missing_or_wrong(look, tmp_path):
     (tmp_path / "data" / "test/test/captions.txt").write_bytes(b"other")
-    assert "captions.txt: has 5 bytes instead of 8" in red(look, "data", "download_data.py")
+    assert "captions.txt: has 5 bytes instead of 8" in red(look, "data", f"download_data.py --data {tmp_path}/data")
+
+
+def test_data_that_cannot_be_read_hide_no_other_line(look, monkeypatch):
+    def forbid(*_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("lib.data.damage", forbid)
+    assert "Permission denied" in red(look, "data", "")
 
 
 def test_missing_and_wrong_credentials_are_red(look, monkeypatch):

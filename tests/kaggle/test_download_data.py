@@ -10,9 +10,11 @@ import pytest
 
 from forked import failed, succeeded
 from lib.data import Known
+from lib.jobs import download
 from lib.jobs.download import unpack
 from lib.project import ToolError
 from stand_in import Fault
+from stopping import stop_at
 
 FILES = {
     "train/train/train.npz": bytes(range(256)) * 1000,
@@ -142,6 +144,29 @@ def test_images_bring_everything(kaggle, fetch, tmp_path):
     succeeded(fetch("--images"))
     assert tree(tmp_path / "data") == FILES | {PHOTO: b"jpeg"}
     assert "already complete" in fetch("--images").stdout
+
+
+def test_photos_that_are_half_unpacked_are_no_complete_data(kaggle, fetch, tmp_path):
+    files = {PHOTO: b"jpeg", PHOTO.replace("1000", "1001"): b"jpeg too"} | FILES
+    kaggle.competitions["aml-competition"].files = files
+    succeeded(fetch())
+    with stop_at(download, "extract", call=2):
+        assert fetch("--images").returncode == 130
+    succeeded(fetch("--images"))
+    assert tree(tmp_path / "data") == files
+    assert kaggle.count("DownloadDataFiles") == 1
+
+
+def test_an_archive_with_damaged_content_is_removed(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(range(256)) * 10)
+    damaged = bytearray(path.read_bytes())
+    damaged[31:40] = b"\xff" * 9  # behind the header of 30 bytes and the name
+    path.write_bytes(damaged)
+    with pytest.raises(ToolError, match="a broken zip"):
+        unpack(path, tmp_path / "data")
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil"])

@@ -210,6 +210,11 @@ def test_bad_options_are_told_before_any_run(tool, tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_that_cannot_begin_leaves_no_folder(tool, tmp_path):
+    failed(tool("benchmark", "--data", tmp_path / "none", "--runs", tmp_path / "runs"), 2, "no such folder")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 @pytest.mark.parametrize(("code", "kind"), [(1, ToolError), (2, InputError)])
 def test_failing_run_is_named_with_its_reason(tmp_path, monkeypatch, code, kind):
     monkeypatch.setattr("lib.runs.run_kernel", lambda *_: Ended(code, "the loss is no number"))

@@ -45,6 +45,15 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
         record.append(tmp_path / "runs", "push")
 
 
+def test_git_state_reads_changes_in_any_encoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "REPO", tmp_path)
+    (tmp_path / "words").write_bytes(b"caf\xe9\n")
+    for words in ("init -q", "add words", "-c user.name=a -c user.email=a@b commit -q -m one"):
+        subprocess.run(["git", "-C", tmp_path, *words.split()], check=True)
+    (tmp_path / "words").write_bytes(b"na\xefve\n")
+    assert record.git_state()["dirty"]
+
+
 def test_git_state_names_the_commit():
     state = record.git_state()
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)

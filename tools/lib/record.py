@@ -102,7 +102,7 @@ def git_state() -> dict[str, Any]:
     """{"commit": short hash or None, "dirty": whether tracked files differ from it, other than in their owner}."""
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(REPO), *arguments], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(REPO), *arguments], capture_output=True, text=True, errors="replace")
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:

@@ -89,8 +89,8 @@ def under_way(run: Path) -> list[str]:
     """The trainings that an interrupted run can go on with, and in which epoch they are."""
     lines = []
     for path in sorted(run.glob(RESUME_STATES)):
-        phase, number = path.stem.split("_")[1:]
-        with contextlib.suppress(kernel.UserError):  # a damaged one says nothing
+        with contextlib.suppress(kernel.UserError, ValueError):  # a damaged one, or a copy by hand, says nothing
+            phase, number = path.stem.split("_")[1:]
             if at := kernel.load_torch(path).get("at"):
                 what = "candidate" if phase == "validate" else "refit of candidate"
                 lines.append(f"{what} {number} up to epoch {len(at['history']) + 1}")

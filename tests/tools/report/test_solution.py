@@ -38,7 +38,7 @@ def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, tool,
     gains = [1 / rank if rank < 100 else 0 for rank in ranks]
     assert found["scores"]["pool100_raw"]["mrr"] == pytest.approx(np.mean(gains), abs=1e-4)
     assert found["scores"]["pool100_raw"]["mrr_se"] == pytest.approx(np.std(gains, ddof=1) / 10, abs=1e-4)
-    assert (found["captions"], found["pool"]) == (100, 100)
+    assert (found["captions"], found["pool"], found["against"]) == (100, 100, None)
     text = tool("verify", "--solution", answers, "--run", path).stdout
     assert re.search(rf"^raw: the official metric +{np.mean(gains):.4f} ", text, re.MULTILINE)
     assert "100 captions in pools of 100" in text

@@ -268,6 +268,7 @@ def test_a_run_that_is_not_finished_says_so(
         at = kernel.Position(1e-3, history=[{"epoch": epoch} for epoch in (1, 2, 3)])
         kernel.save_torch(partial / kernel.RESUME_STATE.format("validate", 2), {"at": vars(at)})
         (partial / kernel.RESUME_STATE.format("validate", 3)).write_bytes(b"damaged")
+        (partial / "resume_validate_2_by_hand.pth").write_bytes(b"a copy")
         (partial / kernel.METRICS).write_text(json.dumps(record))
     done = tool("verify", "--run", partial, "--data", data, "--output", tmp_path / "out")
     page = html.unescape((tmp_path / "out/report.html").read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ def attempt(name: str, check: Callable[[], Check], following: str) -> Check:
     """A check; what keeps it from being made is red as well."""
     try:
         return check()
-    except ToolError as error:
+    except (ToolError, OSError) as error:
         return Check(name, False, str(error), following)
     except ImportError as error:
         return Check(name, False, f"not checked: packages first ({error})", INSTALL)
@@ -119,7 +120,8 @@ def check_data(data: Path) -> Check:
     found = "; ".join(wrong) or f"{len(KNOWN)} files in {data}, all right"
     if data == DATA and not os.path.lexists(data):
         found = f"no {data}: the drawn sample serves meanwhile"
-    return Check("data", not wrong, found, "python tools/download_data.py")
+    place = "" if data == DATA else f" --data {shlex.quote(str(data))}"
+    return Check("data", not wrong, found, f"python tools/download_data.py{place}")
 
 
 def check_credentials(clients: list[KaggleClient]) -> Check:

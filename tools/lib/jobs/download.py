@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 
 from lib.data import KNOWN, Known
@@ -14,6 +15,7 @@ from lib.kaggle_api.http import safe_name
 from lib.project import ToolError, atomic_path
 
 ARCHIVE_BYTES = 3_790_000_000  # about; twice that is needed while it is unpacked
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # what damaged or locked archives raise
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -41,7 +43,7 @@ def fetch(client: KaggleClient, competition: str, name: str, known: Known, data:
 
 def unzip(path: Path) -> None:
     """Kaggle may serve a file within a zip: put the one that is in it in its place; anything else is left as it is."""
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    with contextlib.suppress(*BROKEN), zipfile.ZipFile(path) as archive:
         if len(archive.infolist()) == 1:
             extract(archive, archive.infolist()[0], path)
 
@@ -75,7 +77,7 @@ def unpack(archive: Path, data: Path) -> int:
                     raise ToolError(f"{archive.name}: {member.filename} is a link: nothing was unpacked")
             for member in members:
                 extract(packed, member, data / member.filename)
-    except zipfile.BadZipFile as error:
+    except BROKEN as error:
         archive.unlink()
         raise ToolError(f"{archive.name}: a broken zip ({error}); it was removed: run this again") from None
     return len(members)
@@ -83,18 +85,21 @@ def unpack(archive: Path, data: Path) -> int:
 
 def fetch_all(client: KaggleClient, competition: str, data: Path, force: bool) -> None:
     """Everything as one zip, unpacked and then removed; the needed files are verified."""
-    have_images = any(path.is_dir() for path in data.rglob("Images"))
+    archive = data / f"{competition}.zip"  # lies there until all of it is unpacked
+    have_images = any(path.is_dir() for path in data.rglob("Images")) and not archive.exists()
     if have_images and not force and not any(known.problem(data / name) for name, known in KNOWN.items()):
         print(f"{data}: already complete (--force fetches it again)")
         return
-    check_space(data, 2 * ARCHIVE_BYTES)
-    archive = data / f"{competition}.zip"
-    print(f"{competition}: fetching everything (about {ARCHIVE_BYTES / 1e9:.1f} GB) to {archive}")
-    client.competitions.download_archive(competition, archive)
+    check_space(data, ARCHIVE_BYTES if archive.exists() else 2 * ARCHIVE_BYTES)
+    if force or not archive.exists():
+        print(f"{competition}: fetching everything (about {ARCHIVE_BYTES / 1e9:.1f} GB) to {archive}")
+        client.competitions.download_archive(competition, archive)
     print(f"{competition}: unpacking to {data}")
     count = unpack(archive, data)
     for name, known in KNOWN.items():
         if wrong := known.problem(data / name):
-            raise ToolError(f"{name}: {wrong}; {archive} is kept: see whether the competition changed it")
+            raise ToolError(
+                f"{name}: {wrong}; {archive} is kept: see whether the competition changed it, or fetch it with --force"
+            )
     archive.unlink()
     print(f"{competition}: {count:,} files; size and sha256 of the {len(KNOWN)} needed ones are right")

@@ -56,11 +56,11 @@ def read_submission(path: Path, ids: np.ndarray, dim: int) -> np.ndarray:
 def score(place: Path, answers: Path, against: Path | None) -> dict[str, Any]:
     """The official numbers of a submission, and a paired comparison with another one of the same captions."""
     (ids, images), path = read_solution(answers), submission_of(place)
-    predictions, result = read_submission(path, ids, images.shape[1])[None], {}
+    predictions, compared = read_submission(path, ids, images.shape[1])[None], None
     if against:
         other = submission_of(against)
         theirs = read_submission(other, ids, images.shape[1])[None]
-        result = {"against": {"submission": str(other), **compare(predictions, theirs, images)}}
+        compared = {"submission": str(other), **compare(predictions, theirs, images)}
     return {
         "submission": str(path),
         "solution": str(answers),
@@ -68,7 +68,7 @@ def score(place: Path, answers: Path, against: Path | None) -> dict[str, Any]:
         "pool": Pools(len(ids)).size,
         "pools": str(Pools(len(ids))),
         "scores": kernel.evaluate(predictions, images),
-        **result,
+        "against": compared,
     }
 
 
@@ -79,6 +79,6 @@ def score_table(result: dict[str, Any]) -> Table:
 def score_lines(result: dict[str, Any]) -> list[str]:
     """What the table is of, and the comparison in words."""
     lines = [f"{result['submission']}: {result['captions']:,} captions in {result['pools']}"]
-    if against := result.get("against"):
+    if against := result["against"]:
         lines += [difference_in_words(against[name], against["submission"], name) for name in ("raw", "cosine")]
     return lines
