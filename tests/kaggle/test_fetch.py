@@ -138,6 +138,13 @@ def test_a_run_that_was_stopped_is_kept_but_is_no_success(push, kaggle, kernel, 
     assert kernel.SUBMISSION in fetched(tmp_path)
 
 
+def test_a_run_that_its_time_budget_ended_is_what_was_asked_for(push, kaggle, kernel, tmp_path):
+    """Nothing of it is left to go on from."""
+    kaggle.plans = [Plan(outputs=made_outputs(complete=True, stopped="time budget"))]
+    succeeded(push())
+    assert kernel.SUBMISSION in fetched(tmp_path)
+
+
 @pytest.mark.parametrize("call", ["ListKernelSessionOutput", "GET output"])
 def test_an_output_outlives_minutes_without_an_answer(push, kaggle, finished, tmp_path, call):
     kaggle.fail(call, None, *OUTAGE)

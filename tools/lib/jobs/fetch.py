@@ -65,9 +65,9 @@ def read_manifest(path: Path, what: str) -> dict[str, Any]:
 
 
 def check_finished(folder: Path, version: Version) -> None:
-    """A stopped run has a valid submission, but is not what was asked for."""
+    """A stopped run has a valid submission, but is not what was asked for; one that its time budget ended is."""
     manifest = read_run_json(folder, kernel.MANIFEST)
-    if manifest["complete"] and not manifest.get("stopped"):
+    if manifest["complete"]:
         return
     raise ToolError(
         f"{version.ref}: stopped early ({manifest.get('stopped') or 'unfinished'}); what it has lies verified in "
