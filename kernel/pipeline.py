@@ -84,9 +84,7 @@ class Knobs:
     seed: int = knob(0, "initial weights, order and dropout all follow from it")
     split_seed: int = knob(0, "the validation images follow from it, so that runs of several seeds can be compared")
     device: str = knob("auto", "what a probe shows to work", choices=("auto", "cpu", "cuda"), free=True)
-    dtype: str = knob(
-        "auto", "what is native or fastest", choices=("auto", "float32", "bfloat16", "float16"), free=True
-    )
+    dtype: str = knob("auto", "native or fastest", choices=("auto", "float32", "bfloat16", "float16"), free=True)
     workers: int = knob(0, "networks trained at once; 0: one a usable card", free=True)
     max_minutes: float = knob(715.0, "Kaggle ends a session at 12 h; all that is planned fits into it", 1e-3, free=True)
     val_fraction: float = knob(0.1, "images held out, in whole pools of 100 where there are enough", 1e-3, 0.9)
@@ -114,9 +112,7 @@ class Knobs:
     dropout: float = knob(0.6, "on the hidden layer: five captions a photo are few", 0, 0.99)
     input_dropout: float = knob(0.3, "on the input: the regulariser that gained most", 0, 0.99)
     # its objective
-    loss: str = knob(
-        "softmax", "over all training images; triplet: hardest in the batch", choices=("softmax", "triplet", "cosine")
-    )
+    loss: str = knob("softmax", "over all images; triplet: the hardest few", choices=("softmax", "triplet", "cosine"))
     raw_weight: float = knob(0.5, "share of the captions scored on raw-length images, the board's way", 0, 1)
     temperature: float = knob(0.02, "start of the learnt one; tuned public solutions end at .01-.02", 1e-3)
     margin: float = knob(0.2, "of the triplet loss", 0, 10)
@@ -1251,7 +1247,7 @@ def train_network(
     """
     learner, at = new_learner(name, knobs, task), Position(knobs.lr)
     steps = len(epoch_batches(task, knobs, 0))  # an epoch
-    if state := read_state(state_file, task.text.device.type):
+    if "at" in (state := read_state(state_file, task.text.device.type)):  # else it is of a training that is over
         at = learner.take_up(state)
         log(f"{name}: going on from epoch {at.step // steps + 1}, step {at.step % steps}")
     log_row({column: column for column in LOG_COLUMNS})
@@ -1406,6 +1402,8 @@ def blend_of(candidates: list[Candidate], problem: Problem, repulsion: float) ->
 
 
 ENOUGH = 0.8  # of its epochs, so that a network is worth its time
+MOST = 40  # candidates to average: a search of hours draws hundreds, and memory, disk and judging grow with them
+VAIN = 3  # draws in a row that fail: something else is wrong, and the search ends
 
 
 @dataclass
@@ -1431,6 +1429,7 @@ class Plan:
         self.refits = [one.number for one in candidates if "refit" in one.trained]  # done, begun or left out
         self.running: list[Job] = []
         self.left_out: list[str] = []
+        self.in_vain = 0  # draws in a row that failed
 
     def next_job(self, members: list[Candidate]) -> Job | None:
         """A refit that is due, else the recipe's next candidate, else for `search` a drawn one."""
@@ -1479,7 +1478,7 @@ class Plan:
 
     def next_draw(self, members: list[Candidate]) -> Job | None:
         """Around a member of the best blend, while there is time for it and its refit."""
-        if self.knobs.recipe != "search" or not members:
+        if self.knobs.recipe != "search" or not members or self.in_vain >= VAIN:
             return None
         number, tried = len(self.candidates), {one.knobs for one in self.candidates}
         draw = random.Random(seed_of(self.knobs.seed, "draw", number))
@@ -1556,7 +1555,8 @@ def training_flop(knobs: Knobs, problem: Problem) -> float:
 
 def draw_candidate(base: Knobs, given: dict[str, Any], problem: Problem, draw: random.Random) -> Knobs:
     """`base` with two of its knobs drawn anew; what the user set stays."""
-    keys = draw.sample([key for key in DRAWS if key not in given], 2)
+    free = [key for key in DRAWS if key not in given]
+    keys = draw.sample(free, min(2, len(free)))
     changes = {key: draw.choice(DRAWS[key]) for key in keys}
     images = len(problem.images_of("refit", base.pairs))
     return with_epochs(dataclasses.replace(base, **{"epochs": 0, **changes, **given}), images)
@@ -1624,7 +1624,8 @@ class Run:
 
     def train(self) -> None:
         """Train what the plan gives; whenever validation says that a blend is better, it becomes the submission."""
-        for candidate in [one for one in self.plan.candidates if one.trained]:  # of the run that this one goes on from
+        # What the run that this one goes on from has trained, and has not dropped.
+        for candidate in [one for one in self.plan.candidates if one.trained and one.trained["validate"].weights]:
             self.judge(candidate)
         if self.best:
             self.publish()
@@ -1676,7 +1677,7 @@ class Run:
         except Interrupted:
             return
         except TrainingFailed as error:
-            self.fail(error)
+            self.fail(job.candidate, error)
         else:
             if job.phase == "validate":
                 self.judge(job.candidate)
@@ -1695,23 +1696,49 @@ class Run:
                 network = network_of(candidate.knobs, weights, self.problem.dims).to(self.machine.devices[0])
                 examine(candidate, network, self.problem)
             except (RuntimeError, ValueError) as error:  # out of memory, or numbers that are none
-                self.fail(f"candidate {candidate.number}, predicting: {error}")
+                self.fail(candidate, f"candidate {candidate.number}, predicting: {error}")
                 return
         self.candidates.append(candidate)
-        blend = blend_of(self.candidates, self.problem, self.knobs.repulsion)
+        averaged = [one for one in self.candidates if one.predictions.size]
+        blend = blend_of(averaged, self.problem, self.knobs.repulsion)
         if self.best is None or blend.mrr > self.best.mrr:
             self.best, self.submitted = blend, False
-            for one, weight in zip(self.candidates, blend.weights, strict=True):
+            for one in self.candidates:
+                one.weight = 0.0
+            for one, weight in zip(averaged, blend.weights, strict=True):
                 one.weight = float(weight)
         else:
             figures = f"{blend.mrr:.4f}, the best so far {self.best.mrr:.4f}"
             log(f"candidate {candidate.number}: a blend with it has {figures}")
         self.plan.learn(candidate)
-        self.plan.judging = time.monotonic() - start
+        self.let_go(averaged)
+        self.plan.judging, self.plan.in_vain = time.monotonic() - start, 0
 
-    def fail(self, error: object) -> None:
-        self.failures.append(first_line(error))
-        log(f"failed: {self.failures[-1]}")
+    def let_go(self, averaged: list[Candidate]) -> None:
+        """Of more than MOST candidates the weakest drawn one is averaged no more, and goes once it predicts nothing."""
+        if len(averaged) > MOST:
+            weakest = min((one for one in averaged if one.drawn), key=lambda one: one.figures["pool100_raw"])
+            weakest.predictions = np.empty(0)
+        for one in [one for one in self.candidates if not one.predictions.size and not one.weight]:
+            log(f"candidate {one.number} is dropped: the weakest of more than {MOST}")
+            self.candidates.remove(one)
+            self.drop(one)
+
+    def drop(self, candidate: Candidate) -> None:
+        """Forget what a drawn candidate was trained to; a state without weights says so to a run that goes on."""
+        candidate.predictions, candidate.trained = np.empty(0), {"validate": Trained({}, 0.0, 0.0, 0.0, [])}
+        write_torch(self.folder.state("validate", candidate.number), {"trained": vars(candidate.trained["validate"])})
+        self.folder.state("refit", candidate.number).unlink(missing_ok=True)
+
+    def fail(self, candidate: Candidate, error: object) -> None:
+        """Note what went wrong; what the search has drawn may fail, only not time and again."""
+        what = first_line(error)
+        log(f"failed: {what}")
+        self.plan.in_vain += candidate.drawn
+        tolerated = candidate.drawn and self.plan.in_vain < VAIN
+        (self.plan.left_out if tolerated else self.failures).append(what)
+        if candidate.drawn and candidate not in self.candidates:
+            self.drop(candidate)
 
     def publish(self, complete: bool = False) -> None:
         """Replace the submission and all that tells of it, together; the manifest, which vouches for it, comes last."""
@@ -1774,7 +1801,8 @@ class Run:
         keys = ("candidate", "knobs", "weight", "refitted")
         predicting = members_of(self.members, self.knobs)
         facts |= {"predicted_by": [{key: one[key] for key in keys} for one in predicting]}
-        facts |= {"stopped": self.stop.reason, "knobs": dataclasses.asdict(self.knobs), **self.problem.read}
+        stopped = "" if complete and self.stop.signal else self.stop.reason  # a signal now comes too late
+        facts |= {"stopped": stopped, "knobs": dataclasses.asdict(self.knobs), **self.problem.read}
         write_manifest(parts, self.folder.path, complete, facts)
 
     def end(self) -> int:
@@ -1941,6 +1969,7 @@ class Folder:
                 index["fingerprint"], DTYPES[index["dtype"]], index["device"], float(index["seconds"])
             if index["fingerprint"] == self.fingerprint:
                 if path != own:
+                    self.clear()
                     self.forget()
                     for state in [*path.parent.glob("resume_*_*"), path]:  # the index last: it makes them count
                         shutil.copyfile(state, self.path / state.name)
@@ -2012,7 +2041,7 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
     log(members.to_string(index=False, float_format="%.4g"))
     kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
     log(f"weights {kind}; repulsion {best.repulsion:g} of up to {knobs.repulsion:g}")
-    without = [one for one in candidates if not one.knobs.pairs]
+    without = [one for one in candidates if one.predictions.size and not one.knobs.pairs]
     if knobs.pairs_compare and without:
         raw, cosine, _ = (table["mrr"] for table in blend_of(without, problem, knobs.repulsion).tables.values())
         log(f"without extra pairs: raw {raw:.4f}, cosine {cosine:.4f}")
@@ -2020,10 +2049,7 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
 
 
 def draw_curves(path: Path, table: pd.DataFrame, members: list[int], mrr: float) -> None:
-    """Loss and validation MRR by epoch, one line a network and phase; the blend's MRR across.
-
-    Its ten heaviest members are named.
-    """
+    """Loss and validation MRR by epoch, a line a network and phase, the ten heaviest named; the blend's MRR across."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
     colours = {number: f"C{k}" for k, number in enumerate(members[:10])}
     for (phase, number), rows in table.groupby(["phase", "member"]):
@@ -2034,9 +2060,7 @@ def draw_curves(path: Path, table: pd.DataFrame, members: list[int], mrr: float)
             right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=name)
             right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
     right.axhline(mrr, color="black", label=f"the blend: {mrr:.3f}")
-    left.set(
-        xlabel="epoch", ylabel="loss (log)", yscale="log", title="Loss, of each network's kind; dotted on all photos"
-    )
+    left.set(xlabel="epoch", ylabel="loss (log)", yscale="log", title="Loss of a network's kind; dotted on all photos")
     right.set(xlabel="epoch", ylabel="MRR in pools", title="Validation on unseen images: raw, and cosine dashed")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -2166,7 +2190,8 @@ class Stop:
         if self.signal:
             os._exit(128 + number)
         self.signal = number
-        log(f"{signal.Signals(number).name}: ending this step, then saving its state (once more: leave at once)")
+        with contextlib.suppress(RuntimeError):  # amid another line of the log, where Python allows none
+            log(f"{signal.Signals(number).name}: ending this step, then saving its state (once more: leave at once)")
 
     @property
     def reason(self) -> str:
@@ -2269,9 +2294,8 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
 
     make_folder(output)
     form = [one.name for kind in (Trained, Position) for one in dataclasses.fields(kind)]
-    folder = Folder(
-        output, knobs, hashlib.sha256(json.dumps([problem.read, [*map(fixed, recipe)], form]).encode()).hexdigest()
-    )
+    made_of = json.dumps([problem.read, [*map(fixed, recipe)], form])
+    folder = Folder(output, knobs, hashlib.sha256(made_of.encode()).hexdigest())
     index = folder.read_index(source)
     if not index:
         folder.clear()
@@ -2297,6 +2321,8 @@ def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
             raise UserError(f"knob '{key}' changes nothing in mode predict; it honours {', '.join(PREDICTING)}")
     knobs = Knobs(**given)
     weights, test_path = find_file(source, FINAL_MODEL), find_file(source, "test.clean.npz")
+    if weights.parent.resolve() == output.resolve():  # where what an earlier run left makes way
+        raise UserError(f"{weights}: the weights lie in the output folder; choose another --output")
     bundle, test = load_weights(weights), read_test(test_path)
     if bundle["dims"][1] != test.image_dim:
         raise UserError(f"{weights}: predicts {bundle['dims'][1]} dimensions, but {test_path} wants {test.image_dim}")

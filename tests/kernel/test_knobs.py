@@ -137,6 +137,17 @@ def test_draws_change_what_the_user_left_free(kernel, lab):
             assert kernel.typed(key, value) == value
 
 
+def test_what_the_user_set_may_leave_one_draw_or_none(kernel, lab):
+    given = {key: values[0] for key, values in kernel.DRAWS.items()}
+    base, problem = kernel.resolve_knobs({"recipe": "search", **given}), lab.problem()
+    drawn = {kernel.draw_candidate(base, given, problem, random.Random(seed)) for seed in range(9)}
+    assert drawn == {kernel.with_epochs(base, 240)}
+    del given["hidden"]
+    drawn = {kernel.draw_candidate(base, given, problem, random.Random(seed)) for seed in range(20)}
+    assert {one.hidden for one in drawn} == set(kernel.DRAWS["hidden"])
+    assert len(drawn) == len(kernel.DRAWS["hidden"])
+
+
 def test_a_description_names_what_differs(kernel):
     assert kernel.describe(kernel.Knobs(hidden=3, sees="both"), kernel.Knobs()) == "sees=both hidden=3"
     assert "hidden" not in kernel.describe(kernel.Knobs(hidden=3, lr=1.0), kernel.Knobs(hidden=3))

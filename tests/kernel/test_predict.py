@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from drawn import BENT, IMAGE, TINY, draw_data
-from forked import succeeded
+from forked import failed, succeeded
 from lib.project import sha256_of
 from outputs import (
     FINAL,
@@ -79,6 +79,17 @@ def test_predicting_refuses_what_changes_nothing(server, weights: Path, tmp_path
         f"--set={setting}",
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_predicting_into_the_folder_of_the_weights_is_refused(kernel, server, first, weights: Path):
+    """What lies in an output folder makes way: the weights would be gone."""
+    output = weights / "out"
+    output.mkdir()
+    (weights / FINAL).rename(output / FINAL)
+    arguments = ("--input", weights, "--output", output, "--mode=predict", "--set=device=cpu")
+    ended = failed(server.run(*arguments), 2, "the weights lie in the output folder; choose another --output")
+    assert ended.stderr.count("\n") == 1
+    assert (output / FINAL).read_bytes() == (first[0] / FINAL).read_bytes()
 
 
 def test_predicting_with_wrong_weights_or_none(server, first, tmp_path: Path):

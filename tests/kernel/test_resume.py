@@ -7,6 +7,8 @@ import random
 import re
 import shutil
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from outputs import FINAL, MANIFEST, METRICS, SUBMISSION, assert_same, check_sub
 RECIPES = {"align": JOINED, "ensemble": ["--recipe=ensemble", *LEARNING, "--set=epochs=5"]}
 COMMON = ["--set=eval_every=10", "--set=checkpoint_every=1000"]
 EVERY_STEP = "--set=checkpoint_seconds=0"
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SUBMITTED, GOING_ON = "submission: ", "going on from epoch"
 
 
@@ -118,7 +121,7 @@ def test_between_two_files_nothing_false_is_vouched_for(data: Path, tmp_path: Pa
 
 
 # ------------------------------------------------------------------------------------------------ stopped
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_stopped_run_keeps_its_best_and_goes_on(kernel, server, data, undisturbed, tmp_path: Path, number: int):
     arguments, output = command(data, tmp_path / "out"), tmp_path / "out"
     ended = server.stop(number, *arguments, EVERY_STEP, after=" validate ", delay=0.05)
@@ -195,8 +198,7 @@ def test_on_kaggle_a_stopped_run_that_has_submitted_is_a_success(kernel, server,
 
 def test_signals_of_nohup_are_left_alone_and_the_second_one_does_not_wait(kernel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernel, "STARTED", time.monotonic())
-    numbers, ended = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), []
-    before = {number: signal.getsignal(number) for number in numbers}
+    before, ended = {number: signal.getsignal(number) for number in STOPPING}, []
     monkeypatch.setattr(os, "_exit", ended.append)
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -211,6 +213,34 @@ def test_signals_of_nohup_are_left_alone_and_the_second_one_does_not_wait(kernel
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_signal_amid_a_line_of_the_log_is_no_error(kernel, monkeypatch: pytest.MonkeyPatch):
+    """Who reads the log is slow, so that a line takes long: Python allows no other one within it."""
+    monkeypatch.setattr(kernel, "STARTED", time.monotonic())
+    read, write = os.pipe()
+    before, said = {number: signal.getsignal(number) for number in STOPPING}, []
+
+    def reader() -> None:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        while part := os.read(read, 1 << 20):
+            said.append(part)
+
+    try:
+        stop, thread = kernel.Stop(1.0), threading.Thread(target=reader)
+        thread.start()
+        with os.fdopen(write, "w") as slow, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", slow)
+            kernel.log("x" * 1_000_000)
+    finally:
+        thread.join()
+        os.close(read)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stop.reason == "SIGTERM"
+    assert len(b"".join(said)) >= 1_000_000
 
 
 def test_a_resumed_run_keeps_the_better_blend_of_the_one_before(kernel, data, tmp_path: Path, run_here, monkeypatch):
@@ -298,6 +328,25 @@ def test_a_damaged_state_is_a_new_start_of_its_network(server, undisturbed, inte
     assert_same(output, undisturbed("align"))
 
 
+def test_a_lost_state_is_a_new_start_of_its_refit_too(
+    kernel, server, data, undisturbed, tmp_path, run_here, monkeypatch
+):
+    """The state of a refit that is done is none to go on from, when its network is trained anew."""
+    output, end = tmp_path / "out", kernel.Run.end
+
+    def stopped(run: Any) -> int:
+        run.stop.signal = signal.SIGTERM
+        return end(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel.Run, "end", stopped)
+        assert run_here(*command(data, output)) == 143
+    assert kernel.read_state(output / "resume_refit_1.pth")["trained"]
+    (output / "resume_validate_1.pth").unlink()
+    succeeded(server.run(*command(data, output)))
+    assert_same(output, undisturbed("align"))
+
+
 def test_a_damaged_index_is_one_line(server, interrupted):
     output, arguments = interrupted
     for text in ("", "{", "[]", "null", '{"fingerprint": 1}', '{"epochs": 1e999}', '{"drawn": [{"epoch": 3}]}'):
@@ -329,6 +378,19 @@ def test_a_run_goes_on_from_the_output_of_an_earlier_version(server, data, undis
     assert (root / "notebooks" / "pipeline" / "resume_run.json").exists()
 
 
+def test_a_run_that_moves_finds_no_files_of_another_one(server, data, first, undisturbed, interrupted, tmp_path: Path):
+    """Its manifest would vouch for named checkpoints of the run that was there before."""
+    earlier, _ = interrupted
+    root = tmp_path / "input"
+    shutil.copytree(data, root / "competitions")
+    shutil.copytree(earlier, root / "notebooks")
+    shutil.copytree(first[0], tmp_path / "new")
+    assert list((tmp_path / "new").glob("*checkpoint*"))
+    ended = succeeded(server.run(*command(root, tmp_path / "new")))
+    assert f"validate 1: {GOING_ON}" in ended.stdout
+    assert_same(tmp_path / "new", undisturbed("align"))
+
+
 def test_of_several_unfinished_runs_its_own_is_taken_up(server, data, undisturbed, interrupted, tmp_path: Path):
     """Below the input root, links followed: one of other knobs is left alone, unless there is no other."""
     earlier, _ = interrupted
@@ -356,7 +418,9 @@ def test_a_signal_during_the_last_publication_comes_too_late(kernel, data, tmp_p
 
     monkeypatch.setattr(kernel.Run, "publish", publish)
     assert run_here(*command(data, tmp_path / "out")) == 0
-    assert check_submitted(kernel, tmp_path / "out")["complete"] is True
+    manifest = check_submitted(kernel, tmp_path / "out")
+    assert manifest["complete"] is True
+    assert manifest["stopped"] == ""
     assert not list((tmp_path / "out").glob("resume_*"))
 
 
