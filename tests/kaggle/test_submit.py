@@ -380,6 +380,7 @@ def test_a_killed_submission_whose_history_lags_is_found(submit, kaggle, competi
     assert len(competition.submissions) == 1
 
 
+@pytest.mark.slow
 def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(submit, kaggle, competition):
     kaggle.habits.history_lag = 10**7
     with stop_at(submission, "record_submitted"):
@@ -416,6 +417,7 @@ def test_limits_that_fail_neither_stop_the_submission_nor_lose_its_score(submit,
     assert "the submissions left are not known" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_score_is_waited_for_through_minutes_of_failures(submit, kaggle, competition):
     kaggle.fail("GetSubmission", *[Fault(503)] * 40, *[Fault(404)] * 5, Fault(json={"ref": 1, "status": "JUDGED"}))
     succeeded(submit())

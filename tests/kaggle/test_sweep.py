@@ -222,6 +222,7 @@ def test_a_completed_member_whose_output_shows_late_is_not_pushed_again(run_swee
     assert [len(runs) for runs in kaggle.kernels.values()] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_session_that_runs_for_ever_is_given_up_and_not_pushed_again(run_sweep, kaggle):
     kaggle.plans = [Plan(running=10**9), *kaggle.plans]
     done = succeeded(run_sweep("--members", 2, "--timeout-minutes", 1))

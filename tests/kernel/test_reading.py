@@ -128,6 +128,7 @@ print(found.image_of.sum(), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 """
 
 
+@pytest.mark.slow
 def test_the_label_is_never_held(tmp_path: Path):
     """A label of 128 MB is read within 30 MB."""
     captions, images = 16_000, 8_000

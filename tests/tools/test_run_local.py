@@ -234,6 +234,7 @@ def test_weights_that_are_none_are_told_before_anything_is_made(run_local, train
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_weights_of_a_run_that_was_stopped_predict_but_it_is_said(run_local, data, trained, tmp_path):
     stopped = Path(shutil.copytree(trained, tmp_path / "stopped"))
     manifest = json.loads((stopped / "manifest.json").read_text())
