@@ -490,7 +490,8 @@ def split_images(n_images: int, fraction: float, seed: int) -> tuple[np.ndarray,
     count = max(2, round(n_images * fraction))
     count = count // POOL * POOL or count
     if n_images - count < 2:
-        raise UserError(f"{n_images} images are too few to hold out {count}; lower --set val_fraction")
+        way_out = "lower --set val_fraction" if count > 2 else "4 are the least"
+        raise UserError(f"{n_images} images are too few to hold out {count}; {way_out}")
     order = np.random.default_rng(seed).permutation(n_images)
     return np.sort(order[count:]), order[:count]
 
@@ -1489,7 +1490,7 @@ class Plan:
             if knobs not in tried and needed <= self.spare(members, refit=True):
                 self.candidates.append(Candidate(number, knobs, drawn=True))
                 log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
-                return Job(self.candidates[-1], "validate", math.inf)
+                return Job(self.candidates[-1], "validate", self.stop.left() - self.overhead())
         return None
 
     def spare(self, members: list[Candidate], refit: bool) -> float:
@@ -2369,8 +2370,16 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(error, "exit_code", 2)
 
 
+def leave(code: int) -> None:
+    """End the process at once: Python would take torch apart first, for up to four seconds on a busy machine."""
+    with contextlib.suppress(OSError):  # who read is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    # A notebook into which this was pasted has no file, and arguments of its own.
-    code = main(None if "__file__" in globals() else [])
-    if code:  # no SystemExit after success: a notebook would show it as a failure
+    if "__file__" in globals():
+        leave(main())
+    elif code := main([]):  # pasted into a notebook: no arguments, and no SystemExit, which looks like a failure
         sys.exit(code)
