@@ -1403,6 +1403,7 @@ def blend_of(candidates: list[Candidate], problem: Problem, repulsion: float) ->
 
 
 ENOUGH = 0.8  # of its epochs, so that a network is worth its time
+MANY = 6000  # photos from which on the first two networks, of two kinds, share the time with less
 MOST = 40  # candidates to average: a search of hours draws hundreds, and memory, disk and judging grow with them
 VAIN = 3  # draws in a row that fail: something else is wrong, and the search ends
 
@@ -1469,13 +1470,17 @@ class Plan:
         """What the next candidate gets of its epochs.
 
         Short of time, refits are given up first, for another network is worth more than a tenth more photos; then the
-        last candidates, until the others have enough of their epochs.
+        last candidates, until the others have enough of their epochs. The more photos there are, the fewer epochs are
+        enough for two kinds of networks to be better than one.
         """
-        shares = []
+        share, begun = 0.0, len(networks_of(self.candidates)) - len(networks_of(self.waiting))
         for count, refit in [(len(self.waiting), True), *((k, False) for k in range(len(self.waiting), 0, -1))]:
             training = sum(self.training_seconds(one.knobs, refit) for one in self.waiting[:count])
-            shares.append((self.spare(members, refit) - count * self.overhead()) / max(1e-9, training))
-        return next((share for share in shares if share >= ENOUGH), shares[-1])
+            share = (self.spare(members, refit) - count * self.overhead()) / max(1e-9, training)
+            pair = begun + count == 2 and not refit
+            if share >= ENOUGH * (min(1, MANY / len(self.problem.train_images)) if pair else 1):
+                break
+        return share
 
     def next_draw(self, members: list[Candidate]) -> Job | None:
         """Around a member of the best blend, while there is time for it and its refit."""
@@ -1538,6 +1543,10 @@ class Plan:
     def leave_out(self, what: str) -> None:
         self.left_out.append(what)
         log(f"time budget: {what}")
+
+
+def networks_of(candidates: list[Candidate]) -> list[Candidate]:
+    return [one for one in candidates if one.knobs.network != "linear"]
 
 
 def training_flop(knobs: Knobs, problem: Problem) -> float:
@@ -2304,7 +2313,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     everything = enumerate([*recipe, *index.get("drawn", [])])
     candidates = [Candidate(number, one, drawn=number >= len(recipe)) for number, one in everything]
     folder.take_up(candidates)
-    if networks := [one for one in candidates if one.knobs.network != "linear"]:
+    if networks := networks_of(candidates):
         networks[0].named = True
 
     machine = choose_machine(knobs, index)

@@ -19,7 +19,7 @@ from lib import kernel, record
 from lib.jobs.dataset import BUILD, READY_MINUTES, Package, publish, stage
 from lib.jobs.lint import OWNER_PLACEHOLDER
 from lib.kaggle_api.client import connect
-from lib.project import format_table, make_parser, run_tool
+from lib.project import format_table, make_parser, minutes, run_tool
 from lib.runs import newest_run
 
 
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=BUILD, metavar="DIR", help="build folder")
     parser.add_argument("--dry-run", action="store_true", help="stage, check and show what would go; no network")
     parser.add_argument("--again", action="store_true", help="upload although a version holds the same content")
-    parser.add_argument("--timeout-minutes", type=float, default=READY_MINUTES, metavar="M", help="wait for Kaggle")
+    parser.add_argument("--timeout-minutes", type=minutes, default=READY_MINUTES, metavar="M", help="wait for Kaggle")
     return parser.parse_args(argv)
 
 

@@ -22,7 +22,7 @@ from lib.jobs.push import chosen_version
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.competitions import Submission, competition_errors
 from lib.kaggle_api.patience import glance
-from lib.project import DATA, InputError, make_parser, run_tool
+from lib.project import DATA, InputError, make_parser, minutes, run_tool
 
 
 def find_candidate(client: KaggleClient | None, arguments: argparse.Namespace) -> submission.Candidate:
@@ -58,7 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", type=int, help="the version of --kernel")
     parser.add_argument("--again", action="store_true", help="submit although the same bytes were submitted before")
     parser.add_argument("--data", type=Path, default=DATA, help="where the test set is (default: data/)")
-    parser.add_argument("--timeout-minutes", type=float, default=60.0, help="how long to wait for the score")
+    parser.add_argument("--timeout-minutes", type=minutes, default=60.0, help="how long to wait for the score")
     arguments = parser.parse_args(argv)
     if (arguments.csv is None) == (arguments.kernel is None):
         raise InputError("name a run's folder, as in runs/NAME, or its csv, or else --kernel OWNER/SLUG --version N")

@@ -69,11 +69,18 @@ def test_bad_input_is_one_line_and_nothing_is_pushed(push, kaggle, options, word
     assert kaggle.count("SaveKernel") == 0
 
 
-def test_a_title_that_is_not_the_slug_is_not_pushed(push, kaggle, tmp_path, monkeypatch):
-    metadata = json.loads(KERNEL_METADATA.read_text()) | {"title": "Another Title"}
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"title": "Another Title"}, r"title: 'Another Title' becomes the slug 'another-title'"),
+        ({"dataset_sources": 5}, "dataset_sources: "),
+    ],
+)
+def test_metadata_that_kaggle_would_refuse_are_not_pushed(push, kaggle, tmp_path, monkeypatch, fault, words):
+    metadata = json.loads(KERNEL_METADATA.read_text()) | fault
     write_tree(tmp_path, {"kernel-metadata.json": json.dumps(metadata).encode(), "kernel/pipeline.py": b""})
     monkeypatch.setattr("lib.jobs.lint.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
-    failed(push(), 2, r"title: 'Another Title' becomes the slug 'another-title'")
+    failed(push(), 2, words)
     assert kaggle.count("SaveKernel") == 0
 
 

@@ -218,6 +218,26 @@ def test_short_of_time_refits_then_the_last_networks_go(
     assert plan_for(seconds, networks, refit=refit).share([]) == pytest.approx(share, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("networks", "seconds", "share"),
+    [
+        (2, 9.0, 0.45),  # two kinds with half of their epochs, in place of one with nearly all
+        (4, 9.0, 0.45),
+        (4, 5.0, 0.25),
+        (4, 3.0, 0.3),  # too little for two
+        (1, 9.0, 0.9),
+        (4, 17.0, 0.85),
+        (4, 25.0, 0.833),  # a third one needs as much as ever
+    ],
+)
+def test_of_many_photos_two_kinds_share_what_is_enough_for_one(
+    kernel, plan_for, monkeypatch, networks: int, seconds: float, share: float
+):
+    plan = plan_for(seconds, networks)
+    monkeypatch.setattr(kernel, "MANY", len(plan.problem.train_images) / 4)
+    assert plan.share([]) == pytest.approx(share, rel=0.02)
+
+
 def test_refits_of_networks_wait_for_the_last_candidate_and_the_closed_forms_does_not(kernel, plan_for):
     plan = plan_for(1000.0, networks=3)
     first, second, third = plan.candidates

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import signal
@@ -149,6 +150,14 @@ def make_parser(page: str, codes: str, *options: str) -> argparse.ArgumentParser
     for option in options:
         parser.add_argument(option, **OPTIONS[option])
     return parser
+
+
+def minutes(text: str) -> float:
+    """The type of an option that takes a time: a number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------- files

@@ -139,6 +139,7 @@ def staged_metadata(
     script: str = "pipeline",
 ) -> dict[str, Any]:
     """A script's metadata with the owner filled in and the sources of this push added."""
+    refuse(lint.lint_kernel_metadata(metadata_of(script)))
     metadata = lint.read_metadata(metadata_of(script))
     metadata["id"] = str(metadata.get("id", "")).replace(OWNER_PLACEHOLDER, user)
     if metadata["id"].partition("/")[0].lower() != user.lower():
@@ -160,7 +161,6 @@ def staged_metadata(
 
 def stage(metadata: dict, overrides: dict, folder: Path, seconds: int | None, script: str = "pipeline") -> Order:
     """Write and lint the folder that is pushed: the metadata and a copy of the script with its overrides."""
-    refuse(lint.lint_kernel_metadata(metadata_of(script)))
     source = metadata_of(script).parent / metadata["code_file"]
     refuse(lint.lint_script(source))
     text = with_overrides(source.read_text(encoding="utf-8"), overrides)

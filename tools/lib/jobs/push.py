@@ -19,7 +19,7 @@ from lib.kaggle_api.errors import Ambiguous, Forbidden, Refused, SourcesRefused
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
-from lib.project import InputError, ToolError
+from lib.project import InputError, ToolError, minutes
 
 FAILED_PUSHES = 3  # so many in a row are no accident
 PUSHES = ("push_started", "pushed", "push_refused")  # events of the record
@@ -153,7 +153,7 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accelerator", metavar="NAME", help=f"instead of the metadata's; {NO_ACCELERATOR}: CPU only")
     parser.add_argument("--again", action="store_true", help="push even if the same content was pushed before")
     about = "end of the session, told to Kaggle and to the script (default and at most 720)"
-    parser.add_argument("--timeout-minutes", type=float, metavar="M", help=about)
+    parser.add_argument("--timeout-minutes", type=minutes, metavar="M", help=about)
 
 
 def chosen_version(client: KaggleClient, ref: str, number: int | None, runs: Path) -> Version:
