@@ -36,6 +36,4 @@ def test_a_python_without_the_packages_is_told_in_one_line(tool, tmp_path, comma
 @pytest.mark.parametrize("command", ["submit", "package_dataset", "push_kernel", "sweep"])
 @pytest.mark.parametrize("text", ["0", "nan", "inf", "soon"])
 def test_a_wait_is_a_number_above_zero(tool, command, text):
-    done = tool(command, "--timeout-minutes", text)
-    assert done.returncode == 2
-    assert f"--timeout-minutes: invalid minutes value: '{text}'" in done.stderr
+    failed(tool(command, "--timeout-minutes", text), 2, f"minutes '{text}': give a number that is more than 0")

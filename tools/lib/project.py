@@ -153,10 +153,13 @@ def make_parser(page: str, codes: str, *options: str) -> argparse.ArgumentParser
 
 
 def minutes(text: str) -> float:
-    """The type of an option that takes a time: a number above 0."""
-    value = float(text)
+    """The type of an option that takes a time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError(text)
+        raise InputError(f"minutes '{text}': give a number that is more than 0")
     return value
 
 
