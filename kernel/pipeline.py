@@ -2390,5 +2390,10 @@ def leave(code: int) -> None:
 if __name__ == "__main__":
     if "__file__" in globals():
         leave(main())
-    elif code := main([]):  # pasted into a notebook: no arguments, and no SystemExit, which looks like a failure
+    # Pasted into a notebook: no arguments, cells that can be interrupted afterwards as ever, and after success no
+    # SystemExit, which would look like a failure.
+    interrupted = signal.getsignal(signal.SIGINT)
+    code = main([])
+    signal.signal(signal.SIGINT, interrupted)
+    if code:
         sys.exit(code)

@@ -116,7 +116,9 @@ def test_pasted_into_a_notebook(kernel, server, data: Path, tmp_path: Path):
     cell = cell.replace('Path("/kaggle/working")', f"Path({str(tmp_path / 'out')!r})")
     settings = dict(setting.removeprefix("--set=").split("=") for setting in SMALL)
     cell = cell.replace("\nOVERRIDES: dict = {}\n", f"\nOVERRIDES: dict = {settings | {'recipe': 'closed_form'}}\n")
-    ended = succeeded(server.run("-f", "kernel.json", pasted=cell))
+    asked = "\nprint('as before:', signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+    ended = succeeded(server.run("-f", "kernel.json", pasted=cell + asked))
+    assert "as before: True" in ended.stdout
     assert not ended.stderr, ended
     check_outputs(kernel, tmp_path / "out")
     ended = server.run("-f", "kernel.json", pasted=source)
