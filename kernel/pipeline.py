@@ -1687,6 +1687,7 @@ class Run:
         except Interrupted:
             return
         except TrainingFailed as error:
+            error.__traceback__ = error.__cause__ = error.__context__ = None  # they keep what failed in memory
             self.fail(job.candidate, error)
         else:
             if job.phase == "validate":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,27 @@ def test_a_later_failure_leaves_the_best_so_far(kernel, data, tmp_path, monkeypa
     assert len(metrics["failures"]) == 2
     assert len(metrics["members"]) == 4
     assert all("sees=" not in one["knobs"] for one in manifest["predicted_by"])
+
+
+def test_what_failed_is_freed_before_the_next_network(kernel, data, tmp_path, monkeypatch, run_here):
+    """On a card its tensors would leave no room for the next one's."""
+    right, tasks, kept = kernel.make_task, [], []
+
+    def made(*others: Any) -> Any:
+        gc.collect()
+        kept.extend(number for number, task in enumerate(tasks) if task() is not None)
+        task = right(*others)
+        tasks.append(weakref.ref(task))
+        return task
+
+    def failing(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernel, "make_task", made)
+    monkeypatch.setattr(kernel, "WordBag", failing)
+    assert run_here("--input", data, "--output", tmp_path / "out", "--recipe=ensemble", *SMALL) == 1
+    assert len(tasks) > 6
+    assert kept == []
 
 
 def test_a_refit_that_fails_predicts_with_the_validated_weights(kernel, data, tmp_path, monkeypatch, run_here, capsys):
