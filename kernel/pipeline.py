@@ -1484,7 +1484,7 @@ class Plan:
 
     def next_draw(self, members: list[Candidate]) -> Job | None:
         """Around a member of the best blend, while there is time for it and its refit."""
-        if self.knobs.recipe != "search" or not members or self.in_vain >= VAIN:
+        if self.knobs.recipe != "search" or not members or self.in_vain >= VAIN or self.knobs.network == "linear":
             return None
         number, tried = len(self.candidates), {one.knobs for one in self.candidates}
         draw = random.Random(seed_of(self.knobs.seed, "draw", number))

@@ -253,6 +253,15 @@ def test_refits_of_networks_wait_for_the_last_candidate_and_the_closed_forms_doe
     assert plan.next_job([second, first, third]) is None
 
 
+@pytest.mark.parametrize(("network", "drawn"), [("align", True), ("linear", False)])
+def test_no_draw_around_a_formula(kernel, plan_for, network: str, drawn: bool):
+    """Nothing that is drawn would change it."""
+    plan = plan_for(1000.0, networks=1, recipe="search", network=network)
+    plan.waiting = []
+    plan.candidates[0].trained["validate"] = kernel.Trained({}, 1.0, 10.0, 0.0, [])
+    assert (plan.next_draw(plan.candidates) is not None) == drawn
+
+
 def test_trainings_of_less_than_a_second_are_shortened_too(kernel, plan_for):
     plan = plan_for(0.9)
     plan.rate *= 20  # half a second each
