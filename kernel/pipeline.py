@@ -305,7 +305,7 @@ class TestSet:
 def files_below(root: Path, pattern: str) -> list[Path]:
     """Files below `root` whose names match, links followed: flat, nested, old and new Kaggle mounts alike."""
     if not root.is_dir():
-        raise UserError(f"{root}: no such input folder; give one with --input")
+        raise UserError(f"{root}: no such input folder; name the one that holds the data")
     found: dict[Path, Path] = {}
     seen: set[Path] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -1720,7 +1720,7 @@ class Run:
                 one.weight = float(weight)
         else:
             figures = f"{blend.mrr:.4f}, the best so far {self.best.mrr:.4f}"
-            log(f"candidate {candidate.number}: a blend with it has {figures}")
+            log(f"candidate {candidate.number} does not help: a blend with it has {figures}")
         self.plan.learn(candidate)
         self.let_go(averaged)
         self.plan.judging, self.plan.in_vain = time.monotonic() - start, 0
@@ -1927,7 +1927,10 @@ def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: in
         if len(cells) != 2 or cells[0] != number:
             found = ",".join(cells)[:40]
             raise UserError(f"{path}: row {count}: expected id {number} and one quoted list, found '{found}'")
-        values = json.loads(cells[1])
+        try:
+            values = json.loads(cells[1])
+        except ValueError:  # it is cut, say
+            values = None
         if not isinstance(values, list) or len(values) != dim:
             raise UserError(f"{path}: row {count} (id {number}): expected a list of {dim} numbers")
         if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
@@ -2048,7 +2051,7 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
     members.columns = [name.removeprefix("pool100_") for name in members]
     what = members.pop("knobs")
     members["knobs"] = what.str.ljust(what.str.len().max())  # last, and aligned
-    log("\nevery candidate alone, and its weight in the blend")
+    log("\nevery candidate alone, without repulsion, and its weight in the blend")
     log(members.to_string(index=False, float_format="%.4g"))
     kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
     log(f"weights {kind}; repulsion {best.repulsion:g} of up to {knobs.repulsion:g}")
@@ -2071,7 +2074,7 @@ def draw_curves(path: Path, table: pd.DataFrame, members: list[int], mrr: float)
             right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=name)
             right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
     right.axhline(mrr, color="black", label=f"the blend: {mrr:.3f}")
-    left.set(xlabel="epoch", ylabel="loss (log)", yscale="log", title="Loss of a network's kind; dotted on all photos")
+    left.set(xlabel="epoch", ylabel="loss (log)", yscale="log", title="Training loss; dotted: the refit on all photos")
     right.set(xlabel="epoch", ylabel="MRR in pools", title="Validation on unseen images: raw, and cosine dashed")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -23,12 +23,13 @@ from lib.project import format_table, make_parser, minutes, run_tool
 from lib.runs import newest_run
 
 
-def show(staged: Package, as_json: bool, version: int | None) -> None:
+def show(run: Path, staged: Package, as_json: bool, version: int | None) -> None:
     """What goes, or went, to Kaggle."""
     if as_json:
-        shown = {"dataset": staged.metadata["id"], "version": version, "content": staged.content}
+        shown = {"run": str(run), "dataset": staged.metadata["id"], "version": version, "content": staged.content}
         print(json.dumps({**shown, "folder": str(staged.folder), "files": staged.files}))
         return
+    print(f"run: {run}")
     rows = [[name, f"{facts['bytes']:,}", facts["sha256"][:16]] for name, facts in staged.files.items()]
     print(format_table(["file", "bytes", "sha256"], rows))
     if version is None:
@@ -57,11 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     run = arguments.run or newest_run(arguments.runs, kernel.FINAL_MODEL, complete=True)
     if arguments.dry_run:
         with record.locked(arguments.folder.parent, arguments.folder.name):  # nothing is staged anew while it is sent
-            show(stage(run, arguments.folder, OWNER_PLACEHOLDER), arguments.json, None)
+            show(run, stage(run, arguments.folder, OWNER_PLACEHOLDER), arguments.json, None)
         return 0
     seconds = 60 * arguments.timeout_minutes
     staged, version = publish(connect(), run, arguments.folder, arguments.runs, seconds, arguments.again)
-    show(staged, arguments.json, version)
+    show(run, staged, arguments.json, version)
     return 0
 
 

@@ -46,7 +46,8 @@ def report(run: Run, seconds: float, data: Path | None, as_json: bool) -> None:
 def failed(ended: Ended, output: Path, arguments: argparse.Namespace) -> int:
     """One line on stderr; the kernel's code."""
     if ended.code not in STOPPED:
-        reason = ended.error or f"the kernel ended with code {ended.code}; its last lines are above"
+        again = f"; to go on: {command_again(arguments, output)}" if (output / kernel.RESUME_RUN).exists() else ""
+        reason = ended.error or f"the kernel ended with code {ended.code}; its last lines are above{again}"
         print(f"error: {reason}", file=sys.stderr)
     elif not (output / kernel.RESUME_RUN).exists():
         print("interrupted; nothing kept yet; run it again", file=sys.stderr)

@@ -40,6 +40,7 @@ def test_dry_run_shows_exactly_what_would_go_without_credentials_or_network(pack
         "pipeline_validated_model.pth",
     }  # fmt: skip
     said = succeeded(package("--dry-run")).stdout
+    assert said.startswith(f"run: {shown['run']}\n")
     assert [name for name in shown["files"] if name not in said] == []
     assert "nothing was sent" in said
 

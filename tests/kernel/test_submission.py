@@ -73,7 +73,7 @@ WRONG_FILES = {
     "one column": (rows_changed(lambda lines: lines.__setitem__(2, "2")), "row 2: expected id 2"),
     "no list": (rows_changed(lambda lines: lines.__setitem__(2, '2,"7"')), "row 2 (id 2): expected a list of 8"),
     "short": (rows_changed(lambda lines: lines.__setitem__(2, '2,"[1, 2]"')), "row 2 (id 2): expected a list of 8"),
-    "no json": (rows_changed(lambda lines: lines.__setitem__(2, '2,"[1, 2"')), "not a readable submission"),
+    "no json": (rows_changed(lambda lines: lines.__setitem__(2, '2,"[1, 2"')), "row 2 (id 2): expected a list of 8"),
     "NaN": (put("NaN"), "row 3 (id 3): NaN, infinity or no number"),
     "infinity": (put("1e999"), "row 3 (id 3): NaN, infinity or no number"),
     "text": (put('""a""'), "row 3 (id 3): NaN, infinity or no number"),

@@ -64,7 +64,7 @@ def test_consecutive_captions_are_taken_where_that_is_asked_for(server, data: Pa
 
 
 WRONG_PLACES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing folder": (shutil.rmtree, "no such input folder; give one with --input"),
+    "missing folder": (shutil.rmtree, "no such input folder; name the one that holds the data"),
     "a file for a folder": (lambda root: (shutil.rmtree(root), root.touch()), "no such input folder"),
     "no train": (lambda root: (root / TRAIN).unlink(), "no train.npz below it"),
     "no test": (lambda root: (root / TEST).unlink(), "no test.clean.npz below it"),

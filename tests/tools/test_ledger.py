@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,17 @@ def test_every_run_has_its_line(tool, folder):
     assert predicted["note"] == "weights of a"
     assert predicted["raw"] is None
     assert stopped["note"] == "ended by SIGTERM, unfinished"
+
+
+def test_a_run_at_work_is_told_from_one_that_nobody_goes_on_with(tool, folder):
+    """Its kernel may be at work without the command that started it, as after kill -9."""
+    waits = "import os, sys; os.open(sys.argv[1], os.O_RDONLY); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", waits, folder / "stopped"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        stopped = shown(tool, "--runs", folder)[-1]
+        other.stdin.close()
+    assert stopped["note"] == f"ended by SIGTERM, at work (process {other.pid})"
 
 
 def test_runs_of_the_same_weights_are_all_named(tool, folder):

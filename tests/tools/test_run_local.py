@@ -176,6 +176,13 @@ def test_failure_is_one_line_and_the_kernels_code(run_local, tmp_path, monkeypat
     assert not record.read(tmp_path / "runs")
 
 
+def test_a_kernel_that_was_killed_leaves_the_command_that_goes_on(run_local, tmp_path, monkeypatch):
+    body = "import os; output.mkdir(exist_ok=True); (output / 'resume_run.json').touch(); os.kill(os.getpid(), 9)"
+    script(tmp_path / "killed.py", body, monkeypatch)
+    done = failed(run_local("--output", tmp_path / "mine"), 137, "its last lines are above; to go on: ")
+    assert done.stderr.rstrip().endswith(f"--output {tmp_path / 'mine'}")
+
+
 def test_output_that_differs_from_the_manifest_is_no_success(run_local, tmp_path, monkeypatch):
     script(
         tmp_path / "liar.py",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import kernel, record
-from lib.process import as_text
+from lib.process import as_text, users_of
 from lib.project import InputError, figure, format_table
 from lib.runs import COSINE, FULL, RAW, Run, find_runs, trained_by
 
@@ -50,7 +50,9 @@ def changed_knobs(run: Run) -> dict[str, Any]:
 def note_of(run: Run, names: dict[str, str]) -> str:
     """What else has to be said of a run; `names` of runs by the sha256 of their weights."""
     found = [f"ended by {run.manifest['stopped']}"] if run.manifest.get("stopped") else []
-    found += [] if run.complete else ["unfinished"]
+    if not run.complete:
+        others = users_of(run.folder)
+        found.append(f"at work (process {', '.join(others)})" if others else "unfinished")
     if run.only_predicts and run.weights:
         found.append(f"weights of {names.get(run.weights, 'another run')}")
     found += [f"{len(run.manifest['members'])} members"] if isinstance(run.manifest.get("members"), dict) else []
