@@ -181,6 +181,7 @@ def test_a_cancelled_kernel_is_a_failure(push, kaggle):
     failed(push(), 1, "version 1 was cancelled")
 
 
+@pytest.mark.slow
 def test_a_kernel_that_outlasts_its_deadline_is_a_failure(push, kaggle, finished):
     kaggle.plans = [Plan(running=10**6)]
     failed(

@@ -90,6 +90,7 @@ def test_a_broken_kaggle_json_is_named(tool, kaggle_json):
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_import_of_the_client_makes_no_call(tool, kaggle):
     done = tool.from_nothing("push_kernel", "--quota", "--json", KAGGLE_API_TOKEN=kaggle.token, VERBOSE="1")
     assert json.loads(succeeded(done).stdout)["GPU"]["left_hours"] == 28.5

@@ -133,6 +133,7 @@ def test_where_every_run_fails_there_is_no_blend(run_sweep, kaggle, tmp_path):
     assert not list((tmp_path / "runs").glob("sweep-*"))
 
 
+@pytest.mark.slow
 def test_full_sessions_are_waited_for(run_sweep, kaggle):
     kaggle.fail("SaveKernel", FULL, None, FULL)
     done = succeeded(run_sweep("--members", 3))

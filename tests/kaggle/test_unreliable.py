@@ -45,6 +45,7 @@ def test_a_session_that_has_not_opened_yet_is_waited_for(push, kaggle, finished)
     succeeded(push())
 
 
+@pytest.mark.slow
 def test_a_dataset_outlives_minutes_without_an_answer(package, kaggle):
     kaggle.ready_after = 3
     kaggle.fail("GetDatasetStatus", *OUTAGE)

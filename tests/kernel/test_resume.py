@@ -243,6 +243,7 @@ def test_a_signal_amid_a_line_of_the_log_is_no_error(kernel, monkeypatch: pytest
     assert len(b"".join(said)) >= 1_000_000
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_better_blend_of_the_one_before(kernel, data, tmp_path: Path, run_here, monkeypatch):
     """What an undisturbed run had turned down is turned down again, though all of it is there at once."""
     right = kernel.blend_of

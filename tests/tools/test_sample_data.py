@@ -148,6 +148,7 @@ def test_full_size_has_the_same_layout_without_pictures(tmp_path: Path, kernel) 
     assert 20 < norms.mean() < 30
 
 
+@pytest.mark.slow
 def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
