@@ -1478,7 +1478,8 @@ class Plan:
             training = sum(self.training_seconds(one.knobs, refit) for one in self.waiting[:count])
             share = (self.spare(members, refit) - count * self.overhead()) / max(1e-9, training)
             pair = begun + count == 2 and not refit
-            if share >= ENOUGH * (min(1, MANY / len(self.problem.train_images)) if pair else 1):
+            enough = ENOUGH * min(1, MANY / len(self.problem.train_images)) if pair else ENOUGH
+            if share >= enough:
                 break
         return share
 

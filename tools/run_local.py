@@ -23,7 +23,7 @@ from lib.data import choose_data
 from lib.jobs import local
 from lib.kernel import recipe_names
 from lib.process import STOPPED, Ended, as_arguments, run_kernel
-from lib.project import RUNS, make_parser, run_tool
+from lib.project import RUNS, as_command, make_parser, run_tool
 from lib.runs import Run, check_run, left_if_used, named_folder, new_folder
 
 
@@ -40,20 +40,21 @@ def report(run: Run, seconds: float, data: Path | None, as_json: bool) -> None:
     print(f"submission: {submission} (checked" + (f"; ended by {early})" if early else ")"))
     if run.scores:
         place = None if run.folder.parent.resolve() == RUNS else run.folder
-        print(f"next: {local.as_command('verify', {'--run': place, '--data': data})}")
+        print(f"next: {as_command('verify', {'--run': place, '--data': data})}")
 
 
 def failed(ended: Ended, output: Path, arguments: argparse.Namespace) -> int:
     """One line on stderr; the kernel's code."""
+    kept = (output / kernel.RESUME_RUN).exists()
+    to_go_on = f"to go on: {command_again(arguments, output)}"
     if ended.code not in STOPPED:
-        again = f"; to go on: {command_again(arguments, output)}" if (output / kernel.RESUME_RUN).exists() else ""
-        reason = ended.error or f"the kernel ended with code {ended.code}; its last lines are above{again}"
-        print(f"error: {reason}", file=sys.stderr)
-    elif not (output / kernel.RESUME_RUN).exists():
+        died = f"the kernel ended with code {ended.code}; its last lines are above"
+        print(f"error: {ended.error or (f'{died}; {to_go_on}' if kept else died)}", file=sys.stderr)
+    elif not kept:
         print("interrupted; nothing kept yet; run it again", file=sys.stderr)
     else:
         so_far = "it has a submission; " if (output / kernel.MANIFEST).exists() else ""
-        print(f"interrupted; {so_far}to go on: {command_again(arguments, output)}", file=sys.stderr)
+        print(f"interrupted; {so_far}{to_go_on}", file=sys.stderr)
     return ended.code
 
 
@@ -62,7 +63,7 @@ def command_again(arguments: argparse.Namespace, output: Path) -> str:
     runs = None if arguments.runs == RUNS else arguments.runs
     places = {"--data": arguments.data, "--runs": runs, "--output": output}
     asked = {"--recipe": arguments.recipe, "--mode": arguments.mode, "--weights": arguments.weights}
-    return local.as_command("run_local", asked | {"--set": arguments.set} | places)
+    return as_command("run_local", asked | {"--set": arguments.set} | places)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -105,7 +105,7 @@ def locked(folder: Path) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it goes with the last process that has the descriptor
         except BlockingIOError:
             others = users_of(folder)
-            who = f" (process {', '.join(others)})" if others else ""
+            who = f" ({others})" if others else ""
             raise InputError(
                 f"{folder}: a run is at work in it{who}; wait for its end or name another folder"
             ) from None
@@ -114,14 +114,15 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def users_of(folder: Path) -> list[str]:
-    """Numbers of the other processes that have a folder open; [] where there is no /proc to tell."""
+def users_of(folder: Path) -> str:
+    """`process 7, 12`: the others that have a folder open; empty where there are none, or is no /proc to tell."""
     found = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
             if link.readlink() == folder.resolve():
                 found.add(link.parts[2])
-    return sorted(found - {str(os.getpid())}, key=int)
+    others = sorted(found - {str(os.getpid())}, key=int)
+    return f"process {', '.join(others)}" if others else ""
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 import signal
 import sys
 import threading
@@ -150,6 +151,15 @@ def make_parser(page: str, codes: str, *options: str) -> argparse.ArgumentParser
     for option in options:
         parser.add_argument(option, **OPTIONS[option])
     return parser
+
+
+def as_command(script: str, options: dict[str, Any], *places: object) -> str:
+    """A command of ours for a person to copy; an option without a value is left out, a list's is repeated."""
+    words = ["python", f"tools/{script}.py", *map(str, places)]
+    for option, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            words += [] if each is None else [option, str(each)]
+    return shlex.join(words)
 
 
 def minutes(text: str) -> float:

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.data import KNOWN
-from lib.project import DATA, INSTALL, REPO, ToolError
+from lib.project import DATA, INSTALL, REPO, ToolError, as_command
 
 if TYPE_CHECKING:  # this page has to come up without the packages as well
     from lib.kaggle_api.client import KaggleClient
@@ -120,8 +119,7 @@ def check_data(data: Path) -> Check:
     found = "; ".join(wrong) or f"{len(KNOWN)} files in {data}, all right"
     if data == DATA and not os.path.lexists(data):
         found = f"no {data}: the drawn sample serves meanwhile"
-    place = "" if data == DATA else f" --data {shlex.quote(str(data))}"
-    return Check("data", not wrong, found, f"python tools/download_data.py{place}")
+    return Check("data", not wrong, found, as_command("download_data", {"--data": None if data == DATA else data}))
 
 
 def check_credentials(clients: list[KaggleClient]) -> Check:

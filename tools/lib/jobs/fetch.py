@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import KaggleError
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
-from lib.project import InputError, ToolError
+from lib.project import InputError, ToolError, as_command
 from lib.runs import damaged_files, read_run_json
 
 LOG, LOG_LINES = "kernel.log", 20  # its last lines are shown where a kernel failed
@@ -41,7 +40,7 @@ def command_again(version: Version) -> str:
     """The command that goes on waiting for a version."""
     for script in order.SCRIPTS:
         if order.owner_and_slug(order.metadata_of(script))[1] == version.slug:
-            return f"python tools/push_kernel.py output --version {version.number} --script {script}"
+            return as_command("push_kernel", {"--version": version.number, "--script": script}, "output")
     return "the same command"
 
 
@@ -199,8 +198,7 @@ def what_is_left(client: KaggleClient, version: Version, runs: Path, status: str
     if left.names:
         text += f"; what it left lies unverified in {left.folder}"
     if left.verifies(kernel.SUBMISSION):
-        submit = f"python tools/submit.py {shlex.quote(str(left.folder))}"
-        text += f"; its submission verifies against its manifest: {submit}"
+        text += f"; its submission verifies against its manifest: {as_command('submit', {}, left.folder)}"
     if kernel.RESUME_RUN in left.names:
         return f"{text}; python tools/ship.py --resume {version.number} goes on from its state"
     return f"{text}; --again pushes anew"

@@ -52,7 +52,7 @@ def note_of(run: Run, names: dict[str, str]) -> str:
     found = [f"ended by {run.manifest['stopped']}"] if run.manifest.get("stopped") else []
     if not run.complete:
         others = users_of(run.folder)
-        found.append(f"at work (process {', '.join(others)})" if others else "unfinished")
+        found.append(f"at work ({others})" if others else "unfinished")
     if run.only_predicts and run.weights:
         found.append(f"weights of {names.get(run.weights, 'another run')}")
     found += [f"{len(run.manifest['members'])} members"] if isinstance(run.manifest.get("members"), dict) else []

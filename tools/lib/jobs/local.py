@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -71,15 +70,6 @@ def keep(run: Run, runs: Path, knobs: dict[str, Any], data: Path, weights: Path 
     asked = {"set": knobs, "data": str(data), "weights": weights.parent.name if weights else None}
     made = {"complete": run.complete, "seconds": run.total_seconds, "validation": run.mrr}
     record.append(runs, "local_run", run=run.name, recipe=run.recipe, **asked, **made, **record.git_state())
-
-
-def as_command(script: str, options: dict[str, Any]) -> str:
-    """A command of ours for a person to copy; an option without a value is left out, a list's is repeated."""
-    words = ["python", f"tools/{script}.py"]
-    for option, value in options.items():
-        for each in value if isinstance(value, list) else [value]:
-            words += [] if each is None else [option, str(each)]
-    return shlex.join(words)
 
 
 def catalogue() -> str:

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import re
 import secrets
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from lib.kaggle_api.competitions import COMPETITIONS, Limits, Submission
 from lib.kaggle_api.errors import Ambiguous, KaggleError, NotDone
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
-from lib.project import COMPETITION, InputError, ToolError, read_json, sha256_of
+from lib.project import COMPETITION, InputError, ToolError, as_command, read_json, sha256_of
 from lib.runs import RAW
 
 TEST_FILE = "test.clean.npz"
@@ -189,7 +188,7 @@ def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Pat
         raise ToolError(
             f"{candidate.path}: a submission of it was begun here at {begun['time']}, and Kaggle may have "
             f"it without showing it: look at {COMPETITIONS}/{slug}/submissions; "
-            f"python tools/submit.py {shlex.quote(str(candidate.path))} --again submits it anew"
+            f"{as_command('submit', {}, candidate.path)} --again submits it anew"
         )
     return found
 
@@ -234,7 +233,7 @@ def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path
         raise
     except KaggleError as error:
         record.append(runs, "not_submitted", **facts)
-        instead = f"; submit its csv instead: python tools/submit.py {shlex.quote(str(candidate.path))}"
+        instead = f"; submit its csv instead: {as_command('submit', {}, candidate.path)}"
         raise error.with_hint(instead if candidate.made_by else "") from None
     record_submitted(runs, slug, candidate, ref, message, git)
     return ref
