@@ -210,6 +210,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return key, typed(key, value)
 
 
+def beside(given: dict[str, Any], **options: str | None) -> dict[str, Any]:
+    """What `--set` gave, and the options that set a knob as well: one that says otherwise is a slip."""
+    named = {key: value for key, value in options.items() if value is not None}
+    for key, value in named.items():
+        if given.get(key, value) != value:
+            raise UserError(f"--{key} {value} and --set {key}={given[key]}: give one of them")
+    return {**named, **given}
+
+
 def typed(key: str, value: Any) -> Any:
     """`value` in the type and within the bounds of knob `key`; anything else is an error that helps."""
     if key not in FIELDS:
@@ -619,8 +628,11 @@ def log_texts(train: list[str], test: list[str], seen: list[str]) -> None:
         words = np.mean([len(tokens(caption)) for caption in captions])
         opens = f"{comma_rate(captions):.1%} have a comma, {quotes:.1%} open with a quote"
         log(f"{name} texts: {opens}, {words:.1f} words on average")
-    if cut := sum(one != other for one, other in zip(train, seen, strict=True)):
+    cut = sum(one != other for one, other in zip(train, seen, strict=True))
+    if cut:
         log(f"the test's texts are cut at a comma: so are the words of {cut} captions of training and validation")
+    else:
+        log("captions are used whole: the test's have not lost their commas")
 
 
 # -------------------------------------------------------------------------------------- networks, losses
@@ -1670,7 +1682,7 @@ class Run:
     def watch(self, job: Job, epoch: int, last: bool, network: nn.Module) -> dict[str, Any]:
         """At an epoch's end: validation where it is due, the named checkpoint; the rest of the row of the log."""
         candidate, knobs = job.candidate, job.candidate.knobs
-        row: dict[str, Any] = {"phase": job.phase, "member": candidate.number}
+        row: dict[str, Any] = {"phase": job.phase, "candidate": candidate.number}
         if job.phase == "validate" and (last or epoch % knobs.eval_every == 0):
             examine(candidate, network, self.problem)
             row |= candidate.figures
@@ -1785,7 +1797,9 @@ class Run:
         table = pd.DataFrame(rows, columns=list(LOG_COLUMNS))
         table.to_csv(parts / TRAINING_LOG, index=False)
         if complete and rows:
-            draw_curves(parts / CURVES, table, [one.number for one in self.members], best.mrr)
+            linear = [one.figures["pool100_raw"] for one in self.candidates if one.knobs.network == "linear"]
+            levels = dict(zip(("the blend", "closed form"), (best.mrr, *linear), strict=False))
+            draw_curves(parts / CURVES, table, [one.number for one in self.members], levels)
 
         train, refit = (sum(one.seconds for one in trained[phase]) for phase in PHASES)
         seconds = {"load": self.loaded, "train": train, "refit": refit, "predict": self.publishing}
@@ -2031,7 +2045,7 @@ def members_of(candidates: list[Candidate], knobs: Knobs) -> list[dict[str, Any]
     return members
 
 
-LOG_COLUMNS = ("phase", "member", "epoch", "loss", "pool100_raw", "pool100_cosine", "full_cosine", "seconds")
+LOG_COLUMNS = ("phase", "candidate", "epoch", "loss", "pool100_raw", "pool100_cosine", "full_cosine", "seconds")
 
 
 def log_row(row: dict[str, Any]) -> None:
@@ -2051,9 +2065,10 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
     members = pd.DataFrame(members_of(candidates, knobs))
     members.columns = [name.removeprefix("pool100_") for name in members]
     what = members.pop("knobs")
-    members["knobs"] = what.str.ljust(what.str.len().max())  # last, and aligned
     log("\nevery candidate alone, without repulsion, and its weight in the blend")
     log(members.to_string(index=False, float_format="%.4g"))
+    for number, knobs_of_it in zip(members["candidate"], what, strict=True):
+        log(f"candidate {number}: {knobs_of_it}")
     kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
     log(f"weights {kind}; repulsion {best.repulsion:g} of up to {knobs.repulsion:g}")
     without = [one for one in candidates if one.predictions.size and not one.knobs.pairs]
@@ -2063,19 +2078,23 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
     log("")
 
 
-def draw_curves(path: Path, table: pd.DataFrame, members: list[int], mrr: float) -> None:
-    """Loss and validation MRR by epoch, a line a network and phase, the ten heaviest named; the blend's MRR across."""
+def draw_curves(path: Path, table: pd.DataFrame, members: list[int], levels: dict[str, float]) -> None:
+    """Loss and validation MRR by epoch, a line a network and phase, the ten heaviest named; across it named `levels`.
+
+    A loss is drawn beside that of its first epoch: those of two kinds have no scale in common.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
     colours = {number: f"C{k}" for k, number in enumerate(members[:10])}
-    for (phase, number), rows in table.groupby(["phase", "member"]):
+    for (phase, number), rows in table.groupby(["phase", "candidate"]):
         tested, colour = rows.dropna(subset="pool100_raw"), colours.get(number, "lightgrey")
         style, name = "-" if phase == "validate" else ":", f"candidate {number}" if number in colours else "others"
-        left.plot(rows["epoch"], rows["loss"], style, color=colour, label=name)
+        left.plot(rows["epoch"], rows["loss"] / rows["loss"].iloc[0], style, color=colour, label=name)
         if len(tested):
             right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=name)
             right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
-    right.axhline(mrr, color="black", label=f"the blend: {mrr:.3f}")
-    left.set(xlabel="epoch", ylabel="loss (log)", yscale="log", title="Training loss; dotted: the refit on all photos")
+    for (name, mrr), style in zip(levels.items(), ("-", "-."), strict=False):
+        right.axhline(mrr, color="black", linestyle=style, label=f"{name}: {mrr:.3f}")
+    left.set(xlabel="epoch", ylabel="loss / first epoch's", title="Training loss; dotted: the refit on all photos")
     right.set(xlabel="epoch", ylabel="MRR in pools", title="Validation on unseen images: raw, and cosine dashed")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -2308,7 +2327,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     recipe = [with_epochs(one, len(problem.images_of("refit", one.pairs))) for one in recipe]
 
     make_folder(output)
-    form = [one.name for kind in (Trained, Position) for one in dataclasses.fields(kind)]
+    form = [*LOG_COLUMNS, *(one.name for kind in (Trained, Position) for one in dataclasses.fields(kind))]
     made_of = json.dumps([problem.read, [*map(fixed, recipe)], form])
     folder = Folder(output, knobs, hashlib.sha256(made_of.encode()).hexdigest())
     index = folder.read_index(source)
@@ -2372,8 +2391,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        named = {key: value for key in ("recipe", "mode") if (value := getattr(arguments, key)) is not None}
-        given = resolve_given({**named, **dict(map(parse_setting, arguments.set))})
+        settings = dict(map(parse_setting, arguments.set))
+        given = resolve_given(beside(settings, recipe=arguments.recipe, mode=arguments.mode))
         work = predict_run if given.get("mode") == "predict" else train_run
         return work(arguments.input, arguments.output, given)
     except KeyboardInterrupt:

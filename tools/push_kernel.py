@@ -18,7 +18,7 @@ import json
 import sys
 from pathlib import Path
 
-from lib.jobs import fetch, order, push
+from lib.jobs import fetch, lint, order, push
 from lib.jobs.session import sessions
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.kernels import Version
@@ -63,6 +63,8 @@ def show_staged(staged: order.Order, as_json: bool) -> None:
     print(json.dumps(shown, indent=None if as_json else 1))
     nothing = "dry run: nothing was sent, no account was asked"
     print(f"{nothing}; {staged.ref} would be private and is clean by kaggle_lint", file=sys.stderr)
+    if lint.OWNER_PLACEHOLDER in staged.ref:
+        print(f"a push has your account's name in place of {lint.OWNER_PLACEHOLDER}", file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -58,8 +58,8 @@ def compare(folders: list[Path], data: Path | None, as_json: bool) -> None:
         shown = {"runs": list(map(str, folders)), "knobs": knobs, "how": "paired" if measured else "unpaired"}
         print(json.dumps({**shown, "measured": measured, "mrr": found}, indent=1))
         return
-    rows = [[key, *values] for key, values in knobs.items()]
-    print(format_table(["knob", one.name, other.name], rows, texts=(0, 1, 2)) if rows else "no knob differs")
+    rows = [[key, *values, ledger.reason_of(key)] for key, values in knobs.items()]
+    print(format_table(["knob", one.name, other.name, "why"], rows, texts=(0, 1, 2, 3)) if rows else "no knob differs")
     print()
     if measured:
         show_measured(measured)

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(
         format_table(*contents.official_table(results)),
-        "\n".join([*contents.verdicts(results), *contents.choice_in_words(results["baselines"])]),
+        "\n".join([*contents.verdicts(results), *contents.choice_in_words(results["baselines"]), contents.RIDGE]),
         format_table(*contents.baseline_table(results)),
         format_table(*contents.distance_table(results)),
         "\n".join([*results["distance_notes"], f"report: {output / 'report.html'}"]),

@@ -317,12 +317,18 @@ def test_dry_run_shows_the_push_without_credentials_or_network(tool, builds):
     assert shown["overrides"] == {"epochs": 2, "max_minutes": 55.0}
     assert '"epochs": 2' in (builds / "kernel" / "kernel" / "pipeline.py").read_text()
     assert "nothing was sent, no account was asked" in done.stderr
+    assert f"a push has your account's name in place of {OWNER_PLACEHOLDER}" in done.stderr
 
 
 def test_dry_run_has_the_owner_that_was_written_into_the_metadata(tool, owned):
     done = succeeded(tool("push_kernel", "--dry-run", "--json"))
     assert json.loads(done.stdout)["metadata"]["id"] == f"somebody/{SLUG}"
     assert "warning" not in done.stderr
+
+
+def test_a_recipe_that_is_set_otherwise_as_well_is_a_slip(tool):
+    given = ("--dry-run", "--recipe", "search", "--set", "recipe=align")
+    failed(tool("push_kernel", *given), 2, "--recipe search and --set recipe=align: give one of them")
 
 
 def test_dry_run_is_of_a_push_alone(tool):

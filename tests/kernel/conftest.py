@@ -98,7 +98,7 @@ class Lab:
 
         def watch(epoch: int, last: bool, network: torch.nn.Module) -> dict[str, Any]:
             self.rows.append((epoch, last))
-            return {"phase": "validate", "member": 1}
+            return {"phase": "validate", "candidate": 1}
 
         return learn(
             name,

@@ -160,7 +160,7 @@ class Corpus:
             task=task,
             allotted=0.01,
             stop=stop,
-            watch=lambda *_: {"phase": "validate", "member": 1},
+            watch=lambda *_: {"phase": "validate", "candidate": 1},
         )
 
     def code(self, arguments: list) -> None:

@@ -56,6 +56,13 @@ def test_values_take_the_type_of_their_knob(kernel):
     assert found == {"epochs": 5, "lr": 3e-4, "refit": False, "sees": "both"}
 
 
+def test_an_option_and_a_setting_of_one_knob_say_the_same(kernel):
+    assert kernel.beside({"epochs": 5}, recipe="align", mode=None) == {"epochs": 5, "recipe": "align"}
+    assert kernel.beside({"recipe": "align"}, recipe="align") == {"recipe": "align"}
+    with pytest.raises(kernel.UserError, match="--recipe search and --set recipe=align: give one of them"):
+        kernel.beside({"recipe": "align"}, recipe="search")
+
+
 def test_command_line_beats_overrides_beats_recipe_beats_default(kernel, monkeypatch: pytest.MonkeyPatch):
     assert kernel.resolve_knobs({}).batch == 1024
     assert kernel.resolve_knobs({"recipe": "baseline"}).batch == 64

@@ -52,7 +52,7 @@ def test_what_each_member_scored_weighs_and_whether_it_was_refitted(first):
         assert {"pool100_raw", "pool100_cosine", "full_cosine"} <= set(member)
     assert network["pool100_raw"] > closed_form["pool100_raw"] + 0.05
     rows = rows_of(first[0] / "training_log.csv")
-    assert [(row["phase"], row["member"], row["epoch"]) for row in rows] == [
+    assert [(row["phase"], row["candidate"], row["epoch"]) for row in rows] == [
         (phase, "1", str(epoch)) for phase in ("validate", "refit") for epoch in range(1, 9)
     ]
     assert [row["epoch"] for row in rows if row["pool100_raw"]] == ["4", "8"]

@@ -79,7 +79,9 @@ def test_a_test_cut_in_part_cuts_a_like_share_of_training(kernel):
 def test_texts_of_one_kind_are_left_alone(kernel, test: list[str], capsys):
     assert kernel.cut_as_the_test(WITH_COMMAS, test, 0) == WITH_COMMAS
     kernel.log_texts(WITH_COMMAS, test, WITH_COMMAS)
-    assert "cut at a comma" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cut at a comma" not in said
+    assert "captions are used whole" in said
 
 
 def test_training_texts_without_commas_are_left_alone(kernel):

@@ -279,7 +279,7 @@ def test_each_recipe_with_each_budget_until_it_has_enough(tool, tmp_path, monkey
         return Run(
             output,
             {"recipe": output.name.split("-")[0], "seconds": {"total": seconds}},
-            {"members": [{}], "left_out": left_out, "validation": scores},
+            {"members": [{"refitted": True}], "left_out": left_out, "validation": scores},
         )
 
     monkeypatch.setattr("lib.bench.anytime.run_logged", run)
@@ -305,7 +305,7 @@ def test_each_recipe_with_each_budget_until_it_has_enough(tool, tmp_path, monkey
 
 def test_the_title_names_the_earliest_of_the_points_that_are_as_good_as_the_best():
     rows = [("closed_form", 2, 0.61), ("align", 15, 0.6668), ("align", 26, 0.6671), ("ensemble", 40, 0.65)]
-    points = [anytime.Point(recipe, 1, seconds, {"pool100_raw": raw}, 0.01, 1, 0) for recipe, seconds, raw in rows]
+    points = [anytime.Point(recipe, 1, seconds, {"pool100_raw": raw}, 0.01, 1, 1, 0) for recipe, seconds, raw in rows]
     assert anytime.finding(points) == "Raw MRR 0.610 after 2 s (closed_form), 0.667 after 15 s (align)"
     assert anytime.finding(points[1:]) == "Raw MRR 0.667 after 15 s (align)"
 
@@ -323,5 +323,5 @@ def test_the_time_budget_reaches_the_kernel(tmp_path, kernel):
     (point,) = anytime.measure(["closed_form"], [0.5, 9.0], data, tmp_path / "out", ["device=cpu"])
     manifest = json.loads((tmp_path / "out/closed_form-0.5min" / kernel.MANIFEST).read_text())
     assert manifest["knobs"]["max_minutes"] == 0.5
-    assert (point.candidates, point.recipe) == (1, "closed_form")
+    assert (point.candidates, point.refitted, point.recipe) == (1, 1, "closed_form")
     assert 0 < point.scores["pool100_raw"] < 1

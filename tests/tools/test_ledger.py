@@ -160,7 +160,7 @@ def test_two_runs_that_held_out_other_images_are_compared_by_their_records(tool,
     assert "not paired: " in done.stderr
     assert "measured here" not in done.stdout
     half = 1.96 * 0.01 * 2**0.5
-    assert done.stdout.splitlines()[1].split() == ["seed", "0", "3"]
+    assert re.match("seed +0 +3 +initial weights", done.stdout.splitlines()[1])
     interval = f"95% interval {-0.05 - half:+.4f} to {-0.05 + half:+.4f}"
     assert f"Worse than s01: sure (raw MRR -0.0500, {interval}, unpaired, as recorded)" in done.stdout
 
@@ -182,6 +182,7 @@ def test_two_runs_of_one_split_are_compared_pair_by_pair(tool, server, tmp_path)
     assert [row["recorded"] for row in rows] == recorded
     assert rows[0]["raw"] - rows[1]["raw"] == pytest.approx(raw["difference"], abs=1e-6)
     said = succeeded(tool("runs", "--compare", *folders, "--data", data)).stdout
+    assert re.search(r"^ridge +0.1 +1000.0 +closed form: penalty", said, re.MULTILINE)
     assert re.search(f"^one +{recorded[0]:.4f} +{rows[0]['raw']:.4f} ", said, re.MULTILINE)
     differ = [row for row in rows if abs(row["raw"] - row["recorded"]) >= 5e-5]
     assert said.count("the run's own, honest figure") == len(differ)

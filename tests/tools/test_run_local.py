@@ -231,6 +231,10 @@ def test_weights_come_with_their_recipe(run_local, trained, option):
     failed(run_local("--weights", trained, option), 2, "leave --recipe and --mode away")
 
 
+def test_a_recipe_that_is_set_otherwise_as_well_is_a_slip(run_local):
+    failed(run_local("--recipe=search", "--set=recipe=align"), 2, "--recipe search and --set recipe=align: give one")
+
+
 def test_weights_that_are_none_are_told_before_anything_is_made(run_local, trained, tmp_path):
     failed(run_local("--weights", tmp_path), 2, r"no readable manifest\.json; give a finished run")
     broken = Path(shutil.copytree(trained, tmp_path / "broken"))

@@ -17,7 +17,7 @@ from lib.project import format_table, markdown_table, write_file
 from lib.runs import COSINE, RAW, Run, run_logged
 
 USED = 0.8  # a run that needs less of its budget than this, and leaves nothing out, would be the same with a larger one
-HEADER = ["recipe", "minutes", "seconds", "raw", "+-", "cosine", "candidates", "left out"]
+HEADER = ["recipe", "minutes", "seconds", "raw", "+-", "cosine", "trained", "on all photos", "left out"]
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,22 @@ class Point:
     seconds: float
     scores: dict[str, float]
     error: float  # standard error of the raw score, over images
-    candidates: int
-    left_out: int
+    candidates: int  # that were trained
+    refitted: int  # of these, how many once more on all photos
+    left_out: int  # trainings of either kind for which there was no time
 
     @classmethod
     def of(cls, run: Run, minutes: float) -> Point:
-        candidates, left_out = len(run.metrics["members"]), len(run.metrics["left_out"])
+        members, left_out = run.metrics["members"], len(run.metrics["left_out"])
+        refitted = sum(one["refitted"] for one in members)
         error = run.scores[RAW]["mrr_se"]
-        return cls(run.recipe, minutes, run.total_seconds, run.mrr, error, candidates, left_out)
+        return cls(run.recipe, minutes, run.total_seconds, run.mrr, error, len(members), refitted, left_out)
 
     def cells(self) -> list[object]:
         """The point in the columns of HEADER."""
         time = [f"{self.minutes:g}", f"{self.seconds:.0f}"]
         quality = [f"{value:.4f}" for value in (self.scores[RAW], self.error, self.scores[COSINE])]
-        return [self.recipe, *time, *quality, self.candidates, self.left_out]
+        return [self.recipe, *time, *quality, self.candidates, self.refitted, self.left_out]
 
 
 def measure(recipes: list[str], minutes: list[float], data: Path, output: Path, settings: list[str]) -> list[Point]:

@@ -127,6 +127,11 @@ def different_knobs(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     return {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)}
 
 
+def reason_of(key: str) -> str:
+    """What the kernel says of a knob; nothing where it has it no more."""
+    return kernel.FIELDS[key].metadata["why"] if key in kernel.FIELDS else ""
+
+
 def unpaired(one: Run, other: Run) -> dict[str, dict[str, float]]:
     """Differences of the MRR as the runs recorded them, with the interval of two independent samples of images."""
     found = {}

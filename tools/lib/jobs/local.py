@@ -22,8 +22,7 @@ PREDICT = {"mode": "predict"}
 
 def asked_for(recipe: str | None, mode: str | None, settings: list[str], weights: Path | None) -> dict[str, Any]:
     """The knobs that were set: a wrong one is told before any data is drawn or read."""
-    given = dict(map(kernel.parse_setting, settings))
-    given |= {key: value for key, value in (("recipe", recipe), ("mode", mode)) if value}
+    given = kernel.beside(dict(map(kernel.parse_setting, settings)), recipe=recipe, mode=mode)
     if weights is not None:
         if given.get("recipe") or given.get("mode", "predict") != "predict":
             raise InputError("--weights predicts with the run's own recipe: leave --recipe and --mode away")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lib import kernel
 from lib.jobs import lint
 from lib.jobs.dataset import READY_MINUTES, recorded_version, wait_ready
 from lib.jobs.lint import OWNER_PLACEHOLDER, refuse
@@ -124,9 +125,7 @@ def owner_and_slug(path: Path) -> tuple[str, str]:
 def read_overrides(recipe: str | None, settings: list[str], script: str = "pipeline") -> dict[str, Any]:
     """`--recipe` and `--set` as typed values, checked by the script itself before anything is pushed."""
     module = load_script(KERNEL.with_name(f"{script}.py"))
-    overrides = dict(module.parse_setting(setting) for setting in settings)
-    if recipe is not None:
-        overrides = {"recipe": recipe, **overrides}
+    overrides = kernel.beside(dict(map(module.parse_setting, settings)), recipe=recipe)
     module.resolve_knobs(overrides)
     return overrides
 
