@@ -26,7 +26,7 @@ from lib.data import choose_data
 from lib.project import InputError, format_table, make_parser, run_tool
 from lib.report import contents, solution
 from lib.report.figures import find_photos
-from lib.report.measure import disagreement, measure, other_run
+from lib.report.measure import disagreement, measure, model_of, other_run
 from lib.runs import newest_run
 from lib.weights import held_out, load_run
 
@@ -41,9 +41,9 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
     say(f"reading {data}")
     held = held_out(bundle, data)
     say(f"{run.name}: {len(held.names)} validation images, {len(held.captions)} captions each")
+    ours = model_of(run, bundle, held)
     theirs, more = other_run(against, bundle, held) if against else (None, [])
-    measured, drawable = measure(run, bundle, held, theirs)
-    results = {"run": str(run), "data": str(data), **measured}
+    results = {"run": str(run), "data": str(data), **measure(bundle, held, ours, theirs)}
     photos = find_photos(data, held.names)
     results["warnings"] = notes + more + disagreement(results["baselines"]) + photos.warnings(data)
     results["photos"] = {
@@ -52,7 +52,7 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
         "damaged": len(photos.damaged),
     }
     say("drawing")
-    contents.write_outputs(output, results, contents.draw_all(results, *drawable, held, photos))
+    contents.write_outputs(output, results, contents.draw_all(results, ours.predictions, held, photos))
     return results
 
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(
         format_table(*contents.official_table(results)),
-        "\n".join([*contents.verdicts(results), *contents.choice_in_words(results["baselines"]), contents.RIDGE]),
+        "\n".join([*contents.verdicts(results), *contents.choice_in_words(results["baselines"]), contents.CLOSED_FORM]),
         format_table(*contents.baseline_table(results)),
         format_table(*contents.distance_table(results)),
         "\n".join([*results["distance_notes"], f"report: {output / 'report.html'}"]),

@@ -22,20 +22,21 @@ Bundle = dict[str, Any]
 
 @dataclass(frozen=True)
 class Validation:
-    """The images that a run held out, with their captions in views, and the training images for baselines."""
+    """The images that a run held out, among the data as the kernel has them in a run."""
 
     names: list[str]
-    images: np.ndarray  # (m, d_image)
-    views: np.ndarray  # (views, m) their captions
-    seen: np.ndarray  # the images that were trained on
-    train: Any  # the kernel's TrainSet, of which these are rows
-    test: Any  # its TestSet
-    words: list[str]  # training captions as networks see them that look at words: cut as often as the test's are
+    problem: kernel.Problem  # without its words
+    words: list[str]  # all captions as networks see them that look at words: cut as often as the test's are
+
+    @property
+    def images(self) -> np.ndarray:
+        """(m, d_image) of the names."""
+        return self.problem.val_vectors
 
     @property
     def captions(self) -> list[list[str]]:
         """[view][image], as they are to be read."""
-        return [[self.train.captions[i] for i in view] for view in self.views]
+        return [[self.problem.train.captions[i] for i in view] for view in self.problem.views]
 
 
 def load_run(run: Path) -> tuple[Bundle, list[str]]:
@@ -118,20 +119,22 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
     seen = np.setdiff1d(np.arange(len(train.images)), chosen)
     test = kernel.read_test(kernel.find_file(data, FILES[1]))
     words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
-    names, views = list(bundle["val_images"]), kernel.caption_views(train.image_of, chosen)
-    return Validation(names, train.images[chosen], views, seen, train, test, words)
+    views, none = kernel.caption_views(train.image_of, chosen), np.zeros((len(words), 1), np.int32)
+    return Validation(bundle["val_images"], kernel.Problem(train, test, [], none, seen, chosen, views, {}), words)
 
 
 # ----------------------------------------------------------------------------------------------------- predicting
 def predict(bundle: Bundle, held: Validation, views: np.ndarray) -> np.ndarray:
     """Predictions (views, m, d_image) without repulsion, of caption indices (views, m)."""
     rows = views.ravel()
-    return kernel.predict(bundle, held.train.text[rows], [held.words[i] for i in rows]).reshape(*views.shape, -1)
+    text, words = held.problem.train.text[rows], [held.words[i] for i in rows]
+    return kernel.predict(bundle, text, words).reshape(*views.shape, -1)
 
 
-def repelled(bundle: Bundle, predictions: np.ndarray) -> np.ndarray:
-    """Predictions (views, m, d_image) as the submission's are made of them, view by view."""
-    return np.stack([kernel.repel(view, bundle["repulsion"], bundle["length"]) for view in predictions])
+def predict_as_submitted(bundle: Bundle, held: Validation, views: np.ndarray) -> np.ndarray:
+    """The same with the submission's repulsion, each view by itself."""
+    plain = predict(bundle, held, views)
+    return np.stack([kernel.repel(view, bundle["repulsion"], bundle["length"]) for view in plain])
 
 
 def learnt_temperature(bundle: Bundle) -> float | None:

@@ -124,7 +124,7 @@ def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
     results = results_of(
         ("align", 0.61),
         (long, 0.6),
-        ("ridge", 0.3),
+        ("closed form", 0.3),
         ("random permutation", 0.05),
         against={"difference": 0.01, "low": -0.01, "high": 0.03},
     )
@@ -134,11 +134,11 @@ def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
     assert title.endswith("+0.0100, 95%\ninterval -0.0100 to +0.0300)")
     figure.draw_without_rendering()
     (axes,) = figure.axes
-    names = [text for text in axes.texts if text.get_text() in ("align", long, "ridge")]
+    names = [text for text in axes.texts if text.get_text() in ("align", long, "closed form")]
     assert len(names) == 3
     assert max(text.get_window_extent().x1 for text in names) <= figure.bbox.x1
-    assert "2.00 times that of ridge" in figures.baseline_title(
-        results_of(("align", 0.6), ("ridge", 0.3), ("random permutation", 0.05))
+    assert "2.00 times that of the closed form" in figures.baseline_title(
+        results_of(("align", 0.6), ("closed form", 0.3), ("random permutation", 0.05))
     )
 
 

@@ -184,7 +184,7 @@ def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(
     done = succeeded(tool("verify", "--runs", tmp_path / "runs", "--data", data))
     assert "20260102-000000-align" in done.stdout
     assert (tmp_path / "runs/20260102-000000-align/verify/report.html").exists()
-    assert re.search(r"^ridge +- +0\.\d", done.stdout, re.MULTILINE)
+    assert re.search(r"^closed form +- +0\.\d", done.stdout, re.MULTILINE)
 
 
 # ------------------------------------------------------------------------------------------------------------ photos

@@ -50,9 +50,9 @@ def open_exam(data: Path, runs: dict[str, Run]) -> tuple[Exam, dict[str, Any]]:
 def answers(run: Run, exam: Exam) -> tuple[np.ndarray, np.ndarray]:
     """Unit predictions of a run: (views, images, d) of its validated weights, (tests, d) of its final ones."""
     validated, final = (kernel.load_weights(run.folder / name) for name in (kernel.VALIDATED_MODEL, kernel.FINAL_MODEL))
-    test = exam.held.test
-    asked = kernel.predict(final, test.text, test.captions)
-    return kernel.unit(predict(validated, exam.held, exam.held.views)), kernel.unit(asked)
+    problem = exam.held.problem
+    asked = kernel.predict(final, problem.test.text, problem.test.captions)
+    return kernel.unit(predict(validated, exam.held, problem.views)), kernel.unit(asked)
 
 
 # ------------------------------------------------------------------------------------------- the blend
@@ -69,7 +69,7 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
     facts: dict[str, Any] = {"recipe": "sweep", "device": "cpu", "dtype": "float32"}
     with kernel.together(output) as parts:
         predictions = kernel.repel(mean, found.repulsion, exam.length)
-        kernel.write_submission(parts / kernel.SUBMISSION, exam.held.test.caption_ids, predictions)
+        kernel.write_submission(parts / kernel.SUBMISSION, exam.held.problem.test.caption_ids, predictions)
         seconds = {"members": sum(run.total_seconds for run in runs.values()), "blend": time.monotonic() - start}
         seconds["total"] = sum(seconds.values())
         facts |= {"seconds": {part: round(took, 2) for part, took in seconds.items()}}

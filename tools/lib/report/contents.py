@@ -13,7 +13,7 @@ from lib import kernel
 from lib.plots import DARK, LIGHT, png_of, themed
 from lib.project import ToolError, figure, write_file
 from lib.report import figures as draw
-from lib.report.numbers import COSINES, Pools, difference_in_words
+from lib.report.numbers import COSINES, Pools, difference_in_words, distances
 from lib.report.page import Picture, Section, Table, page
 from lib.runs import COSINE, FULL, RAW
 from lib.weights import Validation
@@ -24,7 +24,7 @@ RETRIEVAL = ("mrr", "mrr_se", "recall@1", "recall@3", "recall@5", "recall@10", "
 RETRIEVAL_HEADER = ("", "MRR", "+-", *RETRIEVAL[2:])
 POOLED = {RAW: "raw: the official metric", COSINE: "cosine", FULL: "cosine, all held-out"}
 SPREAD = ("sd", "median")
-RIDGE = "Ridge is the plain linear map from captions to photos, fitted here: what every model has to beat"
+CLOSED_FORM = "The closed form is the best linear map from captions to photos, fitted here: what networks have to beat"
 BASELINE_HEADER = ("model", "its record", "MRR raw", "+-", "MRR cosine", "+-", "recall@1", "recall@10", "all held-out")
 
 
@@ -87,7 +87,7 @@ def contact_figures(
 
 
 def all_figures(
-    results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation, photos: draw.Photos
+    results: dict[str, Any], predictions: np.ndarray, held: Validation, photos: draw.Photos
 ) -> dict[str, Figure]:
     """Every picture by its file's name, in the theme that is in use."""
     ranks = np.stack([kernel.true_ranks(view, held.images) for view in predictions])
@@ -100,7 +100,9 @@ def all_figures(
         **contact_figures(predictions, ranks, held, photos),
         "hubness": draw.hub_figure(results["hubness"]),
         "calibration": draw.calibration_figure(calibrated["learnt"], calibrated["best"]),
-        "distances": draw.distance_figure(measured, results["distances"], photos, held.captions[0]),
+        "distances": draw.distance_figure(
+            distances(predictions, held.images), results["distances"], photos, held.captions[0]
+        ),
     }
 
 
@@ -151,9 +153,8 @@ def hub_table(results: dict[str, Any]) -> Table:
 
 # --------------------------------------------------------------------------------------------------------- report
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """Whether it is surely better than the other run, or than ridge where there is none: by raw and by cosine."""
-    rows = results["against"] or results["against_ridge"]
-    other = results["baselines"][1]["model"] if results["against"] else "ridge"
+    """Whether it is surely better than the other run, or than the closed form: by raw and by cosine."""
+    rows, other = results["against"] or results["against_closed_form"], results["baselines"][1]["model"]
     return [difference_in_words(row, other, name) for name, row in rows.items()]
 
 
@@ -203,7 +204,7 @@ def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Sect
         ),
         Section(
             "Beside others",
-            ". ".join([*verdicts(results), RIDGE]) + ".",
+            ". ".join([*verdicts(results), CLOSED_FORM]) + ".",
             show("baselines"),
             [baseline_table(results)],
         ),
@@ -239,13 +240,13 @@ def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Sect
 
 
 def draw_all(
-    results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation, photos: draw.Photos
+    results: dict[str, Any], predictions: np.ndarray, held: Validation, photos: draw.Photos
 ) -> dict[str, Picture]:
     """Every picture in both themes, by its file's name."""
     titles, drawn = {}, {}
     for theme in (LIGHT, DARK):
         with themed(theme):
-            figures = all_figures(results, predictions, measured, held, photos)
+            figures = all_figures(results, predictions, held, photos)
             titles = {name: " ".join(figure.get_suptitle().split()) for name, figure in figures.items()}
             drawn[theme] = {name: png_of(figure) for name, figure in figures.items()}
     return {name: Picture(title, drawn[LIGHT][name], drawn[DARK][name]) for name, title in titles.items()}
