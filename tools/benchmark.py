@@ -17,12 +17,14 @@ from typing import Any
 
 from lib import kernel
 from lib.bench import anytime, scaling
-from lib.bench.measure import full_size_data, matmul_peak, run_all
+from lib.bench.measure import matmul_peak, run_all
 from lib.bench.table import write_report
-from lib.data import choose_data
-from lib.project import InputError, make_parser, run_tool
+from lib.data import choose_data, drawn_once
+from lib.project import REPO, InputError, make_parser, run_tool
 from lib.runs import left_if_used, new_folder
+from lib.sample.layout import make_full_size
 
+FULL_SIZE = REPO / "build" / "full-size"
 ENDLESS = "search"  # goes on for as long as it may
 
 
@@ -57,7 +59,7 @@ def measure(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     """The study that was asked for."""
     if arguments.scaling:
         return scaling.study(output, arguments.set)
-    data = full_size_data() if arguments.full_size else choose_data(arguments.data)
+    data = drawn_once(FULL_SIZE, make_full_size) if arguments.full_size else choose_data(arguments.data)
     if arguments.minutes:
         return anytime.study(arguments.recipes, arguments.minutes, data, output, arguments.set)
     runs = list(run_all(arguments, data, output))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository without data, with a sample that is drawn in no time; its draws are logged in `drawn`."""
 
     def make_sample(folder: Path) -> None:
+        time.sleep(0.05)
         folder.mkdir(parents=True)
         with (tmp_path / "drawn").open("a") as file:
             print(folder, file=file)
@@ -34,6 +37,12 @@ def test_the_sample_is_drawn_once_and_said(home, capsys):
     assert len((home / "drawn").read_text().splitlines()) == 1
     assert len(lines) == 2
     assert [line for line in lines if "download_data.py" not in line] == []
+
+
+def test_two_that_need_the_sample_at_once_draw_it_once(home):
+    with ThreadPoolExecutor(2) as pool:
+        assert {*pool.map(choose_data, [None, None])} == {home / "build" / "sample"}
+    assert len((home / "drawn").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import kernel
+from lib import kernel, record
 from lib.project import DATA, REPO, InputError, damage
 
 
@@ -66,16 +67,22 @@ def sample(draw: bool) -> Path:
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aml-text-to-image-alignment" / "sample"
     folder = SAMPLE if SAMPLE.exists() or can_be_made(SAMPLE) else cache
-    drawn = folder.exists()  # all of it or nothing
-    if not drawn and not draw:
+    if not folder.exists() and not draw:
         raise InputError(f"no {DATA} and no sample data set in {folder}; --data DIR names the data")
     print(
-        f"no {DATA}: {'using' if drawn else 'drawing'} the sample data set in {folder}; "
+        f"no {DATA}: {'using' if folder.exists() else 'drawing'} the sample data set in {folder}; "
         "python tools/download_data.py fetches the real data",
         file=sys.stderr,
     )
-    if not drawn:
-        layout.make_sample(folder)
+    return drawn_once(folder, layout.make_sample)
+
+
+def drawn_once(folder: Path, draw: Callable[[Path], None]) -> Path:
+    """A folder that is drawn where it is not there yet, by one of the tools that need it at once."""
+    if not folder.exists():  # all of it or nothing
+        with record.locked(folder.parent, folder.name):
+            if not folder.exists():  # another one has not drawn it meanwhile
+                draw(folder)
     return folder
 
 
