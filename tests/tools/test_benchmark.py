@@ -15,8 +15,6 @@ from lib.bench import anytime, scaling
 from lib.bench.measure import (
     SCORES,
     Measured,
-    full_size_data,
-    matmul_peak,
     measure,
     member_knobs,
     network_flops,
@@ -24,7 +22,6 @@ from lib.bench.measure import (
     step_seconds,
 )
 from lib.bench.table import against_baseline, finding, summarise, table_rows
-from lib.data import FILES
 from lib.plots import recipe_colours
 from lib.process import Ended
 from lib.project import InputError, ToolError
@@ -64,7 +61,7 @@ def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: ob
 
 @pytest.mark.usefixtures("forked")
 def test_recipes_are_measured_side_by_side(tool, tmp_path, kernel, monkeypatch):
-    monkeypatch.setattr("lib.bench.measure.matmul_peak", lambda device, dtype: 1e11)  # has a test of its own
+    monkeypatch.setattr(kernel, "product_rate", lambda *_: 1e11)  # takes seconds
     data, output = draw_data(tmp_path / "data"), tmp_path / "bench"
     command = ["--recipes", "baseline", "closed_form", "--data", data, "--output", output, "--json"]
     result = json.loads(succeeded(tool("benchmark", *command, *SMALL, "--set=eval_every=1")).stdout)
@@ -76,6 +73,7 @@ def test_recipes_are_measured_side_by_side(tool, tmp_path, kernel, monkeypatch):
     assert baseline["captions_per_second"] * stepping == pytest.approx(3 * captions)
     weights = 32 * 32 + 32 * 48
     assert baseline["flops_per_second"] * stepping == pytest.approx(3 * captions * (6 * weights - 2 * 32 * 32))
+    assert baseline["of_peak"] == pytest.approx(baseline["flops_per_second"] / 1e11)
     assert json.loads((output / "closed_form-seed0" / "metrics.json").read_text())["members"][0]["epochs"] == 0
     assert closed["pool100_raw"] > baseline["pool100_raw"] > 0
     assert closed["captions_per_second"] > 0
@@ -174,25 +172,6 @@ def test_a_candidate_s_knobs_are_the_run_s_but_for_what_its_line_says(tmp_path, 
     changed = member_knobs(run, {"knobs": "network=linear hidden=64 skip=False lr=0.002"})
     assert changed == dataclasses.replace(base, network="linear", hidden=64, skip=False, lr=0.002)
     assert member_knobs(run, {"knobs": "the recipe's"}) == base
-
-
-def test_matmul_peak_is_a_rate():
-    assert 1e8 < matmul_peak("cpu", "float32", seconds=0.1) < 1e15
-
-
-def test_full_size_data_is_made_once(tmp_path, monkeypatch):
-    made_in = []
-
-    def make(folder: Path) -> None:
-        made_in.append(folder)
-        folder.mkdir()
-        for name in FILES:
-            (folder / name).touch()
-
-    monkeypatch.setattr("lib.bench.measure.FULL_SIZE", tmp_path / "full")
-    monkeypatch.setattr("lib.sample.layout.make_full_size", make)
-    assert full_size_data() == full_size_data() == tmp_path / "full" == made_in.pop()
-    assert not made_in
 
 
 @pytest.mark.parametrize(

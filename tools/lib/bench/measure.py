@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,8 @@ import numpy as np
 from lib import kernel
 from lib.data import FILES
 from lib.process import as_arguments
-from lib.project import REPO
 from lib.runs import COSINE, FULL, RAW, Run, run_logged
-from lib.sample import layout
 
-FULL_SIZE = REPO / "build" / "full-size"
 POOLS = (RAW, COSINE)
 SCORES = {RAW: "raw", COSINE: "cosine", FULL: "full gallery"}
 
@@ -129,34 +125,12 @@ def measure(recipe: str, seed: int, data: Path, output: Path, settings: list[str
 
 
 # ------------------------------------------------------------------------------------------- this machine
-def matmul_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
-    """FLOP/s that large products of a number type sustain here: the best size's mean over a second of products."""
-    import torch
+def matmul_peak(device: str, dtype: str) -> float:
+    """FLOP/s that products of a number type reach here: those of the best size."""
+    import torch  # takes a second: not for --help
 
-    place, best = "cpu" if device == "cpu" else "cuda", 0.0
-    for size in (1024, 1536, 2048, 4096, 8192):
-        work = 2 * size**3
-        if work > best * seconds > 0:  # not one product of this size in that time
-            break
-        matrix = torch.randn(size, size, device=place).to(getattr(torch, dtype))
-        product, done = matrix @ matrix, 0
-        product[0, 0].item()  # waits for a GPU
-        start = time.perf_counter()
-        while (spent := time.perf_counter() - start) < seconds:
-            for _ in range(10 if place == "cuda" else 1):
-                torch.mm(matrix, matrix, out=product)
-                done += 1
-            product[0, 0].item()
-        best = max(best, work * done / spent)
-    return best
-
-
-def full_size_data() -> Path:
-    """Synthetic data of the competition's size, made once."""
-    if not all(any(FULL_SIZE.rglob(name)) for name in FILES):
-        print(f"making data of the competition's size in {FULL_SIZE}", file=sys.stderr)
-        layout.make_full_size(FULL_SIZE)
-    return FULL_SIZE
+    place = torch.device("cpu" if device == "cpu" else "cuda")
+    return max(kernel.product_rate(kernel.DTYPES[dtype], place, size) for size in (1024, 1536, 2048, 3072))
 
 
 def run_all(arguments: argparse.Namespace, data: Path, output: Path) -> Iterator[Measured]:
