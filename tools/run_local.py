@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from lib import kernel, record
-from lib.data import choose_data
+from lib.data import FILES, KNOWN, choose_data
 from lib.jobs import local
 from lib.kernel import recipe_names
 from lib.process import STOPPED, Ended, as_arguments, run_kernel
@@ -27,10 +27,10 @@ from lib.project import RUNS, as_command, make_parser, run_tool
 from lib.runs import Run, check_run, left_if_used, named_folder, new_folder
 
 
-def report(run: Run, seconds: float, data: Path | None, as_json: bool) -> None:
+def report(run: Run, seconds: float, data: Path, arguments: argparse.Namespace) -> None:
     """The submission and the next command, below the kernel's scores. `seconds`: of this part of the run."""
     submission = run.folder / kernel.SUBMISSION
-    if as_json:
+    if arguments.json:
         shown = {"run": str(run.folder), "submission": str(submission), "recipe": run.recipe, "complete": run.complete}
         print(json.dumps({**shown, "seconds": run.manifest["seconds"], "validation": run.scores or None}))
         return
@@ -38,32 +38,46 @@ def report(run: Run, seconds: float, data: Path | None, as_json: bool) -> None:
         print(f"{run.total_seconds:.1f} s, all parts of the run together")
     early = run.manifest.get("stopped")
     print(f"submission: {submission} (checked" + (f"; ended by {early})" if early else ")"))
+    if command := next_command(run, data, arguments):
+        print(f"next: {command}")
+
+
+def next_command(run: Run, data: Path, arguments: argparse.Namespace) -> str | None:
+    """A validated run is looked at; another one is submitted, or scored where the answers lie beside the data."""
     if run.scores:
         place = None if run.folder.parent.resolve() == RUNS else run.folder
-        print(f"next: {as_command('verify', {'--run': place, '--data': data})}")
+        return as_command("verify", {"--run": place, "--data": arguments.data})
+    asked = run.manifest.get("inputs", {}).get(FILES[1], {}).get("sha256")
+    if asked == KNOWN["test/test/test.clean.npz"].sha256:
+        return as_command("submit", places(arguments), run.folder)
+    solution = data / "solution.npz"
+    return as_command("verify", {"--run": run.folder, "--solution": solution}) if solution.exists() else None
 
 
 def failed(ended: Ended, output: Path, arguments: argparse.Namespace) -> int:
     """One line on stderr; the kernel's code."""
     kept = (output / kernel.RESUME_RUN).exists()
-    to_go_on = f"to go on: {command_again(arguments, output)}"
+    to_go_on = f"; to go on: {command_again(arguments, output)}" if kept else ""
     if ended.code not in STOPPED:
-        died = f"the kernel ended with code {ended.code}; its last lines are above"
-        print(f"error: {ended.error or (f'{died}; {to_go_on}' if kept else died)}", file=sys.stderr)
-    elif not kept:
-        print("interrupted; nothing kept yet; run it again", file=sys.stderr)
+        died = f"the kernel ended with code {ended.code}; its last lines are above{to_go_on}"
+        print(f"error: {ended.error or died}", file=sys.stderr)
+    elif kept:
+        so_far = "; it has a submission" if (output / kernel.MANIFEST).exists() else ""
+        print(f"interrupted{so_far}{to_go_on}", file=sys.stderr)
     else:
-        so_far = "it has a submission; " if (output / kernel.MANIFEST).exists() else ""
-        print(f"interrupted; {so_far}{to_go_on}", file=sys.stderr)
+        print("interrupted; nothing kept yet; run it again", file=sys.stderr)
     return ended.code
 
 
 def command_again(arguments: argparse.Namespace, output: Path) -> str:
     """The whole command that goes on with a run in `output`."""
-    runs = None if arguments.runs == RUNS else arguments.runs
-    places = {"--data": arguments.data, "--runs": runs, "--output": output}
     asked = {"--recipe": arguments.recipe, "--mode": arguments.mode, "--weights": arguments.weights}
-    return as_command("run_local", asked | {"--set": arguments.set} | places)
+    return as_command("run_local", asked | {"--set": arguments.set} | places(arguments) | {"--output": output})
+
+
+def places(arguments: argparse.Namespace) -> dict[str, Path | None]:
+    """Data and runs as options of the next command, where they are not the usual ones."""
+    return {"--data": arguments.data, "--runs": None if arguments.runs == RUNS else arguments.runs}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -81,7 +95,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    if arguments.list:
+        print(local.catalogue())
+        return 0
     knobs = local.asked_for(arguments.recipe, arguments.mode, arguments.set, arguments.weights)
     weights = local.weights_of(arguments.weights) if arguments.weights else None
     data = choose_data(arguments.data)
@@ -99,16 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         return failed(ended, output, arguments)
     finished = check_run(output)
     local.keep(finished, arguments.runs, knobs, data, weights)
-    report(finished, seconds, arguments.data, arguments.json)
+    report(finished, seconds, data, arguments)
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    if arguments.list:
-        print(local.catalogue())
-        return 0
-    return run(arguments)
 
 
 if __name__ == "__main__":

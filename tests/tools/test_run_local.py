@@ -17,6 +17,7 @@ import pytest
 from drawn import CLOSED, TINY, draw_data
 from forked import Ended, Tool, failed, hide, succeeded
 from lib import record
+from lib.data import KNOWN
 from lib.kernel import recipe_names
 from lib.process import locked, run_kernel
 from lib.runs import check_run
@@ -27,6 +28,12 @@ def script(path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the kernel's script; `output` is its --output."""
     path.write_text(f"import pathlib, sys, time\noutput = pathlib.Path(sys.argv[4])\n{body}\n")
     monkeypatch.setattr("lib.process.KERNEL", path)
+
+
+def copying(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in that leaves the outputs of the run `made`."""
+    body = f"import shutil; shutil.copytree({str(made)!r}, output, dirs_exist_ok=True)"
+    script(made.with_name("copy.py"), body, monkeypatch)
 
 
 @pytest.fixture
@@ -184,17 +191,10 @@ def test_a_kernel_that_was_killed_leaves_the_command_that_goes_on(run_local, tmp
 
 
 def test_output_that_differs_from_the_manifest_is_no_success(run_local, tmp_path, monkeypatch):
-    script(
-        tmp_path / "liar.py",
-        """
-import json
-output.mkdir(parents=True, exist_ok=True)
-(output / "pipeline_submission.csv").write_text("id,embedding")
-facts = {"pipeline_submission.csv": {"sha256": "0", "bytes": 12}}
-(output / "manifest.json").write_text(json.dumps({"complete": True, "outputs": facts}))""",
-        monkeypatch,
-    )
-    failed(run_local(), 1, r"pipeline_submission\.csv has another sha256")
+    made = make_run(tmp_path / "made")
+    (made / "pipeline_submission.csv").write_text("other")
+    copying(made, monkeypatch)
+    failed(run_local(), 1, r"pipeline_submission\.csv has 5 bytes instead of")
     assert not record.read(tmp_path / "runs")
 
 
@@ -285,13 +285,31 @@ def test_a_failed_start_leaves_no_empty_folder(run_local, tmp_path, monkeypatch)
 def test_the_last_lines_are_the_submission_and_what_comes_next(run_local, tmp_path, monkeypatch):
     """The seconds are the kernel's to tell, unless it went on from an earlier part."""
     for total, first in ((0.0, []), (1e6, ["1000000.0 s, all parts of the run together"])):
-        made = make_run(tmp_path / f"made-{total}", seconds={"total": total})
-        copying = f"import shutil; shutil.copytree({str(made)!r}, output, dirs_exist_ok=True)"
-        script(tmp_path / "copy.py", copying, monkeypatch)
+        copying(make_run(tmp_path / f"made-{total}", seconds={"total": total}), monkeypatch)
         output = tmp_path / f"run-{total}"
         said = succeeded(run_local("--output", output)).stdout.splitlines()
         verify = f"next: python tools/verify.py --run {output} --data {tmp_path}"
         assert said == [*first, f"submission: {output / 'pipeline_submission.csv'} (checked)", verify]
+
+
+def test_a_prediction_is_submitted_or_scored_next(run_local, tmp_path, monkeypatch):
+    """Submitted if it answers the competition's captions, else scored if the answers lie beside the data."""
+    made = make_prediction(tmp_path / "made", make_run(tmp_path / "trained"))
+    copying(made, monkeypatch)
+
+    def said(output: Path) -> list[str]:
+        lines = succeeded(run_local("--output", output)).stdout.splitlines()
+        return [line for line in lines if line.startswith("next: ")]
+
+    assert said(tmp_path / "a") == []
+    answers = tmp_path / "solution.npz"
+    answers.touch()
+    assert said(tmp_path / "b") == [f"next: python tools/verify.py --run {tmp_path / 'b'} --solution {answers}"]
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["inputs"]["test.clean.npz"] = {"sha256": KNOWN["test/test/test.clean.npz"].sha256}
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    places = f"--data {tmp_path} --runs {tmp_path / 'runs'}"
+    assert said(tmp_path / "c") == [f"next: python tools/submit.py {tmp_path / 'c'} {places}"]
 
 
 def test_the_list_names_every_recipe_and_knob(tool, kernel):
