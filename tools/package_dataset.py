@@ -26,7 +26,7 @@ from lib.runs import newest_run
 def show(run: Path, staged: Package, as_json: bool, version: int | None) -> None:
     """What goes, or went, to Kaggle."""
     if as_json:
-        shown = {"run": str(run), "dataset": staged.metadata["id"], "version": version, "content": staged.content}
+        shown = {"run": str(run), "dataset": staged.ref, "version": version, "content": staged.content}
         print(json.dumps({**shown, "folder": str(staged.folder), "files": staged.files}))
         return
     print(f"run: {run}")
@@ -34,9 +34,9 @@ def show(run: Path, staged: Package, as_json: bool, version: int | None) -> None
     print(format_table(["file", "bytes", "sha256"], rows))
     if version is None:
         nothing = "dry run: nothing was sent, no account was asked"
-        print(f"{nothing}; {staged.metadata['id']} would be private; staged in {staged.folder}")
+        print(f"{nothing}; {staged.ref} would be private; staged in {staged.folder}")
     else:
-        print(f"{staged.metadata['id']} version {version}: private, ready, every file listed with its size")
+        print(f"{staged.ref} version {version}: private, ready, every file listed with its size")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -22,14 +22,16 @@ from lib.jobs import fetch, lint, order, push
 from lib.jobs.session import sessions
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.kernels import Version
-from lib.project import InputError, format_table, make_parser, print_table, run_tool
+from lib.project import InputError, make_parser, print_table, run_tool
 
 
 def print_quota(client: KaggleClient, as_json: bool) -> None:
-    quota = {kind: {**vars(hours), "left_hours": hours.left_hours} for kind, hours in client.kernels.quota().items()}
-    header = ["accelerator", "used h", "reserved h", "total h", "left h"]
-    rows = [[kind, *(f"{hours:.1f}" for hours in facts.values())] for kind, facts in quota.items()]
-    print(json.dumps(quota) if as_json else format_table(header, rows))
+    """This week's accelerator hours."""
+    quota = {kind: vars(hours) | {"left_hours": hours.left_hours} for kind, hours in client.kernels.quota().items()}
+    if as_json:
+        return print(json.dumps(quota))
+    rows = [[kind, *(f"{each:.1f}" for each in hours.values())] for kind, hours in quota.items()]
+    return print_table(["accelerator", "used h", "reserved h", "total h", "left h"], rows, as_json=False)
 
 
 def report(as_json: bool, version: Version, status: str, folder: Path | None = None) -> None:
@@ -43,14 +45,14 @@ def report(as_json: bool, version: Version, status: str, folder: Path | None = N
 
 def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None:
     """`status` and `output` of an earlier version."""
-    ref = order.staged_metadata(client.username, script=arguments.script)["id"]
+    ref = order.owned_metadata(client.username, arguments.script)["id"]
     version = push.chosen_version(client, ref, arguments.version, arguments.runs)
     if arguments.action == "status":
         status, message = client.kernels.status(version)
         report(arguments.json, version, f"{status} ({message})" if message else status)
     elif arguments.only is None:
-        seconds = order.SessionTime(arguments.timeout_minutes).wait_seconds
-        report(arguments.json, version, "complete", fetch.collect(client, version, arguments.runs, seconds))
+        folder = fetch.collect(client, version, arguments.runs, arguments.time.wait_seconds)
+        report(arguments.json, version, "complete", folder)
     else:
         part = fetch.fetch_partial(client, version, arguments.runs, arguments.only)
         rows = [[str(part.folder / name), "verified" if part.verifies(name) else "unverified"] for name in part.names]
@@ -58,13 +60,11 @@ def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None
 
 
 def show_staged(staged: order.Order, as_json: bool) -> None:
-    shown = {key: getattr(staged, key) for key in ("metadata", "overrides", "session_seconds")}
-    shown |= {"bytes": len(staged.text.encode()), "folder": str(staged.folder)}
-    print(json.dumps(shown, indent=None if as_json else 1))
-    nothing = "dry run: nothing was sent, no account was asked"
-    print(f"{nothing}; {staged.ref} would be private and is clean by kaggle_lint", file=sys.stderr)
+    print(json.dumps(staged.facts(), indent=None if as_json else 1))
+    said = f"dry run: nothing was sent, no account was asked; {staged.ref} would be private and is clean by kaggle_lint"
     if lint.OWNER_PLACEHOLDER in staged.ref:
-        print(f"a push has your account's name in place of {lint.OWNER_PLACEHOLDER}", file=sys.stderr)
+        said += f"; a push has your account's name in place of {lint.OWNER_PLACEHOLDER}"
+    print(said, file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -89,34 +89,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Push, or look at what was pushed, or show the quota, or write the owner."""
-    if arguments.init is not None:
-        return order.init_owner(arguments.init)
-    time = order.SessionTime(arguments.timeout_minutes)
-    overrides = time.tell(order.read_overrides(arguments.recipe, arguments.set, arguments.script))
-    if arguments.dry_run and arguments.action == "push" and not arguments.quota:
-        owner, _ = order.owner_and_slug(order.metadata_of(arguments.script))
-        staged = order.stage_push(owner, arguments, overrides, arguments.dataset, arguments.script)
+def push_and_fetch(arguments: argparse.Namespace) -> None:
+    """Stage, push, wait and fetch, as far as the options say."""
+    overrides = arguments.time.tell(order.read_overrides(arguments.recipe, arguments.set, arguments.script))
+    client = None if arguments.dry_run else connect()
+    user = client.username if client else None
+    staged = order.stage_push(user, arguments, overrides, arguments.dataset, arguments.script)
+    if client is None:
         return show_staged(staged, arguments.json)
-    client = connect()
-    if arguments.quota:
-        return print_quota(client, arguments.json)
-    if arguments.action == "list":
-        return print_table(["kernel", "version", "status", "age h", "holds"], sessions(client), arguments.json)
-    if arguments.action != "push":
-        return look_at_version(client, arguments)
-    staged = order.stage_push(client.username, arguments, overrides, arguments.dataset, arguments.script)
-    version = push.send(client, staged, arguments.runs, arguments.again)
+    version = push.push_staged(client, staged, arguments.runs, arguments.again)
     if arguments.no_wait:
         return report(arguments.json, version, "pushed")
-    folder = fetch.collect(client, version, arguments.runs, time.wait_seconds)
+    folder = fetch.collect(client, version, arguments.runs, arguments.time.wait_seconds)
     return report(arguments.json, version, "complete", folder)
 
 
-def main(argv: list[str] | None = None) -> int:
-    run(parse(argv))
-    return 0
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    if arguments.init is not None:
+        order.init_owner(arguments.init)
+    elif arguments.quota:
+        print_quota(connect(), arguments.json)
+    elif arguments.action == "push":
+        push_and_fetch(arguments)
+    elif arguments.action == "list":
+        print_table(["kernel", "version", "status", "age h", "holds"], sessions(connect()), arguments.json)
+    else:
+        look_at_version(connect(), arguments)
 
 
 if __name__ == "__main__":

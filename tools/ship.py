@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.jobs import ship
-from lib.jobs.order import SessionTime, read_overrides
+from lib.jobs.order import read_overrides
 from lib.jobs.push import add_push_options
 from lib.kaggle_api.client import connect
 from lib.project import DATA, make_parser, run_tool
@@ -52,14 +52,13 @@ def main(argv: list[str] | None = None) -> int | None:
     """Every step in order; each finds out by itself whether it was done before."""
     arguments = parse(argv)
     given = read_overrides(arguments.recipe, arguments.set)
-    overrides = {"mode": "predict", **given} if arguments.weights is not None else given
-    SessionTime(arguments.timeout_minutes).tell(overrides)  # wrong minutes are told before anything is sent
+    overrides = arguments.time.tell({"mode": "predict", **given} if arguments.weights is not None else given)
     run = ship.chosen_weights(arguments, overrides)
     client = connect()
     if arguments.resume is not None:
         run, overrides = ship.taken_up(client, arguments, given)
     packaged = None if run is None else ship.package_weights(client, run, arguments.runs)
-    datasets = [*arguments.dataset, *([] if packaged is None else [packaged.metadata["id"]])]
+    datasets = [*arguments.dataset, *([] if packaged is None else [packaged.ref])]
     version, folder = ship.run_on_kaggle(client, arguments, overrides, datasets)
     if packaged is not None:
         ship.check_weights_used(folder, packaged)

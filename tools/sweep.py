@@ -20,8 +20,9 @@ from lib import kernel
 from lib.data import choose_data
 from lib.jobs.blend import blend_runs, blended_before
 from lib.jobs.fleet import COLUMNS, keep, make_rows, output_of, sweep_kaggle, sweep_local
+from lib.jobs.order import add_session_options
 from lib.process import as_text
-from lib.project import DATA, InputError, figure, format_table, make_parser, minutes, run_tool
+from lib.project import DATA, InputError, figure, format_table, make_parser, run_tool
 from lib.runs import COSINE, RAW, Run, check_run
 
 
@@ -59,10 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--local", action="store_true", help="run here, one after another, instead of on Kaggle")
     parser.add_argument("--sessions", type=int, metavar="N", help="at most so many at once (default: as Kaggle admits)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="repeats of a failed run (default 2)")
-    parser.add_argument("--accelerator", metavar="NAME", help="instead of the metadata's; none: CPU only")
-    parser.add_argument(
-        "--timeout-minutes", type=minutes, metavar="M", help="end of a session (default and at most 720)"
-    )
+    add_session_options(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: a folder in <runs> named by the table")
     arguments = parser.parse_args(argv)
     if (arguments.sessions is not None and arguments.sessions < 1) or arguments.retries < 0:

@@ -57,9 +57,9 @@ def faults(table: dict[str, Fault]) -> pytest.MarkDecorator:
 
 def test_kernel_from_push_to_output(kaggle, client, tmp_path, capsys):
     kaggle.plans = [Plan(queued=1, running=1, outputs={f"f{n}.txt": b"x" * n for n in range(1, 30)}, log="a\n±b\n")]
-    assert client.kernels.shown("tester", "aml-align").number == 0
+    assert client.kernels.shown("tester/aml-align").number == 0
     saved = client.kernels.push(META, "print(1)\n", MARK, timeout_seconds=900)
-    assert (saved.ref, saved.number, client.kernels.shown("tester", "aml-align").number) == ("tester/aml-align", 1, 1)
+    assert (saved.ref, saved.number, client.kernels.shown("tester/aml-align").number) == ("tester/aml-align", 1, 1)
     assert kaggle.kernels["tester/aml-align"][0].request["sessionTimeoutSeconds"] == 900
     states = [client.kernels.status(version(1))[0] for _ in range(3)]
     assert states == ["queued", "running", "complete"]
@@ -86,13 +86,13 @@ def test_the_version_that_is_asked_for_is_the_one_that_answers(kaggle, client):
 
 def test_dataset_and_its_versions(kaggle, client, tmp_path):
     files = [write(tmp_path / "a.bin", b"a" * 1000), write(tmp_path / "b.txt", b""), write(tmp_path / "c.txt", b"c")]
-    assert client.datasets.create("tester", "weights", "weights title", "CC0-1.0", files) == 1
+    assert client.datasets.create("tester/weights", "weights title", "CC0-1.0", files) == 1
     assert kaggle.datasets["tester/weights"].private
-    assert client.datasets.status("tester", "weights") == ("ready", 1)
-    assert client.datasets.files("tester", "weights") == {"a.bin": 1000, "b.txt": 0, "c.txt": 1}
-    assert client.datasets.create_version("tester", "weights", "second", files[:1]) == 2
-    assert client.datasets.status("tester", "weights") == ("ready", 2)
-    assert client.datasets.files("tester", "weights") == {"a.bin": 1000}
+    assert client.datasets.status("tester/weights") == ("ready", 1)
+    assert client.datasets.files("tester/weights") == {"a.bin": 1000, "b.txt": 0, "c.txt": 1}
+    assert client.datasets.create_version("tester/weights", "second", files[:1]) == 2
+    assert client.datasets.status("tester/weights") == ("ready", 2)
+    assert client.datasets.files("tester/weights") == {"a.bin": 1000}
 
 
 def test_submission_is_scored(kaggle, client, tmp_path):
@@ -107,7 +107,7 @@ def test_submission_is_scored(kaggle, client, tmp_path):
 
 def test_lists_are_read_to_their_last_page(kaggle, client):
     kaggle.add_dataset("tester/many", {f"{n}.bin": b"x" for n in range(450)})
-    assert len(client.datasets.files("tester", "many")) == 450
+    assert len(client.datasets.files("tester/many")) == 450
     kaggle.competitions[COMPETITION].others = {f"team {n}": n / 1000 for n in range(450)}
     assert client.competitions.leaderboard(COMPETITION)[-1][0] == 450
 
@@ -325,10 +325,10 @@ def test_a_submission_that_did_not_happen_is_told_not_repeated(kaggle, client, f
 def test_a_dataset_that_was_made_is_found_not_repeated(kaggle, client, fault, tmp_path):
     file = write(tmp_path / "a.bin", b"abc")
     kaggle.fail("CreateDataset", fault)
-    assert client.datasets.create("tester", "weights", "weights", "other", [file]) == 1
-    client.datasets.status("tester", "weights")
+    assert client.datasets.create("tester/weights", "weights", "other", [file]) == 1
+    client.datasets.status("tester/weights")
     kaggle.fail("CreateDatasetVersion", fault)
-    assert client.datasets.create_version("tester", "weights", "more", [file]) == 2
+    assert client.datasets.create_version("tester/weights", "more", [file]) == 2
     assert (kaggle.count("CreateDataset"), len(kaggle.datasets["tester/weights"].versions)) == (1, 2)
 
 
@@ -336,14 +336,14 @@ def test_a_dataset_that_was_made_is_found_not_repeated(kaggle, client, fault, tm
 def test_a_dataset_that_was_not_made_is_told_not_repeated(kaggle, client, fault, tmp_path):
     kaggle.fail("CreateDataset", fault)
     with pytest.raises(Ambiguous, match="running this again is safe"):
-        client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
+        client.datasets.create("tester/weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
     assert kaggle.datasets == {}
 
 
 def test_a_dataset_name_in_use_is_a_conflict(kaggle, client, tmp_path):
     kaggle.add_dataset("tester/weights", {})
     with pytest.raises(Conflict, match="in use"):
-        client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
+        client.datasets.create("tester/weights", "weights", "other", [write(tmp_path / "a.bin", b"abc")])
 
 
 # ---- names ----

@@ -14,6 +14,7 @@ from account import (
     fetched,
     versions,
 )
+from drawn import read_tree
 from forked import failed, succeeded
 from lib.jobs.fetch import Output
 from lib.jobs.push import settings_of
@@ -87,7 +88,7 @@ def test_two_fetches_of_the_same_make_one(tool, push, kaggle, finished, tmp_path
     for one in [tool.start(*command) for _ in range(2)]:
         succeeded(one.wait())
     assert {name: fetched(tmp_path)[name] for name in finished} == finished
-    assert kaggle.count("GET output") == len(finished)
+    assert kaggle.count("GET output") == len(finished) + 1  # the second one asks the manifest whose the folder is
 
 
 def test_an_output_that_is_not_what_the_manifest_says_is_not_accepted(push, kaggle, kernel, finished, tmp_path):
@@ -130,6 +131,33 @@ def test_a_fetched_run_that_was_changed_is_not_called_verified(push, kaggle, fin
     succeeded(push())
     (tmp_path / "runs" / f"{SLUG}-v1" / "metrics.json").write_text("{}")
     failed(push(), 1, r"metrics\.json has 2 bytes.*move the folder away")
+
+
+def test_the_output_of_a_deleted_kernel_is_not_taken_for_that_of_one_made_anew(push, kaggle, finished, tmp_path):
+    """Which begins again at version 1, and so has the same folder."""
+    succeeded(push())
+    before = fetched(tmp_path)
+    del kaggle.kernels[PIPELINE]
+    kaggle.plans = [Plan(outputs=made_outputs("another"))]
+    go_on = r"move the folder away, then python tools/push_kernel\.py output --version 1"
+    failed(push("--again"), 1, f"has .* by the manifest on Kaggle.*{go_on}")
+    assert fetched(tmp_path) == before
+    (tmp_path / "runs" / f"{SLUG}-v1").rename(tmp_path / "runs" / "deleted")
+    succeeded(push("output", "--version", 1))
+    assert fetched(tmp_path).items() >= kaggle.plans[0].outputs.items()
+
+
+def test_what_a_deleted_kernel_left_is_no_state_of_one_made_anew(push, kaggle, kernel, tmp_path):
+    kaggle.plans = [broken(kernel, "ERROR")]
+    failed(push(), 1)
+    del kaggle.kernels[PIPELINE]
+    again = broken(kernel, "ERROR")
+    del again.outputs["resume_validate_0.pth"]
+    again.outputs[kernel.RESUME_RUN] = b'{"fingerprint": "g"}'
+    kaggle.plans = [again]
+    failed(push("--again"), 1)
+    left = read_tree(tmp_path / "runs" / "unverified" / f"{SLUG}-v1")
+    assert left == again.outputs | {"kernel.log": b"epoch 1\nstopped\n"}
 
 
 def test_a_run_that_was_stopped_is_kept_but_is_no_success(push, kaggle, kernel, tmp_path):
@@ -210,7 +238,7 @@ def test_the_command_that_submits_it_can_be_copied_as_it_is(push, kaggle, kernel
 def test_settings_that_cannot_be_read_are_one_line(kaggle, client, tmp_path):
     kaggle.rpc("SaveKernel", {"slug": PIPELINE, "text": 'OVERRIDES: dict = {"epochs": many}'})
     with pytest.raises(ToolError, match="repeat them with --recipe and --set"):
-        settings_of(client, Version("tester", SLUG, 1), tmp_path)
+        settings_of(client, Version(PIPELINE, 1), tmp_path)
 
 
 def test_ship_goes_on_from_what_a_stopped_version_left(run_ship, kaggle, kernel, weights):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from account import (
+    OUTAGE,
     PIPELINE,
     SLUG,
     WEIGHTS,
@@ -87,6 +88,25 @@ def test_a_new_version_of_a_kernel_source_is_a_new_push(push, kaggle, finished):
     kaggle.rpc("SaveKernel", {"slug": other, "text": "2"})
     succeeded(push(*options))
     assert versions(kaggle) == 2
+
+
+def test_an_order_is_the_same_while_a_foreign_dataset_does_not_answer(push, kaggle, finished):
+    kaggle.add_dataset("somebody/photos", {"a": b"1"})
+    options = ["--dataset", "somebody/photos", "--no-wait"]
+    succeeded(push(*options))
+    kaggle.fail("GetDataset", *[Fault(status=503)] * 5)
+    failed(push(*options), 1, "dataset somebody/photos: Kaggle answered 503")
+    succeeded(push(*options))
+    assert versions(kaggle) == 1
+    failed(push("--dataset", "somebody/nothing"), 2, "dataset somebody/nothing does not exist")
+
+
+def test_a_kernel_source_that_does_not_answer_is_waited_for_all_the_same(push, kaggle, finished):
+    kaggle.rpc("SaveKernel", {"slug": "tester/another-kernel", "text": "1"})
+    kaggle.fail("GetKernelSessionStatus", *OUTAGE)
+    succeeded(push("--kernel-source", "another-kernel", "--no-wait"))
+    (source,) = kaggle.kernels["tester/another-kernel"]
+    assert source.status == "COMPLETE"
 
 
 def test_a_kernel_source_that_failed_is_an_error(push, kaggle, finished):

@@ -127,8 +127,8 @@ def test_members_that_keep_failing_are_left_out(run_sweep, plans, kaggle):
 
 
 def test_where_every_run_fails_there_is_no_blend(run_sweep, kaggle, tmp_path):
-    kaggle.plans = [Plan(outcome="ERROR", failure="out of luck")]
-    failed(run_sweep("--members", 2, "--retries", 1), 1, "every run failed, the first one: out of luck")
+    kaggle.plans = [Plan(outcome="ERROR", failure=f"out of luck {number}") for number in range(4)]
+    failed(run_sweep("--members", 2, "--retries", 1), 1, "every run failed, the first one: out of luck 0")
     assert kaggle.count("SaveKernel") == 4
     assert not list((tmp_path / "runs").glob("sweep-*"))
 

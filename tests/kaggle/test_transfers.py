@@ -33,7 +33,7 @@ DATA = bytes(range(256)) * 1000
 )
 def test_a_broken_upload_goes_on_where_it_stopped(kaggle, client, fault, tmp_path):
     kaggle.fail("PUT blob", fault)
-    client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+    client.datasets.create("tester/weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
     assert kaggle.datasets["tester/weights"].versions[0].files == {"a.bin": DATA}
     ranges = [body["range"] for name, body in kaggle.calls if name == "PUT blob"]
     if fault.keep:
@@ -44,7 +44,7 @@ def test_a_broken_upload_goes_on_where_it_stopped(kaggle, client, fault, tmp_pat
 def test_an_expired_upload_is_begun_again(kaggle, client, status, tmp_path):
     kaggle.fail("PUT blob", Fault(503, keep=70_000))
     kaggle.fail("PUT probe", Fault(status))
-    client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+    client.datasets.create("tester/weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
     assert kaggle.datasets["tester/weights"].versions[0].files == {"a.bin": DATA}
     assert kaggle.count("StartBlobUpload") == 2
 
@@ -62,7 +62,7 @@ def test_an_expired_upload_is_begun_again(kaggle, client, status, tmp_path):
 def test_a_failed_upload_makes_no_dataset_without_its_file(kaggle, client, fault, error, tmp_path):
     kaggle.fail("PUT blob", *[fault] * 9)
     with pytest.raises(error, match=r"upload of a\.bin"):
-        client.datasets.create("tester", "weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+        client.datasets.create("tester/weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
     assert kaggle.count("CreateDataset") == 0
 
 
@@ -152,4 +152,4 @@ def test_the_log_stream_goes_on_after_a_break_without_repeating(kaggle, client):
 
 def test_a_log_that_cannot_be_streamed_is_a_typed_error(kaggle, client):
     with pytest.raises(Forbidden, match="log of kernel tester/none"):
-        list(client.kernels.log_stream(Version("tester", "none", 1)))
+        list(client.kernels.log_stream(Version("tester/none", 1)))

@@ -48,9 +48,9 @@ class Package:
         return {name: facts["bytes"] for name, facts in self.files.items()}
 
     @property
-    def owner_slug(self) -> tuple[str, str]:
-        owner, slug = self.metadata["id"].split("/")
-        return owner, slug
+    def ref(self) -> str:
+        """owner/slug of the dataset."""
+        return self.metadata["id"]
 
 
 def allowed_files() -> frozenset[str]:
@@ -180,87 +180,85 @@ def recorded_version(runs: Path, ref: str) -> int:
     return max((entry["version"] for entry in record.find(runs, event="dataset_ready", dataset=ref)), default=0)
 
 
-def settled_version(client: KaggleClient, owner: str, slug: str, begun: bool, seconds: float) -> tuple[bool, int]:
+def settled_version(client: KaggleClient, ref: str, begun: bool, seconds: float) -> tuple[bool, int]:
     """Whether the dataset exists, and its version once nothing is being processed: Kaggle refuses uploads meanwhile.
 
     `begun`: an upload was begun here, so that its absence has to be proved.
     """
 
     def there() -> bool | None:
-        return client.datasets.exists(owner, slug) or None
+        return client.datasets.exists(ref) or None
 
-    if not (client.patience.look(there, f"dataset {owner}/{slug}") if begun else there()):
+    if not (client.patience.look(there, f"dataset {ref}") if begun else there()):
         return False, 0
     shown = ""
 
     def check() -> tuple[bool, int] | None:
         nonlocal shown
-        status, version = client.datasets.status(owner, slug)
+        status, version = client.datasets.status(ref)
         if status in ("ready", "failed", "deleted"):
             return status != "deleted", version
         if status != shown:
-            print(f"dataset {owner}/{slug}: {status}", file=sys.stderr)
+            print(f"dataset {ref}: {status}", file=sys.stderr)
             shown = status
         return None
 
-    return client.patience.wait_for(check, f"dataset {owner}/{slug}", seconds)
+    return client.patience.wait_for(check, f"dataset {ref}", seconds)
 
 
-def wait_ready(client: KaggleClient, owner: str, slug: str, version: int, sizes: dict[str, int], seconds: float) -> int:
+def wait_ready(client: KaggleClient, ref: str, version: int, sizes: dict[str, int], seconds: float) -> int:
     """Wait until `version` or a later one is current, ready, and lists every file of `sizes` with its size."""
     problem = "is not listed yet"
 
     def check() -> int | None:
         nonlocal problem
-        status, current = client.datasets.status(owner, slug)
+        status, current = client.datasets.status(ref)
         if status in ("failed", "deleted"):
             raise ToolError(
-                f"dataset {owner}/{slug}: Kaggle says {status} (kaggle.com/datasets/{owner}/{slug} may say "
-                "why); python tools/package_dataset.py --again uploads it anew"
+                f"dataset {ref}: Kaggle says {status} (kaggle.com/datasets/{ref} may say why); "
+                "python tools/package_dataset.py --again uploads it anew"
             )
         if status != "ready" or current < version:
             problem = f"is {status} with version {current} current, not {version}"
             return None
-        listed = client.datasets.files(owner, slug) if sizes else {}
+        listed = client.datasets.files(ref) if sizes else {}
         wrong = [name for name, size in sizes.items() if listed.get(name) != size]
-        problem = f"does not list {', '.join(wrong)} as uploaded" if wrong else ""
+        problem = f"does not list {', '.join(wrong)} as uploaded"
         return None if wrong else current
 
     try:
-        return client.patience.wait_for(check, f"dataset {owner}/{slug}", seconds)
+        return client.patience.wait_for(check, f"dataset {ref}", seconds)
     except KaggleError as error:
-        hint = f"; dataset {owner}/{slug} {problem}: run this again (without --again) to go on waiting"
-        raise error.with_hint(hint) from None
+        raise error.with_hint(f"; dataset {ref} {problem}: run this again (without --again) to go on waiting") from None
 
 
 def existing_version(client: KaggleClient, staged: Package, runs: Path, current: int) -> int | None:
     """The current version if the record says that it holds this very content, and Kaggle lists it so."""
-    entries = record.find(runs, dataset=staged.metadata["id"], content=staged.content)
+    entries = record.find(runs, dataset=staged.ref, content=staged.content)
     if not entries or not current:
         return None
     last = entries[-1]
     # An upload that was cut off before its version was written down made the one after `before`, or none.
     made = last["version"] if last["event"] == "dataset_ready" else last["before"] + 1
-    known = record.find(runs, event="dataset_ready", dataset=staged.metadata["id"], version=current)
+    known = record.find(runs, event="dataset_ready", dataset=staged.ref, version=current)
     if made != current or any(entry["content"] != staged.content for entry in known[-1:]):
         return None
 
     def check() -> int | None:
-        return current if client.datasets.files(*staged.owner_slug) == staged.sizes else None
+        return current if client.datasets.files(staged.ref) == staged.sizes else None
 
-    return client.patience.look(check, f"files of {staged.metadata['id']}")  # they may be those of the version before
+    return client.patience.look(check, f"files of {staged.ref}")  # they may be those of the version before
 
 
 def upload(client: KaggleClient, staged: Package, exists: bool) -> int:
     """Send the files as a new private dataset or as its next version; the number that it will have."""
-    owner, slug = staged.owner_slug
     metadata, paths = staged.metadata, [staged.folder / name for name in staged.files]
     about = {"subtitle": metadata.get("subtitle", ""), "description": metadata["description"]}
     if exists:
-        return client.datasets.create_version(owner, slug, f"content {staged.content[:16]}", paths, **about)
+        return client.datasets.create_version(staged.ref, f"content {staged.content[:16]}", paths, **about)
     licence = metadata["licenses"][0]["name"]
     try:
-        return client.datasets.create(owner, slug, metadata["title"], licence, paths, **about)
+        return client.datasets.create(staged.ref, metadata["title"], licence, paths, **about)
     except Conflict as error:
         raise error.with_hint(
             "; another dataset has the title, perhaps a deleted one: change title and id in "
@@ -270,16 +268,15 @@ def upload(client: KaggleClient, staged: Package, exists: bool) -> int:
 
 def package(client: KaggleClient, staged: Package, runs: Path, seconds: float, again: bool) -> int:
     """The version of the private dataset that holds `staged`, current, ready and with every file listed."""
-    owner, slug = staged.owner_slug
-    ref = staged.metadata["id"]
-    exists, current = settled_version(client, owner, slug, bool(record.find(runs, dataset=ref)), seconds)
+    ref = staged.ref
+    exists, current = settled_version(client, ref, bool(record.find(runs, dataset=ref)), seconds)
     version = None if again else existing_version(client, staged, runs, current)
     if version is not None:
         print(f"{ref} version {version} holds this content already", file=sys.stderr)
     else:
         record.append(runs, "dataset_started", dataset=ref, content=staged.content, before=current)
         version = upload(client, staged, exists)
-    version = wait_ready(client, owner, slug, version, staged.sizes, seconds)
+    version = wait_ready(client, ref, version, staged.sizes, seconds)
     if recorded_version(runs, ref) != version:
         record.append(runs, "dataset_ready", dataset=ref, content=staged.content, version=version)
     return version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from lib import kernel, record
 from lib.jobs import order
 from lib.jobs.session import wait_for_end
 from lib.kaggle_api.client import KaggleClient
-from lib.kaggle_api.errors import KaggleError
+from lib.kaggle_api.errors import KaggleError, MachineFailed
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.project import InputError, ToolError, as_command
@@ -49,20 +50,6 @@ def run_folder(runs: Path, version: Version) -> Path:
     return runs / f"{version.slug}-v{version.number}"
 
 
-def read_manifest(path: Path, what: str) -> dict[str, Any]:
-    """The kernel's own list of its outputs, written last: without it the output is not whole."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        listed = [(facts["sha256"], facts["bytes"]) for facts in manifest["outputs"].values()]
-        usable = isinstance(manifest["complete"], bool) and bool(listed)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        usable = False
-    if not usable:
-        path.unlink()
-        raise ToolError(f"{what}: {path.name} is not the manifest of a run; run this again or push with --again")
-    return manifest
-
-
 def check_finished(folder: Path, version: Version) -> None:
     """A stopped run has a valid submission, but is not what was asked for; one that its time budget ended is."""
     manifest = read_run_json(folder, kernel.MANIFEST)
@@ -75,30 +62,34 @@ def check_finished(folder: Path, version: Version) -> None:
 
 
 def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
-    """The folder below `runs` with the verified output of a kernel version; appears only when all of it is right."""
+    """The folder below `runs` with the verified output of a kernel version; appears only when all of it is right.
+
+    One that is there has to be what Kaggle lists now: a kernel that was made anew has the same name and version again.
+    """
     folder = run_folder(runs, version)
+    output = Output(client, version, folder.with_name(f".{folder.name}.partial"))
     with record.locked(runs, f"output of {version}"):
+        expected = output.expected()
         if not folder.exists():
-            fetch_new(Output(client, version, folder.with_name(f".{folder.name}.partial"))).replace(folder)
-        elif problems := damaged_files(folder, read_run_json(folder, kernel.MANIFEST)["outputs"]):
-            raise ToolError(f"{folder}: {problems[0]}; move the folder away and run this again")
+            output.complete(expected)
+            return output.folder.replace(folder)
+        shutil.rmtree(output.folder)
+    if problems := damaged_files(folder, expected):
+        raise MachineFailed(
+            f"{folder}: {problems[0]} by the manifest on Kaggle: it was changed here, or is of a kernel of this name "
+            f"that was deleted since; move the folder away, then {command_again(version)}"
+        )
     return folder
 
 
-def fetch_new(output: Output) -> Path:
-    """The folder of an output, once all of it is there and right."""
-    what = f"output of {output.version}"
-    if output.lacks({kernel.MANIFEST}):
-        count = len(output.urls)
-        raise ToolError(f"{what}: no {kernel.MANIFEST} among {count} files: the kernel did not finish its work")
-    output.download(kernel.MANIFEST)
-    expected = read_manifest(output.folder / kernel.MANIFEST, what)["outputs"]
-    if missing := output.lacks(set(expected)):
-        raise ToolError(f"{what}: Kaggle does not list {', '.join(missing)}, which the manifest names")
-    for name, facts in expected.items():
-        output.download_verified(name, facts)
-    output.keep_log()
-    return output.folder
+def outputs_of(manifest: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and bytes of every output, as the kernel lists them in the end; {} for what is no manifest of a run."""
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        outputs = {name: {key: facts[key] for key in ("sha256", "bytes")} for name, facts in content["outputs"].items()}
+        return outputs if isinstance(content["complete"], bool) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 class Output:
@@ -106,8 +97,28 @@ class Output:
 
     def __init__(self, client: KaggleClient, version: Version, folder: Path) -> None:
         self.client, self.version, self.folder = client, version, folder
+        self.what = f"output of {version}"
         self.urls: dict[str, str] = {}
         self.log = ""
+
+    def expected(self) -> dict[str, dict[str, Any]]:
+        """What the manifest lists, which is written last: without it the output is not whole."""
+        name = kernel.MANIFEST
+        if self.lacks({name}):
+            raise ToolError(f"{self.what}: no {name} among {len(self.urls)} files: the kernel did not finish its work")
+        self.download(name)
+        outputs = outputs_of(self.folder / name)
+        if not outputs:
+            raise ToolError(f"{self.what}: {name} is not the manifest of a run; run this again or push with --again")
+        return outputs
+
+    def complete(self, expected: dict[str, dict[str, Any]]) -> None:
+        """Fetch and verify what is not here yet, and the log."""
+        if missing := self.lacks(set(expected)):
+            raise ToolError(f"{self.what}: Kaggle does not list {', '.join(missing)}, which the manifest names")
+        for name, facts in expected.items():
+            self.download_verified(name, facts)
+        self.keep_log()
 
     def look(self) -> None:
         """Ask for the list; its URLs expire."""
@@ -121,13 +132,13 @@ class Output:
             return wanted <= self.urls.keys() or None
 
         if not wanted <= self.urls.keys():
-            self.client.patience.look(check, f"output of {self.version}")
+            self.client.patience.look(check, self.what)
         return sorted(wanted - self.urls.keys())
 
     def fresh_url(self, name: str) -> str:
         self.look()
         if self.lacks({name}):
-            raise ToolError(f"output of {self.version}: Kaggle does not list {name} any more; run this again")
+            raise ToolError(f"{self.what}: Kaggle does not list {name} any more; run this again")
         return self.urls[name]
 
     def download(self, name: str, size: int | None = None) -> None:
@@ -142,7 +153,13 @@ class Output:
             self.download(name, facts["bytes"])
         if problems := damaged_files(self.folder, {name: facts}):
             (self.folder / name).unlink()
-            raise ToolError(f"output of {self.version}: {problems[0]}; run this again")
+            raise ToolError(f"{self.what}: {problems[0]}; run this again")
+
+    def drop_foreign(self) -> None:
+        """Take away what Kaggle does not list: it is of a kernel of this name that was deleted."""
+        for path in [*self.folder.rglob("*")]:
+            if path.is_file() and path.relative_to(self.folder).as_posix() not in self.urls:
+                path.unlink()
 
     def keep_log(self) -> None:
         """The log beside the files; where it did not come with them, what the stream has kept."""
@@ -156,34 +173,32 @@ class Output:
 # ------------------------------------------------------------------------------------ what is not whole
 @dataclass(frozen=True)
 class Partial:
-    """Files of a version's output in a folder of their own, with the problems that its manifest finds in them."""
+    """Files of a version's output in a folder of their own, and what its manifest, if it has one, says of them."""
 
     folder: Path
     names: list[str]
-    manifest: dict[str, Any]  # {} where there is none
+    expected: dict[str, dict[str, Any]]
 
     def verifies(self, name: str) -> bool:
-        facts = (self.manifest.get("outputs") or {}).get(name)
-        return facts is not None and not damaged_files(self.folder, {name: facts})
+        return name in self.expected and not damaged_files(self.folder, {name: self.expected[name]})
 
 
 def fetch_partial(client: KaggleClient, version: Version, runs: Path, only: str = "*") -> Partial:
-    """Whatever files a version has left, or those that match `only`; those here already are not fetched again."""
-    folder = run_folder(runs / UNVERIFIED, version)
-    output = Output(client, version, folder)
+    """Whatever files a version has left, or those that match `only`; one that is here is kept if it verifies."""
+    output = Output(client, version, run_folder(runs / UNVERIFIED, version))
     output.look()
+    output.drop_foreign()
     names, listed = fnmatch.filter(sorted(output.urls), only), ", ".join(sorted(output.urls))
     if not names and only != "*":
-        raise ToolError(f"output of {version}: none of {len(output.urls)} files matches {only}: {listed}")
-    for name in [*names, kernel.MANIFEST]:
-        if name in output.urls and not (folder / name).exists():
+        raise ToolError(f"{output.what}: none of {len(output.urls)} files matches {only}: {listed}")
+    if kernel.MANIFEST in output.urls:
+        output.download(kernel.MANIFEST)
+    left = Partial(output.folder, names, outputs_of(output.folder / kernel.MANIFEST))
+    for name in names:
+        if name != kernel.MANIFEST and not left.verifies(name):
             output.download(name)
     output.keep_log()
-    try:
-        manifest = json.loads((folder / kernel.MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        manifest = {}
-    return Partial(folder, names, manifest if isinstance(manifest, dict) else {})
+    return left
 
 
 def what_is_left(client: KaggleClient, version: Version, runs: Path, status: str, message: str) -> str:

@@ -109,7 +109,7 @@ class Fleet:
         self.client, self.runs, self.retries = client, arguments.runs, arguments.retries
         self.patience = client.patience
         self.limit = arguments.sessions or len(rows)  # until Kaggle names a lower one
-        self.time = SessionTime(arguments.timeout_minutes)
+        self.time: SessionTime = arguments.time
         self.metadata = staged_metadata(client.username, arguments.accelerator)
         self.sources = source_versions(client, self.metadata, self.runs)
         self.sessions = [self.take_up(row) for row in rows]
@@ -120,7 +120,7 @@ class Fleet:
         """A row as an order for a kernel of its own, and where an earlier sweep left it."""
         ref, title = self.metadata["id"], self.metadata["title"]
         metadata = self.metadata | {"id": f"{ref}-{row.name}", "title": f"{title} {row.name}"}
-        staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name, self.time.kaggle_seconds)
+        staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name, self.time)
         order = replace(staged, sources=self.sources)
         version = push.earlier_version(self.client, order, self.runs)
         events = record.find(self.runs, event="run_failed", kernel=order.ref, content=order.content)
@@ -228,8 +228,6 @@ class Fleet:
 
     def take_in(self, one: Session, version: Version) -> None:
         """Fetch a complete run; output that is not what its manifest says is a failure of the run."""
-        if fetch.run_folder(self.runs, version).exists():
-            fetch.fetch(self.client, version, self.runs)  # damage since then is not the run's
         try:
             folder = fetch.fetch(self.client, version, self.runs)
             fetch.check_finished(folder, version)
@@ -257,7 +255,7 @@ def sweep_kaggle(rows: list[Row], data: Path, arguments: argparse.Namespace) -> 
     done = fleet.run()
     if not done:
         reasons = [reason for one in fleet.sessions for reason in one.failures.values()]
-        raise ToolError(f"every run failed, the first one: {(reasons or ['it did not end in time'])[-1]}")
+        raise ToolError(f"every run failed, the first one: {(reasons or ['it did not end in time'])[0]}")
     return done
 
 

@@ -20,12 +20,12 @@ from lib import kernel
 from lib.jobs import lint
 from lib.jobs.dataset import READY_MINUTES, recorded_version, wait_ready
 from lib.jobs.lint import OWNER_PLACEHOLDER, refuse
-from lib.jobs.session import ENDED, wait_for_end
+from lib.jobs.session import wait_for_end
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.kernels import Version
-from lib.kaggle_api.patience import glance
+from lib.kaggle_api.service import split_ref
 from lib.kernel import load_script
-from lib.project import KERNEL, REPO, InputError, write_file
+from lib.project import KERNEL, REPO, InputError, minutes, write_file
 
 BUILD = REPO / "build" / "kernel"
 SESSION_LIMIT_MINUTES = 720.0  # Kaggle ends a session after 12 hours
@@ -39,12 +39,6 @@ class SessionTime:
     """How long a session on Kaggle may take, in minutes; None: as long as Kaggle lets it."""
 
     minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.minutes is not None and not 0 < self.minutes <= SESSION_LIMIT_MINUTES:
-            raise InputError(
-                f"--timeout-minutes {self.minutes:g}: give more than 0 and at most {SESSION_LIMIT_MINUTES:g}"
-            )
 
     @property
     def kaggle_seconds(self) -> int | None:
@@ -65,6 +59,23 @@ class SessionTime:
         if given > self.minutes:
             raise InputError(f"max_minutes={given:g} does not fit into --timeout-minutes {self.minutes:g}")
         return {**overrides, "max_minutes": given}
+
+
+def session_time(text: str) -> SessionTime:
+    """The type of the option --timeout-minutes."""
+    limit = minutes(text)
+    if limit > SESSION_LIMIT_MINUTES:
+        raise InputError(f"--timeout-minutes {limit:g}: give at most {SESSION_LIMIT_MINUTES:g}")
+    return SessionTime(limit)
+
+
+def add_session_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a session, which push_kernel.py, ship.py and sweep.py share; its time is `time`."""
+    parser.add_argument("--accelerator", metavar="NAME", help=f"instead of the metadata's; {NO_ACCELERATOR}: CPU only")
+    about = "end of the session, told to Kaggle and to the script (default and at most 720)"
+    parser.add_argument(
+        "--timeout-minutes", dest="time", type=session_time, default=SessionTime(), metavar="M", help=about
+    )
 
 
 # -------------------------------------------------------------------------------------------- the order
@@ -89,6 +100,11 @@ class Order:
         """One hash of all that makes a difference to the run."""
         parts = [self.metadata, self.text, self.sources, self.session_seconds]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What is shown of it before it is sent."""
+        about = {"metadata": self.metadata, "overrides": self.overrides, "session_seconds": self.session_seconds}
+        return about | {"bytes": len(self.text.encode()), "folder": str(self.folder)}
 
     def new_mark(self) -> str:
         """A comment line for the script, by which one push of this order is known again."""
@@ -130,25 +146,34 @@ def read_overrides(recipe: str | None, settings: list[str], script: str = "pipel
     return overrides
 
 
+def owned_metadata(user: str | None, script: str = "pipeline") -> dict[str, Any]:
+    """A script's checked metadata as `user`'s; None: as they stand, where nothing is sent."""
+    path = metadata_of(script)
+    refuse(lint.lint_kernel_metadata(path))
+    metadata = lint.read_metadata(path)
+    if user is not None:
+        metadata["id"] = metadata["id"].replace(OWNER_PLACEHOLDER, user)
+        if split_ref(metadata["id"])[0].lower() != user.lower():
+            print(
+                f"warning: {path.name} says id {metadata['id']}, but the signed-in user is {user}: Kaggle "
+                f"refuses a push for another owner; write {OWNER_PLACEHOLDER} or {user} there",
+                file=sys.stderr,
+            )
+    return metadata
+
+
 def staged_metadata(
-    user: str,
-    accelerator: str | None = None,
+    user: str | None,
+    accelerator: str | None,
     datasets: Sequence[str] = (),
     kernels: Sequence[str] = (),
     script: str = "pipeline",
 ) -> dict[str, Any]:
-    """A script's metadata with the owner filled in and the sources of this push added."""
-    refuse(lint.lint_kernel_metadata(metadata_of(script)))
-    metadata = lint.read_metadata(metadata_of(script))
-    metadata["id"] = str(metadata.get("id", "")).replace(OWNER_PLACEHOLDER, user)
-    if metadata["id"].partition("/")[0].lower() != user.lower():
-        print(
-            f"warning: {metadata_of(script).name} says id {metadata['id']}, but the signed-in user is {user}: Kaggle "
-            f"refuses a push for another owner; write {OWNER_PLACEHOLDER} or {user} there",
-            file=sys.stderr,
-        )
+    """The same with the accelerator and the sources of a push."""
+    metadata = owned_metadata(user, script)
+    owner = user or split_ref(metadata["id"])[0]
     for key, added in (("dataset_sources", datasets), ("kernel_sources", kernels)):
-        full = [ref if "/" in ref else f"{user}/{ref}" for ref in added]
+        full = [ref if "/" in ref else f"{owner}/{ref}" for ref in added]
         metadata[key] = [*(metadata.get(key) or []), *full]
     if accelerator == NO_ACCELERATOR:
         metadata["enable_gpu"] = False
@@ -158,24 +183,24 @@ def staged_metadata(
     return metadata
 
 
-def stage(metadata: dict, overrides: dict, folder: Path, seconds: int | None, script: str = "pipeline") -> Order:
+def stage(metadata: dict[str, Any], overrides: dict[str, Any], folder: Path, time: SessionTime) -> Order:
     """Write and lint the folder that is pushed: the metadata and a copy of the script with its overrides."""
-    source = metadata_of(script).parent / metadata["code_file"]
+    source = lint.KERNEL_METADATA.parent / metadata["code_file"]
     refuse(lint.lint_script(source))
     text = with_overrides(source.read_text(encoding="utf-8"), overrides)
     copy, described = folder / metadata["code_file"], folder / "kernel-metadata.json"
     write_file(copy, text)
     write_file(described, json.dumps(metadata, indent=1) + "\n")
     refuse(lint.lint_kernel_metadata(described) + lint.lint_secrets(copy))
-    return Order(folder, metadata, text, overrides, seconds)
+    return Order(folder, metadata, text, overrides, time.kaggle_seconds)
 
 
 def stage_push(
-    user: str, given: argparse.Namespace, overrides: dict[str, Any], datasets: list[str], script: str = "pipeline"
+    user: str | None, given: argparse.Namespace, overrides: dict, datasets: list[str], script: str = "pipeline"
 ) -> Order:
-    """The same by the options of a push, with `datasets` attached."""
+    """The same by the options of a push, with `datasets` attached; without a `user` to be shown only."""
     metadata = staged_metadata(user, given.accelerator, datasets, given.kernel_source, script)
-    return stage(metadata, overrides, BUILD, SessionTime(given.timeout_minutes).kaggle_seconds, script)
+    return stage(metadata, overrides, BUILD, given.time)
 
 
 def init_owner(user: str) -> None:
@@ -202,30 +227,26 @@ def source_versions(client: KaggleClient, metadata: dict[str, Any], runs: Path) 
 def dataset_version(client: KaggleClient, source: str, runs: Path) -> int:
     """The current version of a dataset; one of ours is waited for, in the version that the record knows."""
     owner, slug = source.split("/")[:2]
-    wanted = recorded_version(runs, f"{owner}/{slug}")
-    if owner != client.username and not wanted:
-        return glance(f"the version of dataset {source}", lambda: client.datasets.current_version(owner, slug), 0)
-    if not wanted and not client.datasets.exists(owner, slug):
-        raise InputError(
-            f"dataset {owner}/{slug} does not exist; make it with python tools/package_dataset.py --run RUN"
-        )
-    return wait_ready(client, owner, slug, wanted, {}, 60 * READY_MINUTES)
+    ref = f"{owner}/{slug}"
+    wanted = recorded_version(runs, ref)
+    if not wanted and not client.datasets.exists(ref):
+        raise InputError(f"dataset {ref} does not exist; make it with python tools/package_dataset.py --run RUN")
+    if wanted or owner == client.username:
+        return wait_ready(client, ref, wanted, {}, 60 * READY_MINUTES)
+    return client.datasets.current_version(ref)  # no mere look: by another number it would be another order
 
 
 def kernel_version(client: KaggleClient, source: str) -> int:
-    """The current version of a kernel whose output is attached; one that still runs is waited for."""
-    owner, slug = source.split("/")[:2]
-    number = client.kernels.shown(owner, slug).number
-    if not number:
+    """The current version of a kernel whose output is attached; one of ours that still runs is waited for."""
+    version = Version(source, client.kernels.shown(source).number)
+    if not version.number:
         raise InputError(f"kernel source {source}: no such kernel for {client.username}; push it first")
-    version = Version(owner, slug, number)
-    status = glance(f"whether {version} still runs", lambda: client.kernels.status(version)[0], "complete")
-    if status not in ENDED:
-        print(f"{version} is {status}: its output can be attached when it is complete", file=sys.stderr)
-        status = wait_for_end(client, version, 60 * SESSION_LIMIT_MINUTES)[0]
+    if version.owner != client.username:
+        return version.number
+    status, _ = wait_for_end(client, version, SessionTime().wait_seconds)
     if status != "complete":
         raise InputError(
             f"kernel source {version} ended {status}, and Kaggle mounts only what is complete; "
-            f"go on from what it left with python tools/ship.py --resume {number}"
+            f"go on from what it left with python tools/ship.py --resume {version.number}"
         )
-    return number
+    return version.number

@@ -7,19 +7,20 @@ import ast
 import sys
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lib import record
 from lib.jobs.fetch import run_folder
 from lib.jobs.lint import OVERRIDES_LINE
-from lib.jobs.order import NO_ACCELERATOR, Order, source_versions
+from lib.jobs.order import NO_ACCELERATOR, Order, add_session_options, source_versions
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Ambiguous, Forbidden, Refused, SourcesRefused
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
-from lib.project import InputError, ToolError, minutes
+from lib.project import InputError, ToolError
 
 FAILED_PUSHES = 3  # so many in a row are no accident
 PUSHES = ("push_started", "pushed", "push_refused")  # events of the record
@@ -50,34 +51,33 @@ def record_pushed(runs: Path, order: Order, made: Version) -> None:
     record.append(runs, "pushed", **about, **version, run=run_folder(runs, made).name)
 
 
+def shown_version(client: KaggleClient, order: Order, mark: str | None) -> Version | None:
+    """Kaggle's current version, if a push of this order made it: the push with this `mark`, or any without one."""
+    shown = client.kernels.shown(order.ref)
+    mark = mark or order.any_mark(shown.text)
+    if not (shown.number and mark and shown.carries(mark)) or shown.lacks(order.metadata):
+        return None  # another push, or one that Kaggle dropped a source of
+    return Version(order.ref, shown.number, mark)
+
+
 def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool = False) -> Version | None:
     """The version that an earlier push of this order made, also one that was cut off before it could say so.
 
     Without a record of it Kaggle's own last version is asked: the record may be lost. `again`: only one cut off.
     """
-    owner, slug = split_ref(order.ref)
     events = [entry for entry in record.find(runs, kernel=order.ref, content=order.content) if entry["event"] in PUSHES]
     last = events[-1] if events else {}
-
-    def check() -> Version | None:
-        shown = client.kernels.shown(owner, slug)
-        mark = last.get("mark") or order.any_mark(shown.text)
-        if not (shown.number and mark and shown.carries(mark)) or shown.lacks(order.metadata):
-            return None  # another push, or one that Kaggle dropped a source of
-        return Version(owner, slug, shown.number, mark)
-
+    look = partial(shown_version, client, order, last.get("mark"))
     found = None
     if last.get("event") == "push_started":  # it may still be on its way through Kaggle
-        found = client.patience.look(check, f"the push of {order.ref} that was begun at {last['time']}")
-    elif not (last or again):
-        found = glance(f"the last version of {order.ref}", check, None)
+        found = client.patience.look(look, f"the push of {order.ref} that was begun at {last['time']}")
+    elif not (events or again):
+        found = glance(f"the last version of {order.ref}", look, None)
     if found is not None:
         record_pushed(runs, order, found)
         return found
-    made = [entry for entry in events if entry["event"] == "pushed"]
-    if again or not made:
-        return None
-    return Version(*split_ref(made[-1].get("made", order.ref)), made[-1]["version"], made[-1].get("mark", ""))
+    made = [Version(entry["made"], entry["version"], entry["mark"]) for entry in events if entry["event"] == "pushed"]
+    return made[-1] if made and not again else None
 
 
 def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, failed: Collection[int] = ()) -> Version:
@@ -88,26 +88,29 @@ def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, fa
             print(f"{found} runs this already (--again pushes anew)", file=sys.stderr)
             return found
         check_quota(client, order.metadata)
-        end = client.patience.now() + client.patience.binding_seconds
-        while True:
-            try:
-                made = push_new(client, order, runs)
-                break
-            except SourcesRefused as error:
-                ready = all(source in order.sources for source in error.sources)
-                if not ready or client.patience.now() >= end:
-                    raise
-                print(f"{error}; it is there, Kaggle may not have bound it yet: trying again", file=sys.stderr)
-                client.patience.sleep(client.patience.poll_limit_seconds / 2)
+        made = push_bound(client, order, runs)
         record_pushed(runs, order, made)
     print(f"pushed {made}: https://www.kaggle.com/code/{made.ref}", file=sys.stderr)
     return made
 
 
-def send(client: KaggleClient, staged: Order, runs: Path, again: bool) -> Version:
-    """Push what is staged, on the current versions of its sources, once these are ready."""
+def push_staged(client: KaggleClient, staged: Order, runs: Path, again: bool) -> Version:
+    """The same on the current versions of the sources, once these are ready."""
     sources = source_versions(client, staged.metadata, runs)
     return push(client, replace(staged, sources=sources), runs, again)
+
+
+def push_bound(client: KaggleClient, order: Order, runs: Path) -> Version:
+    """A push, made anew for a while where Kaggle drops a source that is ready: it may not have bound it yet."""
+    end = client.patience.now() + client.patience.binding_seconds
+    while True:
+        try:
+            return push_new(client, order, runs)
+        except SourcesRefused as error:
+            if not set(error.sources) <= order.sources.keys() or client.patience.now() >= end:
+                raise
+            print(f"{error}; it is there, Kaggle may not have bound it yet: trying again", file=sys.stderr)
+            client.patience.sleep(client.patience.poll_limit_seconds / 2)
 
 
 def push_new(client: KaggleClient, order: Order, runs: Path) -> Version:
@@ -117,19 +120,23 @@ def push_new(client: KaggleClient, order: Order, runs: Path) -> Version:
     record.append(runs, "push_started", **facts, mark=mark)
     try:
         return client.kernels.push(order.metadata, order.text, mark, timeout_seconds=order.session_seconds)
-    except Refused as error:  # may have made a version that lacks a source: a later run must not take it for its own
+    except (Refused, Forbidden) as error:  # there may be a version without a source: no later run must take it
         record.append(runs, "push_refused", **facts)
-        title = "title" in str(error).lower() and "in use" in str(error).lower()
-        hint = "; change title and id in kernel-metadata.json" if title else ""
-        raise error.with_hint(hint) from None
-    except Forbidden as error:
-        record.append(runs, "push_refused", **facts)
-        raise error.with_hint(
-            f"; either {split_ref(order.ref)[0]} is not the signed-in user {client.username} (id in "
-            "kernel-metadata.json), or the account has to be verified by phone"
-        ) from None
+        raise error.with_hint(likely_cause(client, order, error)) from None
     except Ambiguous as error:
         raise error.with_hint(broken_sources(order, runs)) from None
+
+
+def likely_cause(client: KaggleClient, order: Order, error: Refused | Forbidden) -> str:
+    """What to change where Kaggle refuses a push, as far as its answer tells."""
+    if isinstance(error, Forbidden):
+        owner = split_ref(order.ref)[0]
+        return (
+            f"; either {owner} is not the signed-in user {client.username} (id in kernel-metadata.json), or the "
+            "account has to be verified by phone"
+        )
+    said = str(error).lower()
+    return "; change title and id in kernel-metadata.json" if "title" in said and "in use" in said else ""
 
 
 def broken_sources(order: Order, runs: Path) -> str:
@@ -150,25 +157,21 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", action="append", default=[], metavar="REF", help="attach a dataset, [owner/]slug")
     about = "attach the output of a kernel, [owner/]slug: an unfinished run to go on with, or pairs"
     parser.add_argument("--kernel-source", action="append", default=[], metavar="REF", help=about)
-    parser.add_argument("--accelerator", metavar="NAME", help=f"instead of the metadata's; {NO_ACCELERATOR}: CPU only")
     parser.add_argument("--again", action="store_true", help="push even if the same content was pushed before")
-    about = "end of the session, told to Kaggle and to the script (default and at most 720)"
-    parser.add_argument("--timeout-minutes", type=minutes, metavar="M", help=about)
+    add_session_options(parser)
 
 
 def chosen_version(client: KaggleClient, ref: str, number: int | None, runs: Path) -> Version:
     """The version asked for, else the current one; with its mark where the record has it."""
-    owner, slug = split_ref(ref)
-    made = {entry["version"]: entry["mark"] for entry in record.find(runs, event="pushed", made=ref)}
-    if number is not None and number in made:
-        return Version(owner, slug, number, made[number])
-    current = client.kernels.shown(owner, slug).number
-    if not current:
-        raise InputError(f"kernel {ref} does not exist for {client.username}; push it first")
-    if number is not None and not 1 <= number <= current:
-        raise InputError(f"kernel {ref} has no version {number}: the current one is {current}")
-    found = number or current
-    return Version(owner, slug, found, made.get(found, ""))
+    marks = {entry["version"]: entry["mark"] for entry in record.find(runs, event="pushed", made=ref)}
+    if number is None or number not in marks:
+        current = client.kernels.shown(ref).number
+        if not current:
+            raise InputError(f"kernel {ref} does not exist for {client.username}; push it first")
+        if number is not None and not 1 <= number <= current:
+            raise InputError(f"kernel {ref} has no version {number}: the current one is {current}")
+        number = number or current
+    return Version(ref, number, marks.get(number, ""))
 
 
 def settings_of(client: KaggleClient, version: Version, runs: Path) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def settings_of(client: KaggleClient, version: Version, runs: Path) -> dict[str,
     events = record.find(runs, event="pushed", made=version.ref, version=version.number)
     if events:
         return events[-1]["overrides"]
-    found = OVERRIDES_LINE.search(client.kernels.shown(version.owner, version.slug, version.number).text)
+    found = OVERRIDES_LINE.search(client.kernels.shown(version.ref, version.number).text)
     try:
         return ast.literal_eval(found[1] if found else "")
     except (ValueError, TypeError, SyntaxError):

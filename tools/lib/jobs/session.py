@@ -22,7 +22,6 @@ LISTED = 20
 def wait_for_end(client: KaggleClient, version: Version, seconds: float) -> tuple[str, str]:
     """Wait in the queue, then for the end of this very version within `seconds`; (status, failure message)."""
     shown, start = ("", 0), client.patience.now()
-    follower = threading.Thread(target=follow_log, args=(client, version), daemon=True)
 
     def look(enough: Callable[[str], bool]) -> tuple[str, str] | None:
         nonlocal shown
@@ -33,14 +32,16 @@ def wait_for_end(client: KaggleClient, version: Version, seconds: float) -> tupl
             shown = (status, minutes)
         return (status, message) if enough(status) else None
 
-    begun, ended = partial(look, lambda status: status != "queued"), partial(look, ENDED.__contains__)
+    begun = partial(look, lambda status: status != "queued")
     found = client.patience.wait_for(begun, f"kernel {version} in the queue", QUEUE_SECONDS)
-    if found[0] not in ENDED:
-        start = client.patience.now()
-        follower.start()
-        found = client.patience.wait_for(ended, f"kernel {version}", seconds + GRACE_SECONDS)
-    if follower.ident is not None:
-        follower.join(client.patience.poll_seconds * client.patience.pace)
+    if found[0] in ENDED:
+        return found
+    start = client.patience.now()
+    follower = threading.Thread(target=follow_log, args=(client, version), daemon=True)
+    follower.start()
+    ended = partial(look, lambda status: status in ENDED)
+    found = client.patience.wait_for(ended, f"kernel {version}", seconds + GRACE_SECONDS)
+    follower.join(client.patience.poll_seconds * client.patience.pace)
     return found
 
 

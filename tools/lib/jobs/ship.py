@@ -36,31 +36,30 @@ def package_weights(client: KaggleClient, run: Path, runs: Path) -> dataset.Pack
     """The run's weights as a ready dataset."""
     step(f"package {run}")
     staged, version = dataset.publish(client, run, dataset.BUILD, runs)
-    print(f"{staged.metadata['id']} version {version} is ready", file=sys.stderr)
+    print(f"{staged.ref} version {version} is ready", file=sys.stderr)
     return staged
 
 
 def taken_up(client: KaggleClient, arguments: argparse.Namespace, given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The state that an unfinished version left, and the settings that it was pushed with below those `given`."""
-    ref = order.staged_metadata(client.username)["id"]
+    ref = order.owned_metadata(client.username)["id"]
     version = push.chosen_version(client, ref, arguments.resume, arguments.runs)
     step(f"take up version {version.number}")
     folder = fetch.state_of(client, version, arguments.runs)
     settings = push.settings_of(client, version, arguments.runs)
     settings.pop("max_minutes", None)  # of the session that it had
-    return folder, {**settings, **given}
+    return folder, arguments.time.tell({**settings, **given})
 
 
 def run_on_kaggle(
     client: KaggleClient, arguments: argparse.Namespace, overrides: dict[str, Any], datasets: list[str]
 ) -> tuple[Version, Path]:
     """Push, wait, fetch and verify: the kernel's version and the folder with its output."""
-    time = order.SessionTime(arguments.timeout_minutes)
-    staged = order.stage_push(client.username, arguments, time.tell(overrides), datasets)
+    staged = order.stage_push(client.username, arguments, overrides, datasets)
     step(f"push {staged.ref}")
-    version = push.send(client, staged, arguments.runs, arguments.again)
+    version = push.push_staged(client, staged, arguments.runs, arguments.again)
     step(f"wait for version {version.number} and fetch its output")
-    return version, fetch.collect(client, version, arguments.runs, time.wait_seconds)
+    return version, fetch.collect(client, version, arguments.runs, arguments.time.wait_seconds)
 
 
 def check_weights_used(folder: Path, packaged: dataset.Package) -> None:
@@ -68,8 +67,9 @@ def check_weights_used(folder: Path, packaged: dataset.Package) -> None:
     used = open_run(folder).manifest["inputs"].get(kernel.FINAL_MODEL)
     wanted = packaged.files.get(kernel.FINAL_MODEL)  # None: a state to go on from, not weights
     if None not in (used, wanted) and used != wanted:
-        ref = packaged.metadata["id"]
-        raise ToolError(f"{folder}: predicted with other weights than {ref} holds now; push it anew with --again")
+        raise ToolError(
+            f"{folder}: predicted with other weights than {packaged.ref} holds now; push it anew with --again"
+        )
 
 
 def candidate_of(folder: Path, run: Path | None) -> submission.Candidate:

@@ -1,7 +1,7 @@
 """Kaggle as the tools need it: the official SDK, a service at a time, behind typed errors.
 
     client = connect()
-    client.kernels.status(Version(client.username, "aml-align", 3))
+    client.kernels.status(Version("USER/aml-align", 3))
 
 What the SDK does not do is done in the services: credentials found and checked, timeouts, bounded retries, uploads
 and downloads that are verified, versions that are really asked for. A push or a submission is never repeated blindly:

@@ -8,7 +8,7 @@ from typing import Any
 from lib.kaggle_api.errors import Conflict, Forbidden, NotFound, Refused, ServerError
 from lib.kaggle_api.http import Transport, safe_name
 from lib.kaggle_api.login import Login
-from lib.kaggle_api.service import Service, fill
+from lib.kaggle_api.service import Service, fill, split_ref
 
 
 class Datasets(Service):
@@ -20,60 +20,64 @@ class Datasets(Service):
         super().__init__(transport, login.sdk.datasets.dataset_api_client, types)
         self._blobs = login.sdk.blobs.blob_api_client
 
-    def create(self, owner: str, slug: str, title: str, license_name: str, files: list[Path], **about: str) -> int:
-        """Upload `files` as a new private dataset; the version it will have (1). Conflict when the name is in use.
+    def create(self, ref: str, title: str, license_name: str, files: list[Path], **about: str) -> int:
+        """Upload `files` as the new private dataset `ref`, owner/slug; the version it will have (1).
 
-        `about`: subtitle, description.
+        `about`: subtitle, description. Conflict when the name is in use.
         """
+        owner, slug = split_ref(ref)
         request = fill(self._types.ApiCreateDatasetRequest(), owner_slug=owner, slug=slug, title=title, **about)
         fill(request, license_name=license_name, is_private=True, files=self._new_files(files))
-        what = f"creating dataset {owner}/{slug}"
+        what = f"creating dataset {ref}"
 
         def look() -> int | None:
-            return 1 if self.exists(owner, slug) else None
+            return 1 if self.exists(ref) else None
 
         return self.once(what, lambda: _answer(what, self._api.create_dataset(request)), look)
 
-    def create_version(self, owner: str, slug: str, notes: str, files: list[Path], **about: str) -> int:
+    def create_version(self, ref: str, notes: str, files: list[Path], **about: str) -> int:
         """Upload `files` as the next version (they replace all earlier ones); the number it will have."""
-        status, before = self.status(owner, slug)
+        status, before = self.status(ref)
         body = fill(self._types.ApiCreateDatasetVersionRequestBody(), version_notes=notes, **about)
         fill(body, files=self._new_files(files))
-        request = fill(self._types.ApiCreateDatasetVersionRequest(), owner_slug=owner, dataset_slug=slug, body=body)
+        request = self._request_of("ApiCreateDatasetVersionRequest", ref, body=body)
 
         def look() -> int | None:
-            now, version = self.status(owner, slug)
+            now, version = self.status(ref)
             return before + 1 if version > before or (status == "ready" and now != "ready") else None
 
-        what = f"new version of dataset {owner}/{slug}"
+        what = f"new version of dataset {ref}"
         self.once(what, lambda: _answer(what, self._api.create_dataset_version(request)), look)
         return before + 1
 
-    def exists(self, owner: str, slug: str) -> bool:
+    def exists(self, ref: str) -> bool:
         """Whether Kaggle shows it: it answers 403 or 404 for what does not exist, and for a while for what is new."""
         try:
-            self.current_version(owner, slug)
+            self.current_version(ref)
         except (NotFound, Forbidden):
             return False
         return True
 
-    def status(self, owner: str, slug: str) -> tuple[str, int]:
+    def status(self, ref: str) -> tuple[str, int]:
         """(status in lower case, current version; 0 while the first is being processed)."""
-        request = fill(self._types.ApiGetDatasetStatusRequest(), owner_slug=owner, dataset_slug=slug)
-        found = self.call(f"status of dataset {owner}/{slug}", self._api.get_dataset_status, request)
-        return found.status.name.lower(), self.current_version(owner, slug)
+        request = self._request_of("ApiGetDatasetStatusRequest", ref)
+        found = self.call(f"status of dataset {ref}", self._api.get_dataset_status, request)
+        return found.status.name.lower(), self.current_version(ref)
 
-    def current_version(self, owner: str, slug: str) -> int:
+    def current_version(self, ref: str) -> int:
         """The newest version that is ready."""
-        request = fill(self._types.ApiGetDatasetRequest(), owner_slug=owner, dataset_slug=slug)
-        return self.call(f"dataset {owner}/{slug}", self._api.get_dataset, request).current_version_number or 0
+        request = self._request_of("ApiGetDatasetRequest", ref)
+        return self.call(f"dataset {ref}", self._api.get_dataset, request).current_version_number or 0
 
-    def files(self, owner: str, slug: str) -> dict[str, int]:
+    def files(self, ref: str) -> dict[str, int]:
         """Every file of a dataset's current version with its size."""
-        request = fill(self._types.ApiListDatasetFilesRequest(), owner_slug=owner, dataset_slug=slug)
-        what = f"files of dataset {owner}/{slug}"
-        listed = self.items(what, self._api.list_dataset_files, request, "dataset_files")
+        request = self._request_of("ApiListDatasetFilesRequest", ref)
+        listed = self.items(f"files of dataset {ref}", self._api.list_dataset_files, request, "dataset_files")
         return {safe_name(file.name or ""): file.total_bytes for file in listed}
+
+    def _request_of(self, kind: str, ref: str, **values: Any) -> Any:
+        owner, slug = split_ref(ref)
+        return fill(getattr(self._types, kind)(), owner_slug=owner, dataset_slug=slug, **values)
 
     def _new_files(self, paths: list[Path]) -> list:
         """Upload files for a dataset; what stands for each, once every byte of it was acknowledged."""

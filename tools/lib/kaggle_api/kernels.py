@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,16 +33,19 @@ SOURCES = ("dataset", "competition", "kernel", "model")
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a kernel; `mark` is a line of its script that no other version has, where it is known."""
+    """A version of the kernel `ref`; `mark` is a line of its script that no other version has, where it is known."""
 
-    owner: str
-    slug: str
+    ref: str  # owner/slug
     number: int
     mark: str = ""
 
     @property
-    def ref(self) -> str:
-        return f"{self.owner}/{self.slug}"
+    def owner(self) -> str:
+        return split_ref(self.ref)[0]
+
+    @property
+    def slug(self) -> str:
+        return split_ref(self.ref)[1]
 
     def __str__(self) -> str:
         return f"{self.ref} version {self.number}"
@@ -108,67 +112,50 @@ class Kernels(Service):
         `mark` is a comment line that this push adds to the script: it is known by it whatever Kaggle does to texts.
         SourcesRefused when Kaggle drops a source, which the official client lets pass, Refused on another error.
         """
-        owner, slug = split_ref(metadata["id"])
+        asked, what = Version(metadata["id"], 0, mark), f"push of {metadata['id']}"
         request = self._save_request(metadata, f"{text.rstrip()}\n{mark}\n", timeout_seconds)
-        what = f"push of {owner}/{slug}"
         dropped: tuple[str, ...] = ()
 
         def look() -> Version | None:
             nonlocal dropped
-            shown = self.shown(owner, slug)
+            shown = self.shown(asked.ref)
             dropped = shown.lacks(metadata)
-            return Version(owner, slug, shown.number, mark) if shown.number and shown.carries(mark) else None
+            return replace(asked, number=shown.number) if shown.number and shown.carries(mark) else None
 
-        def act() -> Version:
-            answer = self._api.save_kernel(request)
-            made = _made(what, answer, Version(owner, slug, answer.version_number or 0, mark))
-            if not made.number:
-                raise ServerError(f"{what}: Kaggle accepted it without naming a version")
-            return made
-
-        made = self.once(what, act, look)
+        made = self.once(what, lambda: _made(what, self._api.save_kernel(request), asked), look)
         if dropped:
             raise _without(what, made, "", dropped)
         return made
 
-    def shown(self, owner: str, slug: str, version: int | None = None) -> Shown:
+    def shown(self, ref: str, version: int | None = None) -> Shown:
         """The current version with its script, or the one asked for; nothing for a kernel that does not exist."""
-        label = f"v{version}" if version else None
-        request = fill(self._types.ApiGetKernelRequest(), user_name=owner, kernel_slug=slug, version_label=label)
+        request = self._request_of("ApiGetKernelRequest", ref, f"v{version}" if version else None)
         try:
-            found = self.call(f"kernel {owner}/{slug}", self._api.get_kernel, request)
+            found = self.call(f"kernel {ref}", self._api.get_kernel, request)
         except (NotFound, Forbidden):  # Kaggle answers either, as for a kernel that it hides
             return Shown(0, "", frozenset())
         about, text = found.metadata, found.blob.source if found.blob else ""
         sources = [source for kind in SOURCES for source in getattr(about, f"{kind}_data_sources", None) or []]
         return Shown((about.current_version_number if about else 0) or 0, text or "", frozenset(sources))
 
+    def _request_of(self, kind: str, ref: str, label: str | None) -> Any:
+        owner, slug = split_ref(ref)
+        return fill(getattr(self._types, kind)(), user_name=owner, kernel_slug=slug, version_label=label)
+
     # ---- a version ----
     def status(self, version: Version) -> tuple[str, str]:
         """(queued, running, complete, error, cancel_requested, cancel_acknowledged or new_script; failure message)."""
-
-        def ask(label: str | None) -> Any:
-            request = self._request_of("ApiGetKernelSessionStatusRequest", version, label)
-            return self.call(f"status of kernel {version}", self._api.get_kernel_session_status, request)
-
-        found = self._labelled(version, ask)
+        ask = partial(self.call, f"status of kernel {version}", self._api.get_kernel_session_status)
+        found = self._labelled(version, "ApiGetKernelSessionStatusRequest", ask)
         return found.status.name.lower(), found.failure_message or ""
 
     def output(self, version: Version) -> tuple[dict[str, str], str]:
         """({name: signed URL} of all pages, the log as text). The URLs expire: ask again when one is refused."""
-
-        def ask(label: str | None) -> list[Any]:
-            request = self._request_of("ApiListKernelSessionOutputRequest", version, label)
-            return self.pages(f"output of kernel {version}", self._api.list_kernel_session_output, request)
-
-        pages = self._labelled(version, ask)
+        ask = partial(self.pages, f"output of kernel {version}", self._api.list_kernel_session_output)
+        pages = self._labelled(version, "ApiListKernelSessionOutputRequest", ask)
         log = next((page.log for page in pages if page.log), "")
         urls = {safe_name(file.file_name or ""): file.url for page in pages for file in page.files or []}
         return urls, "".join(_log_texts(log))
-
-    def _request_of(self, kind: str, version: Version, label: str | None) -> Any:
-        request = getattr(self._types, kind)()
-        return fill(request, user_name=version.owner, kernel_slug=version.slug, version_label=label)
 
     def download(self, url: str, dest: Path, renew: Callable[[], str], expected_bytes: int | None = None) -> None:
         """Fetch a signed URL to `dest`, resuming `dest`.partial; each further attempt asks `renew` for a fresh one."""
@@ -179,26 +166,27 @@ class Kernels(Service):
 
         self._transport.download(what, stream, dest, expected_bytes)
 
-    def _labelled(self, version: Version, call: Callable[[str | None], T]) -> T:
-        """`call` with the version's label; without one where Kaggle takes none and the current version is this one."""
+    def _labelled(self, version: Version, kind: str, ask: Callable[[Any], T]) -> T:
+        """`ask` for this very version; by no label where Kaggle takes none and the current version is this one."""
+        plain = self._request_of(kind, version.ref, None)
         if version in self._labels_refused or not version.number:
-            return call(None)
+            return ask(plain)
         try:
-            return call(f"v{version.number}")
+            return ask(self._request_of(kind, version.ref, f"v{version.number}"))
         except (Refused, NotFound) as error:
             if not self._refuses_labels(version):
                 raise
-            current = self.shown(version.owner, version.slug)
+            current = self.shown(version.ref)
             if current.number != version.number or (version.mark and not current.carries(version.mark)):
                 hint = f"; and the current version, {current.number}, is not provably version {version.number}"
                 raise error.with_hint(hint) from None
         self._labels_refused.add(version)
-        return call(None)
+        return ask(plain)
 
     def _refuses_labels(self, version: Version) -> bool:
         """Whether Kaggle refuses the label also where only the script is asked for, which every version has."""
         try:
-            return not self.shown(version.owner, version.slug, version.number).text
+            return not self.shown(version.ref, version.number).text
         except KaggleError as error:
             return isinstance(error, Refused)
 
@@ -245,7 +233,7 @@ class Kernels(Service):
         request = fill(self._types.ApiListKernelsRequest(), **order)
         return [
             Listed(
-                Version(*split_ref(one.ref.strip("/").removeprefix("code/")), one.current_version_number or 0),
+                Version(one.ref.strip("/").removeprefix("code/"), one.current_version_number or 0),
                 one.last_run_time.isoformat() if one.last_run_time else "",
                 bool(one.enable_gpu or one.enable_tpu or one.machine_shape),
             )
@@ -282,21 +270,23 @@ def _made(what: str, answer: Any, asked: Version) -> Version:
     """The version that a push made, under the name that Kaggle gave it; an error where it is not what was asked for."""
     if answer.error:
         raise Refused(f"{what}: {answer.error}")
+    made = replace(asked, number=answer.version_number or 0)
     for kind in SOURCES:
         if unknown := getattr(answer, f"invalid_{kind}_sources", None):
-            raise _without(what, asked, f"{kind} ", tuple(unknown))
+            raise _without(what, made, f"{kind} ", tuple(unknown))
+    if not made.number:
+        raise ServerError(f"{what}: Kaggle accepted it without naming a version")
     if tags := answer.invalid_tags:
         print(f"{what}: unknown keywords were dropped: {', '.join(tags)}", file=sys.stderr)
-    named = re.fullmatch(r"/?(?:code/)?([\w-]+)/([\w-]+)/?", answer.ref or "")
-    if named is None or f"{named[1]}/{named[2]}".lower() == asked.ref.lower():
-        return asked
-    made = replace(asked, owner=named[1], slug=named[2])
+    named = re.fullmatch(r"/?(?:code/)?([\w-]+/[\w-]+)/?", answer.ref or "")
+    if named is None or named[1].lower() == asked.ref.lower():
+        return made
     print(
-        f"{what}: Kaggle calls it {made.ref}, which is followed from here; make title and id of "
+        f"{what}: Kaggle calls it {named[1]}, which is followed from here; make title and id of "
         "kernel-metadata.json agree with it",
         file=sys.stderr,
     )
-    return made
+    return replace(made, ref=named[1])
 
 
 def _without(what: str, version: Version, kind: str, sources: tuple[str, ...]) -> SourcesRefused:
