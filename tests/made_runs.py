@@ -17,14 +17,13 @@ VALIDATION = {"pool100_raw": {"mrr": 0.75, "mrr_se": 0.007, "recall@1": 0.6}}
 def made_outputs(
     name: str = "made",
     validation: dict[str, Any] | None = None,
-    pool: int = 100,
     submission: bytes = b"",
     **facts: Any,
 ) -> dict[str, bytes]:
     """The outputs of a finished run, its manifest included; `facts` go into that. Other names, other bytes."""
     about = {"recipe": "align", "device": "cpu", "dtype": "float32", "seconds": {"total": 3.2, "train": 2.0}}
     validation = VALIDATION if validation is None else validation
-    metrics = about | {"validate_seconds": 0.5, "pool": pool, "validation": validation}
+    metrics = about | {"validate_seconds": 0.5, "pool": 100, "validation": validation}
     files = {
         kernel.FINAL_MODEL: f"weights of {name}".encode() * 100,
         kernel.VALIDATED_MODEL: b"validated" * 100,

@@ -62,7 +62,8 @@ def measure(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     data = drawn_once(FULL_SIZE, make_full_size) if arguments.full_size else choose_data(arguments.data)
     if arguments.minutes:
         return anytime.study(arguments.recipes, arguments.minutes, data, output, arguments.set)
-    runs = list(run_all(arguments, data, output))
+    settings = (["epochs=1"] if arguments.full_size else []) + arguments.set
+    runs = list(run_all(arguments.recipes, arguments.seeds, data, output, settings))
     peaks = {key: matmul_peak(*key) for key in dict.fromkeys((run.device, run.dtype) for run in runs)}
     return write_report(runs, peaks, output)
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.data import choose_data
+from lib.data import FILES, choose_data
 from lib.project import InputError
-
-FILES = ("train.npz", "test.clean.npz")
 
 
 @pytest.fixture

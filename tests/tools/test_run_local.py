@@ -257,10 +257,11 @@ def test_weights_of_a_run_that_was_stopped_predict_but_it_is_said(run_local, dat
 # ------------------------------------------------------------------------------------------------------- the folder
 def test_a_finished_folder_is_refused_or_kept(run_local, trained, tmp_path, monkeypatch):
     output = Path(shutil.copytree(trained, tmp_path / "mine"))
-    failed(run_local("--output", output), 2, "holds a finished run")
+    (tmp_path / "mine.1").mkdir()  # an earlier one, kept
+    failed(run_local("--output", output), 2, "holds a finished run; name another --output, or --again")
     script(tmp_path / "new.py", "(output / 'new').touch(); sys.exit(1)", monkeypatch)
-    failed(run_local("--output", output, "--again"), 1)
-    assert check_run(tmp_path / "mine.1").manifest == check_run(trained).manifest
+    assert f"kept as {tmp_path / 'mine.2'}" in failed(run_local("--output", output, "--again"), 1).stderr
+    assert check_run(tmp_path / "mine.2").manifest == check_run(trained).manifest
     assert [path.name for path in output.iterdir()] == ["new"]
 
 
@@ -278,7 +279,7 @@ def test_a_record_that_cannot_be_written_is_told_before_the_work(run_local, tmp_
 def test_a_failed_start_leaves_no_empty_folder(run_local, tmp_path, monkeypatch):
     script(tmp_path / "broken.py", "sys.exit(2)", monkeypatch)
     failed(run_local(), 2)
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["record.jsonl.lock"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["record.jsonl"]
 
 
 # ---------------------------------------------------------------------------------------------------- what it says

@@ -29,19 +29,6 @@ def test_a_place_that_cannot_be_written_names_the_option_that_helps(tmp_path):
         new_folder(tmp_path / "runs", "align")
 
 
-def test_a_finished_folder_is_refused_or_kept_aside(tmp_path, capsys):
-    folder = make_run(tmp_path / "mine")
-    with pytest.raises(InputError, match="holds a finished run; name another --output, or --again"):
-        named_folder(folder, again=False)
-    assert check_run(folder).complete
-    for kept in ("mine.1", "mine.2"):
-        make_run(folder)
-        assert named_folder(folder, again=True) == folder
-        assert not folder.exists()
-        check_run(tmp_path / kept)
-        assert f"kept as {tmp_path / kept}" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("manifest", [None, {"complete": False}])
 def test_an_unfinished_folder_goes_on(tmp_path, manifest):
     folder = make_run(tmp_path / "mine", **(manifest or {}))
@@ -49,13 +36,6 @@ def test_an_unfinished_folder_goes_on(tmp_path, manifest):
         (folder / kernel.MANIFEST).unlink()
     assert named_folder(folder, again=False) == folder == named_folder(folder, again=True)
     assert named_folder(tmp_path / "new", again=False) == tmp_path / "new"
-
-
-def test_one_kernel_at_a_time_works_in_a_folder(tmp_path):
-    with locked(tmp_path / "run"), pytest.raises(InputError, match="a run is at work in it"), locked(tmp_path / "run"):
-        pass
-    with locked(tmp_path / "run"):  # free again
-        pass
 
 
 def test_a_kernel_that_outlives_its_parent_keeps_the_folder(tmp_path):

@@ -45,7 +45,7 @@ def prepare(runs: Path) -> None:
     """See that the record can be written, before hours of work are to be recorded."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        (runs / f"{RECORD}.lock").open("a").close()
+        (runs / RECORD).open("a").close()
     except OSError as error:
         raise InputError(f"{runs}: cannot be written ({error.strerror}); --runs DIR names another place") from None
 
@@ -56,23 +56,15 @@ def append(runs: Path, event: str, **values: Any) -> dict[str, Any]:
     path = runs / RECORD
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        with (runs / f"{RECORD}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _write(path, json.dumps(entry) + "\n")
+        with path.open("ab+", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            file.write((("\n" if torn else "") + json.dumps(entry) + "\n").encode())
+            os.fsync(file)
     except OSError as error:
         raise ToolError(f"{path}: cannot be written ({error.strerror})") from None
     return entry
-
-
-def _write(path: Path, line: str) -> None:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        size = os.fstat(handle).st_size
-        torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-        os.write(handle, (("\n" if torn else "") + line).encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read(runs: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Iterator
@@ -133,10 +132,9 @@ def matmul_peak(device: str, dtype: str) -> float:
     return max(kernel.product_rate(kernel.DTYPES[dtype], place, size) for size in (1024, 1536, 2048, 3072))
 
 
-def run_all(arguments: argparse.Namespace, data: Path, output: Path) -> Iterator[Measured]:
+def run_all(recipes: list[str], seeds: list[int], data: Path, output: Path, settings: list[str]) -> Iterator[Measured]:
     """Every recipe with every seed, one after another, so that none disturbs another's time."""
-    table = [(recipe, seed) for recipe in arguments.recipes for seed in arguments.seeds]
-    settings = (["epochs=1"] if arguments.full_size else []) + arguments.set
+    table = [(recipe, seed) for recipe in recipes for seed in seeds]
     for number, (recipe, seed) in enumerate(table, 1):
         print(f"run {number} of {len(table)}: {recipe}, seed {seed}", file=sys.stderr)
         run = measure(recipe, seed, data, output, settings)

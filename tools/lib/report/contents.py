@@ -193,7 +193,6 @@ def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Sect
     def show(*names: str) -> list[Picture]:
         return [pictures[name] for name in names]
 
-    facts = results["anisotropy"]
     return [
         Section(
             "The official metric",
@@ -229,14 +228,23 @@ def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Sect
         ),
         Section(
             "Distances",
-            "Each prediction against its own image and against random others, for all captions. Two "
-            f"random photos have a cosine of {facts['cosine_image_to_random_image']:.2f}, a prediction and a "
-            f"random photo {facts['cosine_prediction_to_random_image']:.2f}. "
-            + "".join(f"{note}. " for note in results["distance_notes"]),
+            about_distances(results),
             show("distances"),
             [distance_table(results)],
         ),
     ]
+
+
+def about_distances(results: dict[str, Any]) -> str:
+    facts = results["anisotropy"]
+    return " ".join(
+        [
+            "Each prediction against its own image and against random others, for all captions. Two random photos have "
+            f"a cosine of {facts['cosine_image_to_random_image']:.2f}, a prediction and a random photo "
+            f"{facts['cosine_prediction_to_random_image']:.2f}.",
+            *(f"{note}." for note in results["distance_notes"]),
+        ]
+    )
 
 
 def draw_all(
