@@ -92,7 +92,7 @@ def under_way(run: Path) -> list[str]:
     for path in sorted(run.glob(RESUME_STATES)):
         with contextlib.suppress(kernel.UserError, ValueError):  # a damaged one, or a copy by hand, says nothing
             phase, number = path.stem.split("_")[1:]
-            if at := kernel.load_torch(path).get("at"):
+            if (at := kernel.load_torch(path).get("at")) and not at.get("weights"):  # else it is trained
                 what = "candidate" if phase == "validate" else "refit of candidate"
                 lines.append(f"{what} {number} up to epoch {len(at['history']) + 1}")
     return lines

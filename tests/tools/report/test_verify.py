@@ -265,8 +265,8 @@ def test_a_run_that_is_not_finished_says_so(
         (partial / kernel.MANIFEST).write_text(json.dumps(manifest))
         record = json.loads((partial / kernel.METRICS).read_text())
         record["members"] = [{"candidate": 0, "epochs": 0}, {"candidate": 1, "epochs": 2.5}]
-        at = kernel.Position(1e-3, history=[{"epoch": epoch} for epoch in (1, 2, 3)])
-        kernel.save_torch(partial / kernel.RESUME_STATE.format("validate", 2), {"at": vars(at)})
+        at = {"history": [{"epoch": epoch} for epoch in (1, 2, 3)]}
+        kernel.save_torch(partial / kernel.RESUME_STATE.format("validate", 2), {"at": at})
         (partial / kernel.RESUME_STATE.format("validate", 3)).write_bytes(b"damaged")
         (partial / "resume_validate_2_by_hand.pth").write_bytes(b"a copy")
         (partial / kernel.METRICS).write_text(json.dumps(record))

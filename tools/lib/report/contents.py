@@ -13,7 +13,7 @@ from lib import kernel
 from lib.plots import DARK, LIGHT, png_of, themed
 from lib.project import ToolError, figure, write_file
 from lib.report import figures as draw
-from lib.report.numbers import COSINES, Pools, difference_in_words, distances
+from lib.report.numbers import Pools, difference_in_words, distances
 from lib.report.page import Picture, Section, Table, page
 from lib.runs import COSINE, FULL, RAW
 from lib.weights import Validation
@@ -124,7 +124,8 @@ def official_table(results: dict[str, Any]) -> Table:
 def view_table(results: dict[str, Any]) -> Table:
     """The same by view: one caption of every image each."""
     views = list(enumerate(results["retrieval"]["views"], 1))
-    named = {f"caption {number}, {name}": view[name] for name in COSINES for number, view in views}
+    tables = {"raw": RAW, "cosine": COSINE}
+    named = {f"caption {number}, {name}": view[key] for name, key in tables.items() for number, view in views}
     return RETRIEVAL_HEADER, retrieval_rows(named)
 
 

@@ -128,15 +128,6 @@ def calibrate(bundle: Bundle, predictions: np.ndarray, images: np.ndarray) -> di
     }
 
 
-def retrieval(predictions: np.ndarray, images: np.ndarray) -> dict[str, Any]:
-    """The official numbers by view and pooled."""
-    views = [
-        {name: kernel.retrieval_metrics(view, images, kernel.POOL, cosine) for name, cosine in COSINES.items()}
-        for view in predictions
-    ]
-    return {"views": views, "pooled": kernel.evaluate(predictions, images)}
-
-
 def on_seen_images(bundle: Bundle, held: Validation) -> dict[str, Any]:
     """The official numbers on images that were trained on: how much was learnt by heart, no measure of quality."""
     train, seen = held.problem.train, held.problem.train_images[:SEEN]
@@ -161,7 +152,10 @@ def measure(bundle: Bundle, held: Validation, ours: Model, against: Model | None
         "baselines": [baseline_row(model, images) for model in models],
         "against": compare(predictions, against.predictions, images) if against else None,
         "against_closed_form": compare(predictions, others[0].predictions, images),
-        "retrieval": retrieval(predictions, images),
+        "retrieval": {
+            "views": [kernel.evaluate(view[None], images) for view in predictions],
+            "pooled": kernel.evaluate(predictions, images),
+        },
         "without_repulsion": plain,
         "seen": on_seen_images(bundle, held),
         "pool_sizes": numbers.pool_curve(predictions, images),
