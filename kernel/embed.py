@@ -288,9 +288,11 @@ def choose_machine(asked: str) -> tuple[torch.device, torch.dtype]:
 class Encoder:
     """A pretrained model whose tokens are averaged: what both encoders share."""
 
+    option: str  # that names the model
     helper: str  # the class that prepares the model's input
+    use_fast: bool  # its variant
 
-    def __init__(self, name: str, option: str, device: torch.device, dtype: torch.dtype, **settings: Any) -> None:
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         try:
             import transformers  # takes seconds: what is wrong with the input is said before
         except ImportError as error:
@@ -299,17 +301,18 @@ class Encoder:
         transformers.logging.disable_progress_bar()
         log(f"loading {name}")
         try:
-            prepare = getattr(transformers, self.helper).from_pretrained(name, **settings)
+            prepare = getattr(transformers, self.helper).from_pretrained(name, use_fast=self.use_fast)
             model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
             self.width: int = model.config.hidden_size
             self.model = model.eval().to(device, dtype)
         except Exception as error:  # files, network, configuration, memory: each fails in its own way
             raise UserError(
-                f"{option} {name}: cannot be loaded ({first_line(error)}); without internet give the "
+                f"{self.option} {name}: cannot be loaded ({first_line(error)}); without internet give the "
                 "folder of an attached model"
             ) from error
         if lacking := sorted(key for key in info["missing_keys"] if not key.startswith("pooler")):
-            raise UserError(f"{option} {name}: its weights lack {lacking[0]} ({len(lacking)} in all): another model's?")
+            problem = f"its weights lack {lacking[0]} ({len(lacking)} in all): another model's?"
+            raise UserError(f"{self.option} {name}: {problem}")
         self.name, self.prepare, self.device, self.dtype = name, prepare, device, dtype
         log(f"loaded {sum(p.numel() for p in model.parameters()):,} weights, {self.width} numbers a vector")
 
@@ -333,7 +336,7 @@ class Encoder:
 
     def read(self, item: Any) -> Any:
         """What `average` takes of an item; None for a damaged one."""
-        raise NotImplementedError
+        return item
 
     def average(self, items: list[Any]) -> Tensor:
         """(b, width) float32."""
@@ -343,10 +346,8 @@ class Encoder:
 class PhotoEncoder(Encoder):
     """The mean of all tokens, the class token's among them. An item is what `read` made of a photo."""
 
-    helper = "AutoImageProcessor"
-
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(name, "--image-model", device, dtype, use_fast=False)  # Pillow's resizing on every machine
+    option, helper = "--image-model", "AutoImageProcessor"
+    use_fast = False  # Pillow's resizing on every machine
 
     def read(self, item: Path) -> Tensor | None:
         """A photo's pixels (3, height, width), as the model's own processor prepares them; None if it is damaged."""
@@ -366,13 +367,7 @@ class PhotoEncoder(Encoder):
 class TextEncoder(Encoder):
     """The mean of the tokens that are no padding. An item is a caption."""
 
-    helper = "AutoTokenizer"
-
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(name, "--text-model", device, dtype)
-
-    def read(self, item: str) -> str:
-        return item
+    option, helper, use_fast = "--text-model", "AutoTokenizer", True
 
     def average(self, items: list[str]) -> Tensor:
         tokens = self.prepare(items, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")

@@ -285,3 +285,4 @@ def run(kernel: Any, request: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # taking torch apart would take a second

@@ -118,7 +118,7 @@ def check_run(folder: Path) -> Run:
 def payload_of(folder: Path) -> list[str]:
     """The files of a run that a kernel can use: verified weights, or what an unfinished run goes on from."""
     unfinished = (folder / kernel.RESUME_RUN).is_file()
-    run = Run(folder, {}, {}) if unfinished and not (folder / kernel.MANIFEST).exists() else open_run(folder)
+    run = Run(folder, read_json(folder / kernel.MANIFEST, ADVICE, optional=unfinished), {})
     if unfinished and not run.complete:
         return [kernel.RESUME_RUN, *sorted(path.name for path in folder.glob(RESUME_STATES))]
     if not run.complete or kernel.FINAL_MODEL not in run.outputs:

@@ -119,8 +119,9 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
     seen = np.setdiff1d(np.arange(len(train.images)), chosen)
     test = kernel.read_test(kernel.find_file(data, FILES[1]))
     words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
-    views, none = kernel.caption_views(train.image_of, chosen), np.zeros((len(words), 1), np.int32)
-    return Validation(bundle["val_images"], kernel.Problem(train, test, [], none, seen, chosen, views, {}), words)
+    views, no_words = kernel.caption_views(train.image_of, chosen), np.zeros((len(words), 1), np.int32)
+    problem = kernel.Problem(train, test, [], no_words, seen, chosen, views, {})
+    return Validation(bundle["val_images"], problem, words)
 
 
 # ----------------------------------------------------------------------------------------------------- predicting

@@ -71,7 +71,7 @@ def baselines(predictions: np.ndarray, problem: kernel.Problem) -> list[Model]:
     ]
 
 
-def baseline_row(model: Model, images: np.ndarray) -> dict[str, Any]:
+def row_of(model: Model, images: np.ndarray) -> dict[str, Any]:
     """A model's MRR as measured here and, of a run, as it recorded it itself (raw)."""
     tables = kernel.evaluate(model.predictions, images)
     raw, cosine = tables[RAW], tables[COSINE]
@@ -114,7 +114,7 @@ def paired(one: Run, other: Run, data: Path) -> tuple[list[dict[str, Any]], dict
     bundle, _ = load_run(one.folder)
     held = held_out(bundle, data)
     ours, (theirs, _) = model_of(one.folder, bundle, held), other_run(other.folder, bundle, held)
-    rows = [baseline_row(model, held.images) for model in (ours, theirs)]
+    rows = [row_of(model, held.images) for model in (ours, theirs)]
     return rows, compare(ours.predictions, theirs.predictions, held.images)
 
 
@@ -149,7 +149,7 @@ def measure(bundle: Bundle, held: Validation, ours: Model, against: Model | None
         "pools": str(pools),
         "recipe": bundle["knobs"]["recipe"],
         "recorded": ours.recorded,
-        "baselines": [baseline_row(model, images) for model in models],
+        "baselines": [row_of(model, images) for model in models],
         "against": compare(predictions, against.predictions, images) if against else None,
         "against_closed_form": compare(predictions, others[0].predictions, images),
         "retrieval": {
