@@ -971,37 +971,29 @@ def reciprocal_ranks(ranks: np.ndarray, pool: int | None) -> np.ndarray:
     return np.where(ranks <= (TOP if pool else np.inf), 1 / ranks, 0.0)
 
 
-def rank_metrics(ranks: np.ndarray, pool: int | None) -> dict[str, float]:
-    """MRR with its standard error over images, Recall@k and NDCG of ranks (views, images)."""
+def retrieval_metrics(
+    predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL, cosine: bool = False
+) -> dict[str, float]:
+    """The official numbers for predictions (m, d), or several views of them (views, m, d), against gallery (m, d).
+
+    MRR with its standard error over images, Recall@k, NDCG and the mean L2 distance.
+    """
+    views = predictions.reshape(-1, *gallery.shape)
+    ranks = np.stack([true_ranks(view, gallery, pool, cosine) for view in views])
     gains = reciprocal_ranks(ranks, pool)
     return {
         "mrr": float(gains.mean()),
         "mrr_se": float(gains.mean(axis=0).std(ddof=1) / math.sqrt(gains.shape[1])),
         **{f"recall@{k}": float((ranks <= k).mean()) for k in (1, 3, 5, 10, 50)},
         "ndcg": float(np.where(gains > 0, 1 / np.log2(ranks + 1), 0).mean()),
+        "l2": float(np.mean([np.linalg.norm(view - gallery, axis=1).mean() for view in views])),
     }
-
-
-def retrieval_metrics(
-    predictions: np.ndarray, gallery: np.ndarray, pool: int | None = POOL, cosine: bool = False
-) -> dict[str, float]:
-    """The official numbers for predictions (q, d) against gallery (q, d): MRR, Recall@k, NDCG, mean L2 distance."""
-    numbers = rank_metrics(true_ranks(predictions, gallery, pool, cosine)[None], pool)
-    return numbers | {"l2": float(np.linalg.norm(predictions - gallery, axis=1).mean())}
 
 
 def evaluate(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, dict[str, float]]:
     """The three tables for predictions (views, m, d) against m images: pools raw and cosine, whole gallery cosine."""
-    distance = float(np.mean([np.linalg.norm(view - gallery, axis=1).mean() for view in predictions]))
-    tables = {}
-    for name, pool, cosine in (
-        ("pool100_raw", POOL, False),
-        ("pool100_cosine", POOL, True),
-        ("full_cosine", None, True),
-    ):
-        ranks = np.stack([true_ranks(view, gallery, pool, cosine) for view in predictions])
-        tables[name] = rank_metrics(ranks, pool) | {"l2": distance}
-    return tables
+    tables = {"pool100_raw": (POOL, False), "pool100_cosine": (POOL, True), "full_cosine": (None, True)}
+    return {name: retrieval_metrics(predictions, gallery, pool, cosine) for name, (pool, cosine) in tables.items()}
 
 
 @dataclass
@@ -1081,14 +1073,17 @@ def greedy_weights(leads: np.ndarray, rounds: int = 10) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------- training one network
 @dataclass
-class Trained:
-    """A candidate in one phase: its weights on the CPU and how they came to be."""
+class Training:
+    """How far a candidate's training in one phase has come; it is over when there are weights. Saved as it is."""
 
-    weights: dict[str, Tensor]
-    epochs: float  # really trained; fewer than planned where time was short
-    seconds: float
-    watched: float  # of these seconds, what validating and named checkpoints took
-    history: list[dict[str, Any]]  # rows of the training log
+    lr: float  # the candidate's, or half of it where the loss was no number
+    step: int = 0
+    epochs: float = 0.0  # in so many steps; at the end fewer than planned where time was short
+    seconds: float = 0.0
+    watched: float = 0.0  # of these seconds, what validating and named checkpoints took
+    loss_sum: float = 0.0  # of the epoch's steps
+    history: list[dict[str, Any]] = field(default_factory=list)  # rows of the training log
+    weights: dict[str, Tensor] = field(default_factory=dict)  # on the CPU
 
 
 def read_state(path: Path, device: str = "") -> dict[str, Any]:
@@ -1097,11 +1092,10 @@ def read_state(path: Path, device: str = "") -> dict[str, Any]:
         return {}
     try:
         state = load_torch(path)
-        if not {"at", "trained"} & state.keys():
-            raise ValueError("it is no state of a network")
+        state["at"] = Training(**state["at"])
         if device and state.get("device", device) != device:
             raise ValueError("it is of another kind of device, whose random numbers differ")
-    except (UserError, ValueError) as error:  # a new start is as good
+    except (UserError, KeyError, TypeError, ValueError) as error:  # a new start is as good
         log(f"{path.name}: not usable ({first_line(error)}); this network starts anew")
         return {}
     return state
@@ -1154,24 +1148,11 @@ def learning_rate(knobs: Knobs, step: int, progress: float) -> float:
     return knobs.lr * min(warm_up, 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+@dataclass
 class Diverged(Exception):
     """The loss or a weight is no number."""
 
-    def __init__(self, lr: float) -> None:
-        super().__init__(lr)
-        self.lr = lr
-
-
-@dataclass
-class Position:
-    """Where a training stands; saved beside its weights."""
-
     lr: float
-    step: int = 0
-    seconds: float = 0.0
-    watched: float = 0.0
-    loss_sum: float = 0.0  # of the epoch's steps
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -1185,19 +1166,17 @@ class Learner:
     random: torch.Generator  # of initial weights and dropout
     block: int  # rows of logits held at once
 
-    def state(self, at: Position) -> dict[str, Any]:
+    def state(self, at: Training) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
         return {"at": vars(at), "random": self.random.get_state(), "device": self.random.device.type, **parts}
 
-    def take_up(self, state: dict[str, Any]) -> Position:
+    def take_up(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.scaler.is_enabled():  # the state may come from a card of another number type
             self.scaler.load_state_dict(state["scaler"])
         self.random.set_state(state["random"])
-        at = Position(**state["at"])
-        self.knobs = dataclasses.replace(self.knobs, lr=at.lr)  # it may have been halved
-        return at
+        self.knobs = dataclasses.replace(self.knobs, lr=state["at"].lr)  # it may have been halved
 
 
 def new_learner(name: str, knobs: Knobs, task: Task) -> Learner:
@@ -1251,17 +1230,19 @@ def careful_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
 
 def train_network(
     name: str, knobs: Knobs, task: Task, allotted: float, state_file: Path, stop: Stop, watch: Callable[..., dict]
-) -> Trained:
+) -> Training:
     """Train one network to the end of its schedule: its epochs or `allotted` seconds from now, whichever ends first.
 
     The rate follows the larger share of the two, so that it ends at zero on any machine. `name` seeds weights, order
     and dropout; `watch(epoch, last, network)` gives what the epoch's row of the log has beside its loss. Raises
     Interrupted after a signal, its state saved; Diverged; TrainingFailed.
     """
-    learner, at = new_learner(name, knobs, task), Position(knobs.lr)
+    learner, at = new_learner(name, knobs, task), Training(knobs.lr)
     steps = len(epoch_batches(task, knobs, 0))  # an epoch
-    if "at" in (state := read_state(state_file, task.text.device.type)):  # else it is of a training that is over
-        at = learner.take_up(state)
+    state = read_state(state_file, task.text.device.type)
+    if state and not state["at"].weights:  # else it is of a training that is over
+        learner.take_up(state)
+        at = state["at"]
         log(f"{name}: going on from epoch {at.step // steps + 1}, step {at.step % steps}")
     log_row({column: column for column in LOG_COLUMNS})
 
@@ -1302,8 +1283,9 @@ def train_network(
         watched, clock = time.monotonic() - clock, time.monotonic()
         at.seconds, at.watched = at.seconds + watched, at.watched + watched
     refuse_skipped(name, learner, at.step)
-    weights = {key: value.detach().cpu().clone() for key, value in learner.network.state_dict().items()}
-    return Trained(weights, at.step / steps, at.seconds, at.watched, at.history)
+    at.epochs = at.step / steps
+    at.weights = {key: value.detach().cpu().clone() for key, value in learner.network.state_dict().items()}
+    return at
 
 
 def refuse_skipped(name: str, learner: Learner, steps: int) -> None:
@@ -1315,7 +1297,7 @@ def refuse_skipped(name: str, learner: Learner, steps: int) -> None:
         log(f"{name}: {skipped} of {steps} steps were left out: gradients beyond float16")
 
 
-def train_again_if_diverged(name: str, knobs: Knobs, state_file: Path, **others: Any) -> Trained:
+def train_again_if_diverged(name: str, knobs: Knobs, state_file: Path, **others: Any) -> Training:
     """`train_network`; where the loss is no number, once more from the start at half the rate."""
     lr = knobs.lr
     while lr >= knobs.lr / 2:
@@ -1371,18 +1353,23 @@ def make_problem(train: TrainSet, test: TestSet, knobs: Knobs, candidates: list[
     return Problem(train, test, vocabulary, words, train_images, val_images, views, {"pairs": facts})
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """A network of the recipe or of the search, how it was trained, and what validation says of it."""
 
     number: int
     knobs: Knobs
     drawn: bool = False  # by the search
-    named: bool = False  # it leaves the named checkpoints
-    trained: dict[str, Trained] = field(default_factory=dict)  # by phase: "validate", then "refit" on all images
+    begun: set[str] = field(default_factory=set)  # the phases that are done, under way or left out
+    trained: dict[str, Training] = field(default_factory=dict)  # by phase: "validate", then "refit" on all images
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0))  # (views, m, d) for the validation captions
     figures: dict[str, float] = field(default_factory=dict)  # MRR of these by table
     weight: float = 0.0  # in the best blend
+
+    @property
+    def alone(self) -> float:
+        """What it scores by itself, raw and cosine."""
+        return (self.figures["pool100_raw"] + self.figures["pool100_cosine"]) / 2
 
 
 def predictions_of(network: nn.Module, problem: Problem, rows: int) -> np.ndarray:
@@ -1405,12 +1392,10 @@ def blend_of(candidates: list[Candidate], problem: Problem, repulsion: float) ->
     What the search has drawn has a prior like the recipe's own, if alone it is about as good as the best that sees the
     same: a weak one pulls a mean down, and picking by what helps on these images would flatter.
     """
-    alone = [(one.figures["pool100_raw"] + one.figures["pool100_cosine"]) / 2 for one in candidates]
-    best: dict[str, float] = {}
-    for one, score in zip(candidates, alone, strict=True):
-        best[one.knobs.sees] = max(score, best.get(one.knobs.sees, 0.0))
-    good = [not one.drawn or score > best[one.knobs.sees] - 0.01 for one, score in zip(candidates, alone, strict=True)]
-    priors = [one.knobs.prior * counts for one, counts in zip(candidates, good, strict=True)]
+    priors = []
+    for one in candidates:
+        best = max(other.alone for other in candidates if other.knobs.sees == one.knobs.sees)
+        priors.append(one.knobs.prior if not one.drawn or one.alone > best - 0.01 else 0.0)
     return choose_blend([one.predictions for one in candidates], problem.val_vectors, repulsion, priors)
 
 
@@ -1430,73 +1415,87 @@ class Job:
     begun: float = field(default_factory=time.monotonic)
 
 
+@dataclass
 class Plan:
     """Which training comes next and in how much time, from what things were measured to cost."""
 
-    def __init__(
-        self, candidates: list[Candidate], knobs: Knobs, given: dict, problem: Problem, machine: Machine, stop: Stop
-    ) -> None:
-        self.candidates, self.knobs, self.given, self.problem, self.stop = candidates, knobs, given, problem, stop
-        self.workers, self.rate = len(machine.devices), machine.rate  # rate: FLOP/s of a worker in the last training
-        self.judging = self.publishing = 0.5  # seconds, as validating the last candidate and submitting took
-        self.waiting = [one for one in candidates if not one.trained]
-        self.refits = [one.number for one in candidates if "refit" in one.trained]  # done, begun or left out
-        self.running: list[Job] = []
-        self.left_out: list[str] = []
-        self.in_vain = 0  # draws in a row that failed
+    candidates: list[Candidate]  # the recipe's, then those that the search draws, each at its number
+    knobs: Knobs
+    given: dict[str, Any]  # what the user set: no draw changes it
+    problem: Problem
+    machine: Machine
+    stop: Stop
+    judging: float = 0.5  # seconds that validating the last candidate took
+    publishing: float = 0.5  # and the last submission
+    running: dict[Future[Training], tuple[Job, torch.device]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    in_vain: int = 0  # draws in a row that failed
 
-    def next_job(self, members: list[Candidate]) -> Job | None:
+    @property
+    def members(self) -> list[Candidate]:
+        """Of the best blend, heaviest first."""
+        return sorted((one for one in self.candidates if one.weight), key=lambda one: -one.weight)
+
+    @property
+    def waiting(self) -> list[Candidate]:
+        return [one for one in self.candidates if "validate" not in one.begun]
+
+    def next_job(self) -> Job | None:
         """A refit that is due, else the recipe's next candidate, else for `search` a drawn one."""
-        if members and self.stop.signal:
+        if self.members and self.stop.signal:
             return None
-        job = self.next_refit(members) or self.next_waiting(members) or self.next_draw(members)
-        self.running += [job] if job else []
+        job = self.next_refit() or self.next_waiting() or self.next_draw()
+        if job:
+            job.candidate.begun.add(job.phase)
         return job
 
-    def next_refit(self, members: list[Candidate]) -> Job | None:
+    def next_refit(self) -> Job | None:
         """Heaviest first. For a member that has no time for it, its validated weights go on predicting."""
-        for one in self.due(members):
-            self.refits.append(one.number)
+        for one in self.due():
+            one.begun.add("refit")
             if one.knobs.network == "linear" or 0.9 * self.refit_seconds(one) <= self.stop.left():
                 return Job(one, "refit", self.stop.left())
             self.leave_out(f"refit of candidate {one.number}: no time for it; it predicts with its validated weights")
         return None
 
-    def next_waiting(self, members: list[Candidate]) -> Job | None:
+    def next_waiting(self) -> Job | None:
         """The recipe's next candidate, as long as there is a good part of its time, or a second, for it."""
-        if not self.waiting:
+        waiting = self.waiting
+        if not waiting:
             return None
-        first, share = self.waiting[0], self.share(members)
+        first, share = waiting[0], self.share()
         seconds = min(share * self.training_seconds(first.knobs, refit=False), self.stop.left() - self.overhead())
         linear = first.knobs.network == "linear"
         if linear or share >= ENOUGH or seconds >= 1:
             if share < 1 and not linear:
                 log(f"time budget: candidate {first.number} gets {seconds:.0f} s at most")
-            return Job(self.waiting.pop(0), "validate", seconds)
-        for one in self.waiting:
+            return Job(first, "validate", seconds)
+        for one in waiting:
+            one.begun.add("validate")
             self.leave_out(f"candidate {one.number} ({describe(one.knobs, self.knobs)}): no time for it")
-        self.waiting = []
-        return self.next_refit(members)
+        return self.next_refit()
 
-    def share(self, members: list[Candidate]) -> float:
+    def share(self) -> float:
         """What the next candidate gets of its epochs.
 
         Short of time, refits are given up first, for another network is worth more than a tenth more photos; then the
         last candidates, until the others have enough of their epochs. The more photos there are, the fewer epochs are
         enough for two kinds of networks to be better than one.
         """
-        share, begun = 0.0, len(networks_of(self.candidates)) - len(networks_of(self.waiting))
-        for count, refit in [(len(self.waiting), True), *((k, False) for k in range(len(self.waiting), 0, -1))]:
-            training = sum(self.training_seconds(one.knobs, refit) for one in self.waiting[:count])
-            share = (self.spare(members, refit) - count * self.overhead()) / max(1e-9, training)
+        share, waiting = 0.0, self.waiting
+        begun = len(networks_of(self.candidates)) - len(networks_of(waiting))
+        for count, refit in [(len(waiting), True), *((k, False) for k in range(len(waiting), 0, -1))]:
+            training = sum(self.training_seconds(one.knobs, refit) for one in waiting[:count])
+            share = (self.spare(refit) - count * self.overhead()) / max(1e-9, training)
             pair = begun + count == 2 and not refit
             enough = ENOUGH * min(1, MANY / len(self.problem.train_images)) if pair else ENOUGH
             if share >= enough:
                 break
         return share
 
-    def next_draw(self, members: list[Candidate]) -> Job | None:
+    def next_draw(self) -> Job | None:
         """Around a member of the best blend, while there is time for it and its refit."""
+        members = self.members
         if self.knobs.recipe != "search" or not members or self.in_vain >= VAIN or self.knobs.network == "linear":
             return None
         number, tried = len(self.candidates), {one.knobs for one in self.candidates}
@@ -1505,24 +1504,24 @@ class Plan:
         for _ in range(20):  # what was tried before, or takes too long, is drawn anew
             knobs = draw_candidate(draw.choice(bases), self.given, self.problem, draw)
             needed = self.training_seconds(knobs, refit=True) + self.overhead()
-            if knobs not in tried and needed <= self.spare(members, refit=True):
+            if knobs not in tried and needed <= self.spare(refit=True):
                 self.candidates.append(Candidate(number, knobs, drawn=True))
                 log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
                 return Job(self.candidates[-1], "validate", self.stop.left() - self.overhead())
         return None
 
-    def spare(self, members: list[Candidate], refit: bool) -> float:
+    def spare(self, refit: bool) -> float:
         """Seconds of all workers that neither running trainings nor, with `refit`, refits will need."""
-        promised = sum(self.refit_seconds(one) for one in self.unrefitted(members) if refit)
-        for job in self.running:
+        promised = sum(self.refit_seconds(one) for one in self.unrefitted() if refit)
+        for job, _ in self.running.values():
             one, refitting = job.candidate, job.phase == "refit"
             seconds = self.refit_seconds(one) if refitting else self.training_seconds(one.knobs, refit)
             promised += max(0.0, seconds + self.overhead() - (time.monotonic() - job.begun))
-        return self.workers * self.stop.left() - promised
+        return len(self.machine.devices) * self.stop.left() - promised
 
     def training_seconds(self, knobs: Knobs, refit: bool) -> float:
         """Of a candidate, with its refit or without."""
-        once = training_flop(knobs, self.problem) / self.rate
+        once = training_flop(knobs, self.problem) / self.machine.rate
         return once * (1 + self.refit_ratio(knobs)) if refit and self.knobs.refit else once
 
     def overhead(self) -> float:
@@ -1538,20 +1537,21 @@ class Plan:
         epochs = refit_epochs(validated) / validated.epochs if validated.epochs else 1.0
         return validated.seconds * epochs * self.refit_ratio(candidate.knobs)
 
-    def unrefitted(self, members: list[Candidate]) -> list[Candidate]:
-        """Those whose refit is to come."""
-        return [one for one in members if self.knobs.refit and one.number not in self.refits]
+    def unrefitted(self) -> list[Candidate]:
+        """The members whose refit is to come."""
+        return [one for one in self.members if self.knobs.refit and "refit" not in one.begun]
 
-    def due(self, members: list[Candidate]) -> list[Candidate]:
-        """Those whose refit is next: a closed form's at once, a network's when no candidate waits."""
-        return [one for one in self.unrefitted(members) if not self.waiting or one.knobs.network == "linear"]
+    def due(self) -> list[Candidate]:
+        """Those of them whose turn it is: a closed form's at once, a network's when no candidate waits."""
+        waiting = self.waiting
+        return [one for one in self.unrefitted() if not waiting or one.knobs.network == "linear"]
 
     def learn(self, candidate: Candidate) -> None:
         """Learn from a training how fast they are here."""
         trained, knobs = candidate.trained["validate"], candidate.knobs
         if trained.epochs and trained.seconds > trained.watched:
             flop = training_flop(knobs, self.problem) * trained.epochs / knobs.epochs
-            self.rate = flop / (trained.seconds - trained.watched)
+            self.machine.rate = flop / (trained.seconds - trained.watched)
 
     def leave_out(self, what: str) -> None:
         self.left_out.append(what)
@@ -1585,83 +1585,64 @@ def draw_candidate(base: Knobs, given: dict[str, Any], problem: Problem, draw: r
     return with_epochs(dataclasses.replace(base, **{"epochs": 0, **changes, **given}), images)
 
 
-def side_by_side(
-    next_job: Callable[[], Job | None],
-    work: Callable[[Job, torch.device], Trained],
-    devices: list[torch.device],
-    stop: Stop,
-) -> Iterator[tuple[Job, Future[Trained]]]:
-    """Do the jobs that `next_job` gives, one a device at a time, a thread each; yields each as it ends."""
-    free, running = list(devices), {}
-    with ThreadPoolExecutor(len(devices)) as pool:
-        try:
-            while True:
-                while free and (job := next_job()):
-                    device = free.pop(0)
-                    running[pool.submit(work, job, device)] = job, device
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job, device = running.pop(future)
-                    free.append(device)
-                    yield job, future
-        except BaseException:  # of `next_job`, or of whoever takes the results
-            stop.signal = stop.signal or signal.SIGTERM  # what is being trained need not go on for hours
-            raise
-
-
-def refit_epochs(validated: Trained) -> int:
+def refit_epochs(validated: Training) -> int:
     """As many whole epochs as there was time for before."""
     return max(1, int(validated.epochs))
 
 
-def fit_candidate(task: Task, knobs: Knobs) -> Trained:
+def fit_candidate(task: Task, knobs: Knobs) -> Training:
     """The closed form on a task."""
     start = time.monotonic()
     weights = {key: value.cpu() for key, value in fit_closed_form(task, knobs).items()}
-    return Trained(weights, 0.0, time.monotonic() - start, 0.0, [])
+    return Training(knobs.lr, seconds=time.monotonic() - start, weights=weights)
 
 
-@dataclass
-class Run:
-    """A run under way: what is trained so far, the best blend of it, and the submission made of that."""
+@dataclass(kw_only=True)
+class Run(Plan):
+    """A plan that is carried out: what validation has judged, the best blend of it, and the submission made of that."""
 
-    problem: Problem
-    knobs: Knobs
-    machine: Machine
     folder: Folder
-    plan: Plan
-    stop: Stop
     earlier: float  # seconds of the runs that this one goes on from
     loaded: float  # seconds of reading
-    candidates: list[Candidate] = field(default_factory=list)  # that validation has judged
+    judged: list[Candidate] = field(default_factory=list)  # by validation, and not dropped since
     best: Blend | None = None
     failures: list[str] = field(default_factory=list)
     submitted: bool = False  # whether what predicts now has predicted the submission
-    publishing: float = 0.0  # seconds of all publications
-
-    @property
-    def members(self) -> list[Candidate]:
-        """Of the best blend, heaviest first."""
-        return sorted((one for one in self.candidates if one.weight), key=lambda one: -one.weight)
+    predicting: float = 0.0  # seconds of all submissions
 
     def train(self) -> None:
         """Train what the plan gives; whenever validation says that a blend is better, it becomes the submission."""
-        # What the run that this one goes on from has trained, and has not dropped.
-        for candidate in [one for one in self.plan.candidates if one.trained and one.trained["validate"].weights]:
+        for candidate in [one for one in self.candidates if one.trained]:  # by the run that this one goes on from
+            if self.stop.signal and (self.folder.path / MANIFEST).exists():
+                self.best = None  # what that run has submitted is of all of them
+                return
             self.judge(candidate)
         if self.best:
             self.publish()
-        for job, future in side_by_side(self.next_job, self.work, self.machine.devices, self.stop):
-            self.take(job, future)
+        free = list(self.machine.devices)
+        with ThreadPoolExecutor(len(free)) as pool:  # a thread each, which touches its job alone
+            try:
+                while True:
+                    while free and (job := self.next_job()):
+                        device = free.pop(0)
+                        self.running[pool.submit(self.work, job, device)] = job, device
+                    if not self.running:
+                        return
+                    for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+                        job, device = self.running.pop(future)
+                        free.append(device)
+                        self.take(job, future)
+            except BaseException:
+                self.stop.signal = self.stop.signal or signal.SIGTERM  # what is being trained need not go on for hours
+                raise
 
     def next_job(self) -> Job | None:
-        job = self.plan.next_job(self.members)
-        self.folder.write_index(self.machine, self.plan.candidates, self.earlier + run_seconds())
+        job = super().next_job()
+        self.folder.write_index(self.machine, self.candidates, self.earlier + run_seconds())
         return job
 
-    def work(self, job: Job, device: torch.device) -> Trained:
-        """Train a job's candidate from where an interrupted run left it: in a thread, which touches the job alone."""
+    def work(self, job: Job, device: torch.device) -> Training:
+        """Train a job's candidate, from where an interrupted run left it."""
         candidate, name = job.candidate, f"{job.phase} {job.candidate.number}"
         knobs, state_file = candidate.knobs, self.folder.state(job.phase, candidate.number)
         if job.phase == "refit":
@@ -1672,29 +1653,29 @@ class Run:
                 trained = fit_candidate(task, knobs)
             else:
                 others = {"task": task, "allotted": job.allotted, "stop": self.stop}
-                watch = functools.partial(self.watch, job)
-                trained = train_again_if_diverged(name, knobs, state_file, watch=watch, **others)
+                others["watch"] = functools.partial(self.watch, job)
+                trained = train_again_if_diverged(name, knobs, state_file, **others)
         except (RuntimeError, ValueError) as error:  # of torch.linalg too
             raise TrainingFailed(f"candidate {candidate.number}, {job.phase}: {first_line(error)}") from error
-        write_torch(state_file, {"trained": vars(trained)})
+        write_torch(state_file, {"at": vars(trained)})
         return trained
 
     def watch(self, job: Job, epoch: int, last: bool, network: nn.Module) -> dict[str, Any]:
-        """At an epoch's end: validation where it is due, the named checkpoint; the rest of the row of the log."""
+        """At an epoch's end: validation where it is due, of the first network the named checkpoint; its row's rest."""
         candidate, knobs = job.candidate, job.candidate.knobs
         row: dict[str, Any] = {"phase": job.phase, "candidate": candidate.number}
         if job.phase == "validate" and (last or epoch % knobs.eval_every == 0):
             examine(candidate, network, self.problem)
             row |= candidate.figures
-        if job.phase == "validate" and candidate.named and epoch % knobs.checkpoint_every == 0:
+        named = job.phase == "validate" and candidate is networks_of(self.candidates)[0]
+        if named and epoch % knobs.checkpoint_every == 0:
             weights = {key: value.cpu() for key, value in network.state_dict().items()}
             bundle = make_bundle(self.problem, knobs, [member_of(knobs, weights, 1.0)], 0.0)
             write_torch(self.folder.path / CHECKPOINT.format(epoch), bundle)
         return row | {"seconds": round(self.earlier + run_seconds(), 2)}
 
-    def take(self, job: Job, future: Future[Trained]) -> None:
+    def take(self, job: Job, future: Future[Training]) -> None:
         """Take what a job has trained; publish, unless a better submission follows at once."""
-        self.plan.running.remove(job)
         try:
             job.candidate.trained[job.phase] = future.result()
         except Interrupted:
@@ -1707,7 +1688,7 @@ class Run:
                 self.judge(job.candidate)
             else:
                 self.submitted = False
-        soon = sum(map(self.plan.refit_seconds, self.plan.due(self.members)))
+        soon = sum(map(self.refit_seconds, self.due()))
         if self.best and not self.submitted and not 0 < soon < 3 * self.stop.closing:
             self.publish()
 
@@ -1722,46 +1703,46 @@ class Run:
             except (RuntimeError, ValueError) as error:  # out of memory, or numbers that are none
                 self.fail(candidate, f"candidate {candidate.number}, predicting: {error}")
                 return
-        self.candidates.append(candidate)
-        averaged = [one for one in self.candidates if one.predictions.size]
+        averaged = sorted([*self.strongest(), candidate], key=lambda one: one.number)
+        self.judged.append(candidate)
         blend = blend_of(averaged, self.problem, self.knobs.repulsion)
         if self.best is None or blend.mrr > self.best.mrr:
             self.best, self.submitted = blend, False
-            for one in self.candidates:
+            for one in self.judged:
                 one.weight = 0.0
             for one, weight in zip(averaged, blend.weights, strict=True):
                 one.weight = float(weight)
         else:
             figures = f"{blend.mrr:.4f}, the best so far {self.best.mrr:.4f}"
             log(f"candidate {candidate.number} does not help: a blend with it has {figures}")
-        self.plan.learn(candidate)
-        self.let_go(averaged)
-        self.plan.judging, self.plan.in_vain = time.monotonic() - start, 0
-
-    def let_go(self, averaged: list[Candidate]) -> None:
-        """Of more than MOST candidates the weakest drawn one is averaged no more, and goes once it predicts nothing."""
-        if len(averaged) > MOST:
-            weakest = min((one for one in averaged if one.drawn), key=lambda one: one.figures["pool100_raw"])
-            weakest.predictions = np.empty(0)
-        for one in [one for one in self.candidates if not one.predictions.size and not one.weight]:
+        self.learn(candidate)
+        strongest = self.strongest()
+        for one in [one for one in self.judged if one not in strongest and not one.weight]:
             log(f"candidate {one.number} is dropped: the weakest of more than {MOST}")
-            self.candidates.remove(one)
+            self.judged.remove(one)
             self.drop(one)
+        self.judging, self.in_vain = time.monotonic() - start, 0
+
+    def strongest(self) -> list[Candidate]:
+        """What is averaged with a new candidate: the recipe's own, then the best of what the search has drawn."""
+        best_first = sorted(self.judged, key=lambda one: (one.drawn, -one.figures["pool100_raw"], -one.number))
+        return best_first[:MOST]
 
     def drop(self, candidate: Candidate) -> None:
-        """Forget what a drawn candidate was trained to; a state without weights says so to a run that goes on."""
-        candidate.predictions, candidate.trained = np.empty(0), {"validate": Trained({}, 0.0, 0.0, 0.0, [])}
-        write_torch(self.folder.state("validate", candidate.number), {"trained": vars(candidate.trained["validate"])})
-        self.folder.state("refit", candidate.number).unlink(missing_ok=True)
+        """Forget what a drawn candidate was trained to: without a state, a run that goes on leaves it out as well."""
+        forgotten = Candidate(candidate.number, candidate.knobs, drawn=True, begun={"validate"})
+        self.candidates[candidate.number] = forgotten
+        for phase in PHASES:
+            self.folder.state(phase, candidate.number).unlink(missing_ok=True)
 
     def fail(self, candidate: Candidate, error: object) -> None:
         """Note what went wrong; what the search has drawn may fail, only not time and again."""
         what = first_line(error)
         log(f"failed: {what}")
-        self.plan.in_vain += candidate.drawn
-        tolerated = candidate.drawn and self.plan.in_vain < VAIN
-        (self.plan.left_out if tolerated else self.failures).append(what)
-        if candidate.drawn and candidate not in self.candidates:
+        self.in_vain += candidate.drawn
+        tolerated = candidate.drawn and self.in_vain < VAIN
+        (self.left_out if tolerated else self.failures).append(what)
+        if candidate.drawn and candidate not in self.judged:
             self.drop(candidate)
 
     def publish(self, complete: bool = False) -> None:
@@ -1773,10 +1754,10 @@ class Run:
                 save_torch(parts / FINAL_MODEL, final)
                 save_torch(parts / VALIDATED_MODEL, self.bundle(best, "validate"))
                 write_submission(parts / SUBMISSION, test.caption_ids, predicted(final, test, self.machine.devices[0]))
-            self.publishing += time.monotonic() - start
+            self.predicting += time.monotonic() - start
             self.write_records(parts, best, complete)
-        self.plan.publishing = time.monotonic() - start
-        self.stop.closing = max(self.stop.closing, 2 * self.plan.publishing + 1.5)
+        self.publishing = time.monotonic() - start
+        self.stop.closing = max(self.stop.closing, 2 * self.publishing + 1.5)
         if not self.submitted:
             rows = f"{len(test.caption_ids)} rows, read back and checked"
             log(f"submission: {self.folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
@@ -1792,17 +1773,17 @@ class Run:
 
     def write_records(self, parts: Path, best: Blend, complete: bool) -> None:
         """The training log, at the end its picture, metrics.json and the manifest."""
-        trained = {phase: [one.trained[phase] for one in self.candidates if phase in one.trained] for phase in PHASES}
+        trained = {phase: [one.trained[phase] for one in self.judged if phase in one.trained] for phase in PHASES}
         rows = [row for phase in PHASES for one in trained[phase] for row in one.history]
         table = pd.DataFrame(rows, columns=list(LOG_COLUMNS))
         table.to_csv(parts / TRAINING_LOG, index=False)
         if complete and rows:
-            linear = [one.figures["pool100_raw"] for one in self.candidates if one.knobs.network == "linear"]
+            linear = [one.figures["pool100_raw"] for one in self.judged if one.knobs.network == "linear"]
             levels = dict(zip(("the blend", "closed form"), (best.mrr, *linear), strict=False))
             draw_curves(parts / CURVES, table, [one.number for one in self.members], levels)
 
         train, refit = (sum(one.seconds for one in trained[phase]) for phase in PHASES)
-        seconds = {"load": self.loaded, "train": train, "refit": refit, "predict": self.publishing}
+        seconds = {"load": self.loaded, "train": train, "refit": refit, "predict": self.predicting}
         seconds["total"] = self.earlier + run_seconds()
         facts: dict[str, Any] = {
             "recipe": self.knobs.recipe,
@@ -1816,8 +1797,8 @@ class Run:
             "validation": best.tables,
             "pool": min(POOL, len(self.problem.val_images)),
             "weights": "chosen" if best.chosen else "prior",
-            "members": members_of(self.candidates, self.knobs),
-            "left_out": self.plan.left_out,
+            "members": members_of(self.judged, self.knobs),
+            "left_out": self.left_out,
             "failures": self.failures,
             "validate_seconds": round(sum(one.watched for one in trained["validate"]), 4),
             "peak_rss_bytes": peak * (1 if sys.platform == "darwin" else 1024),
@@ -1825,8 +1806,7 @@ class Run:
         }
         write_json(parts / METRICS, facts | metrics)
         keys = ("candidate", "knobs", "weight", "refitted")
-        predicting = members_of(self.members, self.knobs)
-        facts |= {"predicted_by": [{key: one[key] for key in keys} for one in predicting]}
+        facts["predicted_by"] = [{key: one[key] for key in keys} for one in members_of(self.members, self.knobs)]
         stopped = "" if complete and self.stop.signal else self.stop.reason  # a signal now comes too late
         facts |= {"stopped": stopped, "knobs": dataclasses.asdict(self.knobs), **self.problem.read}
         write_manifest(parts, self.folder.path, complete, facts)
@@ -1835,11 +1815,12 @@ class Run:
         """The last publication; the exit code. Raises TrainingFailed where something went wrong."""
         stopped = self.stop.signal  # asked once: a signal during the last publication comes too late
         if self.best:
-            log_report(self.best, self.candidates, self.knobs, self.problem)
+            log_report(self.best, self.judged, self.knobs, self.problem)
             self.publish(complete=not self.failures and not stopped)
         if stopped:  # Kaggle mounts no output of a failed run, so there a valid submission counts
             log(f"stopped by {self.stop.reason}; the same settings and output folder go on from here")
-            return 0 if self.best and "KAGGLE_KERNEL_RUN_TYPE" in os.environ else 128 + stopped
+            submitted = (self.folder.path / SUBMISSION).exists()
+            return 0 if submitted and "KAGGLE_KERNEL_RUN_TYPE" in os.environ else 128 + stopped
         if not self.best:
             raise TrainingFailed("; ".join(self.failures) or "no candidate fits the time; raise --set max_minutes")
         if self.failures:
@@ -1974,9 +1955,13 @@ class Folder:
         """Give candidates what an interrupted run had trained."""
         for one in candidates:
             for phase in PHASES:
-                if not (trained := read_state(self.state(phase, one.number)).get("trained")):
+                state = read_state(self.state(phase, one.number))
+                if not state or not state["at"].weights:
                     break
-                one.trained[phase] = Trained(**trained)
+                one.trained[phase] = state["at"]
+            one.begun = {*one.trained}
+            if one.drawn and not self.state("validate", one.number).exists():
+                one.begun.add("validate")  # the search has dropped it
 
     def write_index(self, machine: Machine, candidates: list[Candidate], seconds: float) -> None:
         """What a run that goes on from here needs to know before it reads a state."""
@@ -2071,7 +2056,7 @@ def log_report(best: Blend, candidates: list[Candidate], knobs: Knobs, problem: 
         log(f"candidate {number}: {knobs_of_it}")
     kind = "chosen" if best.chosen else "the priors: choosing gains less than its error"
     log(f"weights {kind}; repulsion {best.repulsion:g} of up to {knobs.repulsion:g}")
-    without = [one for one in candidates if one.predictions.size and not one.knobs.pairs]
+    without = [one for one in candidates if not one.knobs.pairs]
     if knobs.pairs_compare and without:
         raw, cosine, _ = (table["mrr"] for table in blend_of(without, problem, knobs.repulsion).tables.values())
         log(f"without extra pairs: raw {raw:.4f}, cosine {cosine:.4f}")
@@ -2327,7 +2312,7 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     recipe = [with_epochs(one, len(problem.images_of("refit", one.pairs))) for one in recipe]
 
     make_folder(output)
-    form = [*LOG_COLUMNS, *(one.name for kind in (Trained, Position) for one in dataclasses.fields(kind))]
+    form = [*LOG_COLUMNS, *(one.name for one in dataclasses.fields(Training))]
     made_of = json.dumps([problem.read, [*map(fixed, recipe)], form])
     folder = Folder(output, knobs, hashlib.sha256(made_of.encode()).hexdigest())
     index = folder.read_index(source)
@@ -2337,13 +2322,11 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     everything = enumerate([*recipe, *index.get("drawn", [])])
     candidates = [Candidate(number, one, drawn=number >= len(recipe)) for number, one in everything]
     folder.take_up(candidates)
-    if networks := networks_of(candidates):
-        networks[0].named = True
 
     machine = choose_machine(knobs, index)
     log(f"recipe: {knobs.recipe}, {len(candidates)} candidate(s), seed {knobs.seed}")
-    plan = Plan(candidates, knobs, given, problem, machine, stop)
-    run = Run(problem, knobs, machine, folder, plan, stop, index.get("seconds", 0.0), loaded)
+    plan = (candidates, knobs, given, problem, machine, stop)
+    run = Run(*plan, folder=folder, earlier=index.get("seconds", 0.0), loaded=loaded)
     run.train()
     return run.end()
 

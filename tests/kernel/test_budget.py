@@ -98,14 +98,14 @@ def test_enough_time_leaves_nothing_out(server, data: Path, tmp_path: Path):
 def test_refits_without_time_are_left_out_and_said(kernel, data: Path, tmp_path: Path, run_here, monkeypatch, capsys):
     """The heaviest member is refitted first; who has no time predicts with its validated weights."""
 
-    def next_refit(plan: Any, members: list[Any]) -> Any:
-        networks = [one for one in members if one.knobs.network != "linear"]
+    def next_refit(plan: Any) -> Any:
+        networks = [one for one in plan.members if one.knobs.network != "linear"]
         if plan.waiting or len(networks) < 2:
             return None
         plan.stop.deadline = time.monotonic() + plan.stop.closing + 60
         for one, seconds in zip(networks, (5.0, 500.0, 500.0, 500.0, 500.0), strict=False):
             one.trained["validate"].seconds = seconds
-        return right(plan, members)
+        return right(plan)
 
     right = kernel.Plan.next_refit
     monkeypatch.setattr(kernel.Plan, "next_refit", next_refit)
@@ -188,7 +188,7 @@ def plan_for(kernel, lab) -> Callable[..., Any]:
         candidates = [kernel.Candidate(number, lab.knobs(**knobs)) for number in range(networks)]
         machine = kernel.Machine([torch.device("cpu")], torch.float32, 1.0)
         made = kernel.Plan(candidates, lab.knobs(**knobs), {}, problem, machine, stop)
-        made.rate = kernel.training_flop(candidates[0].knobs, problem) / 10
+        machine.rate = kernel.training_flop(candidates[0].knobs, problem) / 10
         made.judging = made.publishing = stop.closing = 0.0
         stop.deadline = time.monotonic() + seconds
         return made
@@ -215,7 +215,7 @@ def plan_for(kernel, lab) -> Callable[..., Any]:
 def test_short_of_time_refits_then_the_last_networks_go(
     plan_for, networks: int, seconds: float, refit: bool, share: float
 ):
-    assert plan_for(seconds, networks, refit=refit).share([]) == pytest.approx(share, rel=0.02)
+    assert plan_for(seconds, networks, refit=refit).share() == pytest.approx(share, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -235,44 +235,49 @@ def test_of_many_photos_two_kinds_share_what_is_enough_for_one(
 ):
     plan = plan_for(seconds, networks)
     monkeypatch.setattr(kernel, "MANY", len(plan.problem.train_images) / 4)
-    assert plan.share([]) == pytest.approx(share, rel=0.02)
+    assert plan.share() == pytest.approx(share, rel=0.02)
 
 
 def test_refits_of_networks_wait_for_the_last_candidate_and_the_closed_forms_does_not(kernel, plan_for):
     plan = plan_for(1000.0, networks=3)
-    first, second, third = plan.candidates
-    linear = kernel.Candidate(3, kernel.dataclasses.replace(first.knobs, network="linear"))
-    for one in (first, second, third, linear):
-        one.trained["validate"] = kernel.Trained({}, 1.0, 10.0, 0.0, [])
-    found = [plan.next_job(members) for members in ([], [first], [first, linear], [first])]
-    found += [plan.next_job([second, first, third]) for _ in range(3)]
-    assert [(job.candidate.number, job.phase) for job in found] == [
-        *[(0, "validate"), (1, "validate"), (3, "refit"), (2, "validate")],
-        *[(1, "refit"), (0, "refit"), (2, "refit")],
-    ]
-    assert plan.next_job([second, first, third]) is None
+    first = plan.candidates[0]
+    linear = kernel.Candidate(3, kernel.dataclasses.replace(first.knobs, network="linear"), begun={"validate"})
+    plan.candidates.append(linear)
+
+    def next_with(*weights: float) -> Any:
+        """The next job, where these are the candidates' weights in the best blend."""
+        for one, weight in zip(plan.candidates, weights, strict=True):
+            one.trained["validate"], one.weight = kernel.Training(1e-3, epochs=1.0, seconds=10.0), weight
+        job = plan.next_job()
+        return job and (job.candidate.number, job.phase)
+
+    assert next_with(0, 0, 0, 0) == (0, "validate")
+    assert next_with(1, 0, 0, 0) == (1, "validate")
+    assert next_with(0.6, 0, 0, 0.4) == (3, "refit")
+    assert next_with(1, 0, 0, 0) == (2, "validate")
+    assert [next_with(0.3, 0.5, 0.2, 0) for _ in range(4)] == [(1, "refit"), (0, "refit"), (2, "refit"), None]
 
 
 @pytest.mark.parametrize(("network", "drawn"), [("align", True), ("linear", False)])
 def test_no_draw_around_a_formula(kernel, plan_for, network: str, drawn: bool):
     """Nothing that is drawn would change it."""
     plan = plan_for(1000.0, networks=1, recipe="search", network=network)
-    plan.waiting = []
-    plan.candidates[0].trained["validate"] = kernel.Trained({}, 1.0, 10.0, 0.0, [])
-    assert (plan.next_draw(plan.candidates) is not None) == drawn
+    (one,) = plan.candidates
+    one.trained["validate"], one.begun, one.weight = kernel.Training(1e-3, epochs=1.0, seconds=10.0), {"validate"}, 1.0
+    assert (plan.next_draw() is not None) == drawn
 
 
 def test_trainings_of_less_than_a_second_are_shortened_too(kernel, plan_for):
     plan = plan_for(0.9)
-    plan.rate *= 20  # half a second each
-    job = plan.next_job([])
+    plan.machine.rate *= 20  # half a second each
+    job = plan.next_job()
     assert job.candidate.number == 0
     assert job.allotted == pytest.approx(0.45, rel=0.1)
 
 
 def test_what_has_less_than_a_second_is_left_out(plan_for):
     plan = plan_for(0.5)
-    assert plan.next_job([]) is None
+    assert plan.next_job() is None
     assert [line.split(" (")[0] for line in plan.left_out] == ["candidate 0", "candidate 1"]
 
 

@@ -163,7 +163,7 @@ def test_a_state_of_another_device_is_a_new_start(kernel, lab, capsys):
     problem = lab.problem()
     whole = lab.train(problem)
     stopped(kernel, lab, 30, problem=problem)
-    content = kernel.read_state(lab.state_file)
+    content = kernel.load_torch(lab.state_file)
     content["random"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's
     kernel.write_torch(lab.state_file, content | {"device": "cuda"})
     found = lab.train(problem)
@@ -172,8 +172,8 @@ def test_a_state_of_another_device_is_a_new_start(kernel, lab, capsys):
 
 
 def test_a_network_that_is_trained_is_taken_up_on_any_device(kernel, lab):
-    kernel.write_torch(lab.state_file, {"trained": vars(lab.train())})
-    assert "trained" in kernel.read_state(lab.state_file, "cuda")
+    kernel.write_torch(lab.state_file, {"at": vars(lab.train())})
+    assert kernel.read_state(lab.state_file, "cuda")["at"].weights
 
 
 # ------------------------------------------------------------------------------------------------ tracing

@@ -159,8 +159,8 @@ def test_a_stop_before_the_refits_leaves_them_to_be_done(
 ):
     arguments, right = command(data, tmp_path / "out"), kernel.Plan.next_refit
 
-    def stopped(plan: Any, members: list[Any]) -> Any:
-        job = right(plan, members)
+    def stopped(plan: Any) -> Any:
+        job = right(plan)
         if job and job.candidate.number == 1:
             plan.stop.signal = signal.SIGTERM
         return job
@@ -275,6 +275,34 @@ def test_a_resumed_run_keeps_the_better_blend_of_the_one_before(kernel, data, tm
     assert shas[0] == shas[1]
 
 
+def test_a_signal_while_earlier_candidates_are_judged_leaves_what_they_submitted(
+    kernel, data: Path, tmp_path: Path, run_here, monkeypatch
+):
+    """A long search has many: neither are all of them judged first, nor is the blend of a few submitted."""
+    arguments, output = [*command(data, tmp_path / "out", "ensemble"), "--set=epochs=1"], tmp_path / "out"
+    end, judge, judged = kernel.Run.end, kernel.Run.judge, list[int]()
+
+    def stopped_at_the_end(run: Any) -> int:
+        run.stop.signal = signal.SIGTERM
+        return end(run)
+
+    def stopped_at_the_second(run: Any, candidate: Any) -> None:
+        judge(run, candidate)
+        judged.append(candidate.number)
+        run.stop.signal = signal.SIGTERM if len(judged) == 2 else 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel.Run, "end", stopped_at_the_end)
+        assert run_here(*arguments) == 143
+    before = sha256_of(output / SUBMISSION), sha256_of(output / MANIFEST)
+    monkeypatch.setattr(kernel.Run, "judge", stopped_at_the_second)
+    assert run_here(*arguments) == 143
+    assert judged == [0, 1]
+    assert (sha256_of(output / SUBMISSION), sha256_of(output / MANIFEST)) == before
+    check_submitted(kernel, output)
+    assert (output / "resume_run.json").exists()
+
+
 # --------------------------------------------------------------------------------------- changed or damaged
 @pytest.fixture
 def interrupted(server, data: Path, tmp_path: Path) -> tuple[Path, list[str]]:
@@ -342,7 +370,7 @@ def test_a_lost_state_is_a_new_start_of_its_refit_too(
     with monkeypatch.context() as patch:
         patch.setattr(kernel.Run, "end", stopped)
         assert run_here(*command(data, output)) == 143
-    assert kernel.read_state(output / "resume_refit_1.pth")["trained"]
+    assert kernel.read_state(output / "resume_refit_1.pth")["at"].weights
     (output / "resume_validate_1.pth").unlink()
     succeeded(server.run(*command(data, output)))
     assert_same(output, undisturbed("align"))

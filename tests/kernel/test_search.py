@@ -21,8 +21,8 @@ def search(kernel, data: Path, tmp_path: Path, run_here, monkeypatch) -> Callabl
     draw, train, end = kernel.Plan.next_draw, kernel.train_network, kernel.Run.end
 
     def run(drawn: int = 6, fails: Callable[[int], bool] = lambda number: False, stopped: bool = False) -> int:
-        def next_draw(plan: Any, members: list[Any]) -> Any:
-            return draw(plan, members) if len(plan.candidates) < len(OWN) + drawn else None
+        def next_draw(plan: Any) -> Any:
+            return draw(plan) if len(plan.candidates) < len(OWN) + drawn else None
 
         def train_network(name: str, *others: Any, **named: Any) -> Any:
             run.trained.append(name)
@@ -76,9 +76,8 @@ def test_what_was_dropped_has_no_weights_on_disk_and_is_not_trained_again(kernel
     assert search(stopped=True) == 143
     kept = numbers(output)
     for number in range(6 + 6):
-        state = kernel.read_state(output / f"resume_validate_{number}.pth")["trained"]
-        assert bool(state["weights"]) == (number in kept), number
-    assert len(list(output.glob("resume_refit_*"))) <= len(kept)
+        assert (output / f"resume_validate_{number}.pth").exists() == (number in kept), number
+        assert number in kept or not (output / f"resume_refit_{number}.pth").exists(), number
     assert search() == 0
     assert not [name for name in search.trained if name.startswith("validate")]
     check_submitted(kernel, output)
