@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from forked import failed, succeeded
+from forked import Ended, Tool, failed, succeeded
 
 
 @pytest.fixture
@@ -21,16 +23,22 @@ def answers(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def score(tool: Tool, answers: Path) -> Callable[..., Ended]:
+    """The tool, against these answers; a later --solution wins."""
+    return partial(tool, "verify", "--solution", answers)
+
+
 def submission(path: Path, vectors: np.ndarray, kernel) -> Path:
     kernel.write_submission(path, np.arange(1, len(vectors) + 1), vectors.astype(np.float32))
     return path
 
 
-def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, tool, kernel) -> None:
+def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, score, kernel) -> None:
     images = np.load(answers)["images/embeddings"]
     guess = images + 4 * np.random.default_rng(0).normal(size=images.shape)
     path = submission(tmp_path / "guess.csv", guess, kernel)
-    found = json.loads(succeeded(tool("verify", "--solution", answers, "--run", path, "--json")).stdout)
+    found = json.loads(succeeded(score("--run", path, "--json")).stdout)
     ranks = [
         1 + sum(g @ other >= g @ own for j, other in enumerate(images) if j != i)
         for i, (g, own) in enumerate(zip(guess, images, strict=True))
@@ -39,25 +47,25 @@ def test_a_submission_against_known_answers(answers: Path, tmp_path: Path, tool,
     assert found["scores"]["pool100_raw"]["mrr"] == pytest.approx(np.mean(gains), abs=1e-4)
     assert found["scores"]["pool100_raw"]["mrr_se"] == pytest.approx(np.std(gains, ddof=1) / 10, abs=1e-4)
     assert (found["captions"], found["pool"], found["against"]) == (100, 100, None)
-    text = tool("verify", "--solution", answers, "--run", path).stdout
+    text = score("--run", path).stdout
     assert re.search(rf"^raw: the official metric +{np.mean(gains):.4f} ", text, re.MULTILINE)
     assert "100 captions in pools of 100" in text
 
 
-def test_two_submissions_are_compared(answers: Path, tmp_path: Path, tool, kernel) -> None:
+def test_two_submissions_are_compared(answers: Path, tmp_path: Path, score, kernel) -> None:
     images = np.load(answers)["images/embeddings"]
     good = submission(tmp_path / "good.csv", images, kernel)
     bad = submission(tmp_path / "bad.csv", np.random.default_rng(1).normal(size=images.shape), kernel)
-    text = tool("verify", "--solution", answers, "--run", good, "--against", bad).stdout
+    text = score("--run", good, "--against", bad).stdout
     assert f"Better than {bad}: sure (raw MRR +0.9" in text
 
 
-def test_a_run_s_own_submission_is_found(answers: Path, tmp_path: Path, tool, kernel) -> None:
+def test_a_run_s_own_submission_is_found(answers: Path, tmp_path: Path, score, kernel) -> None:
     run = tmp_path / "runs" / "20260101-000000-align"
     run.mkdir(parents=True)
     submission(run / kernel.SUBMISSION, np.load(answers)["images/embeddings"], kernel)
     for place in ("--run", run), ("--runs", run.parent):
-        found = json.loads(tool("verify", "--solution", answers, *place, "--json").stdout)
+        found = json.loads(score(*place, "--json").stdout)
         assert found["submission"] == str(run / kernel.SUBMISSION)
         assert found["scores"]["pool100_raw"]["recall@1"] > 0.99
 
@@ -74,20 +82,20 @@ def test_a_run_s_own_submission_is_found(answers: Path, tmp_path: Path, tool, ke
     ],
 )
 def test_answers_that_do_not_fit_are_named(
-    answers: Path, tmp_path: Path, tool, kernel, change: dict, message: str
+    answers: Path, tmp_path: Path, score, kernel, change: dict, message: str
 ) -> None:
     arrays = dict(np.load(answers))
     csv = submission(tmp_path / "guess.csv", arrays["images/embeddings"], kernel)
     np.savez(answers, **{key: array for key, array in (arrays | change).items() if array is not None})
-    failed(tool("verify", "--solution", answers, "--run", csv), 2, message)
+    failed(score("--run", csv), 2, message)
 
 
-def test_what_cannot_be_read_is_named(answers: Path, tmp_path: Path, tool, kernel) -> None:
+def test_what_cannot_be_read_is_named(answers: Path, tmp_path: Path, score, kernel) -> None:
     csv = submission(tmp_path / "guess.csv", np.load(answers)["images/embeddings"], kernel)
-    failed(tool("verify", "--solution", answers, "--run", csv, "--data", tmp_path), 2, "leave out --data and --output")
-    failed(tool("verify", "--solution", answers, "--run", tmp_path / "none.csv"), 2, "no such submission")
-    failed(tool("verify", "--solution", answers, "--run", tmp_path), 2, "no such submission")
-    failed(tool("verify", "--solution", tmp_path / "none.npz", "--run", csv), 2, "not a readable npz")
-    failed(tool("verify", "--solution", csv, "--run", csv), 2, "not a readable npz")
+    failed(score("--run", csv, "--data", tmp_path), 2, "leave out --data and --output")
+    failed(score("--run", tmp_path / "none.csv"), 2, "no such submission")
+    failed(score("--run", tmp_path), 2, "no such submission")
+    failed(score("--solution", tmp_path / "none.npz", "--run", csv), 2, "not a readable npz")
+    failed(score("--solution", csv, "--run", csv), 2, "not a readable npz")
     answers.write_bytes(answers.read_bytes()[:-200])
-    failed(tool("verify", "--solution", answers, "--run", csv), 2, "not a readable npz")
+    failed(score("--run", csv), 2, "not a readable npz")

@@ -11,6 +11,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 
 from drawn import TINY, draw_data
-from forked import failed, succeeded
+from forked import Ended, Tool, failed, succeeded
 from lib import plots
 from lib.report import contents, figures, numbers
 from lib.report.page import Picture
@@ -41,26 +43,32 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what is measured and said: pictures without their drawing."""
+def verify(tool: Tool, data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """The tool on the data of the runs, for tests of what is measured and said: no picture is drawn."""
     pictures = {name: Picture(f"{name} 1", b"light", b"dark") for name in FIGURES}
     monkeypatch.setattr(contents, "draw_all", lambda *_: pictures)
+    return partial(tool, "verify", "--data", data)
+
+
+@pytest.fixture(scope="module")
+def page(verified: tuple[Path, dict]) -> str:
+    """The report as a browser gets it."""
+    return (verified[0] / "report.html").read_text(encoding="utf-8")
 
 
 # ----------------------------------------------------------------------------------------------------------- outputs
 
 
-def test_every_figure_is_written_and_inlined(verified: tuple[Path, dict]) -> None:
+def test_every_figure_is_written_and_inlined(verified: tuple[Path, dict], page: str) -> None:
     output, _ = verified
     assert {path.stem for path in output.glob("*.png")} == FIGURES
     assert {path.stem for path in output.glob("dark/*.png")} == FIGURES
-    text = (output / "report.html").read_text(encoding="utf-8")
     for attribute, folder in (("src", output), ("srcset", output / "dark")):
-        inlined = [base64.b64decode(code) for code in re.findall(rf'{attribute}="data:image/png;base64,([^"]+)"', text)]
+        inlined = [base64.b64decode(code) for code in re.findall(rf'{attribute}="data:image/png;base64,([^"]+)"', page)]
         assert sorted(inlined) == sorted(path.read_bytes() for path in folder.glob("*.png"))
-    assert "http://" not in text
-    assert "https://" not in text
-    assert "<b>" not in text
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<b>" not in page
     assert not list(output.rglob(".*"))
 
 
@@ -74,9 +82,8 @@ def test_a_dark_page_has_dark_pictures(verified: tuple[Path, dict]) -> None:
         assert corners[1] < 100
 
 
-def test_titles_state_numbers(verified: tuple[Path, dict]) -> None:
-    text = (verified[0] / "report.html").read_text(encoding="utf-8")
-    titles = re.findall(r'alt="([^"]+)"', text)
+def test_titles_state_numbers(page: str) -> None:
+    titles = re.findall(r'alt="([^"]+)"', page)
     assert len(titles) == len(FIGURES)
     assert [title for title in titles if not re.search(r"\d", title)] == []
 
@@ -94,9 +101,8 @@ def test_the_sheet_of_the_median_says_of_whom(run: Path, data: Path) -> None:
     assert " ".join(titles[1].split()) == "A median caption finds its photo at rank 7 of 100"
 
 
-def test_the_page_opens_with_the_metric_and_the_verdict(verified: tuple[Path, dict]) -> None:
-    text = html.unescape((verified[0] / "report.html").read_text(encoding="utf-8"))
-    results = verified[1]
+def test_the_page_opens_with_the_metric_and_the_verdict(verified: tuple[Path, dict], page: str) -> None:
+    text, results = html.unescape(page), verified[1]
     places = [
         text.index(part)
         for part in (
@@ -121,35 +127,20 @@ onload = () => {{ found.textContent = JSON.stringify([...document.querySelectorA
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine (apt-get install chromium)")
-def test_the_page_can_be_read_in_a_browser(verified: tuple[Path, dict], tmp_path: Path) -> None:
+def test_the_page_can_be_read_in_a_browser(page: str, tmp_path: Path) -> None:
     """Frames of a phone's and a desktop's width: every figure is there, its smallest letters can be read, and nothing
     is wider than the screen but tables, which scroll by themselves."""
-    report = html.escape((verified[0] / "report.html").read_text(encoding="utf-8"))
+    style = "border:0;width:{}px;height:900px"
     frames = "".join(
-        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{report}"></iframe>' for width in (390, 1280)
+        f'<iframe style="{style.format(width)}" srcdoc="{html.escape(page)}"></iframe>' for width in (390, 1280)
     )
     (tmp_path / "measure.html").write_text(MEASURE.format(frames=frames), encoding="utf-8")
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-dev-shm-usage",
-    ]
+    off = ["gpu", "quic", "sync", "background-networking", "component-update", "dev-shm-usage"]
+    flags = ["--headless", "--no-sandbox", "--no-first-run", "--window-size=1400,1000", "--dump-dom"]
+    flags += [f"--disable-{name}" for name in off]
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # its socket's path must not be long
         done = subprocess.run(
-            [
-                CHROMIUM,
-                *flags,
-                f"--user-data-dir={short}/profile",
-                "--window-size=1400,1000",
-                "--dump-dom",
-                (tmp_path / "measure.html").as_uri(),
-            ],
+            [CHROMIUM, *flags, f"--user-data-dir={short}/profile", (tmp_path / "measure.html").as_uri()],
             capture_output=True,
             text=True,
             timeout=120,
@@ -157,31 +148,29 @@ def test_the_page_can_be_read_in_a_browser(verified: tuple[Path, dict], tmp_path
         )
     found = re.search(r'<pre id="found">(\[.*?\])</pre>', done.stdout)
     assert found, done.stderr[-2000:]
-    for page, width in zip(json.loads(html.unescape(found[1])), (390, 1280), strict=True):
-        assert len(page["images"]) == len(FIGURES)
-        assert min(page["images"]) * plots.SMALL * plots.DPI / 72 > 9  # pixels of the screen
-        assert page["needed"] <= page["width"] <= width
-        assert any(page["tables"]) == (width == 390)
+    for seen, width in zip(json.loads(html.unescape(found[1])), (390, 1280), strict=True):
+        assert len(seen["images"]) == len(FIGURES)
+        assert min(seen["images"]) * plots.SMALL * plots.DPI / 72 > 9  # pixels of the screen
+        assert seen["needed"] <= seen["width"] <= width
+        assert any(seen["tables"]) == (width == 390)
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_json_is_all_of_stdout(run: Path, data: Path, tmp_path: Path, tool) -> None:
-    done = succeeded(tool("verify", "--run", run, "--data", data, "--output", tmp_path / "out", "--json"))
+def test_json_is_all_of_stdout(run: Path, tmp_path: Path, verify) -> None:
+    done = succeeded(verify("--run", run, "--output", tmp_path / "out", "--json"))
     found = json.loads(done.stdout)
     assert found["images"] == 100
     assert Path(found["report"]).exists()
     assert found["against"] is None
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(
-    run: Path, data: Path, tmp_path: Path, tool, kernel
+    run: Path, tmp_path: Path, verify, kernel
 ) -> None:
     for age, name in enumerate(("20260102-000000-align", "20260101-000000-align")):
         copy = shutil.copytree(run, tmp_path / "runs" / name)
         os.utime(copy / kernel.VALIDATED_MODEL, (1e9 - age, 1e9 - age))
     (tmp_path / "runs" / "20260103-000000-failed").mkdir()
-    done = succeeded(tool("verify", "--runs", tmp_path / "runs", "--data", data))
+    done = succeeded(verify("--runs", tmp_path / "runs"))
     assert "20260102-000000-align" in done.stdout
     assert (tmp_path / "runs/20260102-000000-align/verify/report.html").exists()
     assert re.search(r"^closed form +- +0\.\d", done.stdout, re.MULTILINE)
@@ -190,26 +179,20 @@ def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(
 # ------------------------------------------------------------------------------------------------------------ photos
 
 
-def copy_of(data: Path, root: Path) -> Path:
-    return Path(shutil.copytree(data, root / "data"))
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_without_photos_captions_are_shown_and_it_is_said(run: Path, data: Path, tmp_path: Path, tool) -> None:
-    other = copy_of(data, tmp_path)
+def test_without_photos_captions_are_shown_and_it_is_said(run: Path, data: Path, tmp_path: Path, verify) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "data"))
     shutil.rmtree(other / "train/train/Images")
-    done = succeeded(tool("verify", "--run", run, "--data", other, "--output", tmp_path / "out"))
+    done = succeeded(verify("--run", run, "--data", other, "--output", tmp_path / "out"))
     assert "No photos below" in done.stderr
     row = {"rank": 3, "caption": "a dog runs", "image": 1, "retrieved": [0, 1]}
     sheet = figures.contact_figure("title", [row], figures.Photos(), ["a cat sits .", "a dog lies ."])
     assert [axes.texts[0].get_text() for axes in sheet.axes] == ["a dog lies.", "a cat sits.", "a dog lies."]
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_missing_and_damaged_photos_are_counted_and_skipped(
-    run: Path, data: Path, tmp_path: Path, tool, kernel
+    run: Path, data: Path, tmp_path: Path, verify, kernel
 ) -> None:
-    other = copy_of(data, tmp_path)
+    other = Path(shutil.copytree(data, tmp_path / "data"))
     names = kernel.load_weights(run / kernel.FINAL_MODEL)["val_images"]
     folder = other / "train/train/Images"
     for name in names[:7]:
@@ -217,7 +200,7 @@ def test_missing_and_damaged_photos_are_counted_and_skipped(
     for name in names[7:9]:
         (folder / name).write_bytes((folder / name).read_bytes()[:200])
     (folder / names[9]).write_text("no picture")
-    done = succeeded(tool("verify", "--run", run, "--data", other, "--output", tmp_path / "out", "--json"))
+    done = succeeded(verify("--run", run, "--data", other, "--output", tmp_path / "out", "--json"))
     assert json.loads(done.stdout)["photos"] == {"shown_from": 90, "missing": 7, "damaged": 3}
     assert "7 of 100 validation photos named in train.npz but missing on disk" in done.stderr
     assert "3 of 100 validation photos damaged" in done.stderr
@@ -226,10 +209,9 @@ def test_missing_and_damaged_photos_are_counted_and_skipped(
 # ----------------------------------------------------------------------------------------------- small, interrupted
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, tmp_path: Path, tool) -> None:
+def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, tmp_path: Path, verify) -> None:
     small = train("--recipe=closed_form", "--set=refit=false", "--set=val_fraction=0.25")
-    done = tool("verify", "--run", small, "--data", data, "--output", tmp_path, "--json")
+    done = verify("--run", small, "--output", tmp_path, "--json")
     found = json.loads(done.stdout)
     assert (found["pool"], found["pools"]) == (60, "one pool of 60")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -243,7 +225,6 @@ def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, 
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()][-1] == "51-60"
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
@@ -257,31 +238,31 @@ def test_fewer_than_a_hundred_images_are_one_pool_everywhere(train, data: Path, 
     ],
 )
 def test_a_run_that_is_not_finished_says_so(
-    run: Path, data: Path, tmp_path: Path, tool, kernel, manifest: dict | None, said: str | None
+    run: Path, tmp_path: Path, verify, kernel, manifest: dict | None, said: str | None
 ) -> None:
-    partial = Path(shutil.copytree(run, tmp_path / "partial"))
-    (partial / kernel.MANIFEST).unlink()
+    halfway = Path(shutil.copytree(run, tmp_path / "halfway"))
+    (halfway / kernel.MANIFEST).unlink()
     if manifest:
-        (partial / kernel.MANIFEST).write_text(json.dumps(manifest))
-        record = json.loads((partial / kernel.METRICS).read_text())
+        (halfway / kernel.MANIFEST).write_text(json.dumps(manifest))
+        record = json.loads((halfway / kernel.METRICS).read_text())
         record["members"] = [{"candidate": 0, "epochs": 0}, {"candidate": 1, "epochs": 2.5}]
         at = {"history": [{"epoch": epoch} for epoch in (1, 2, 3)]}
-        kernel.save_torch(partial / kernel.RESUME_STATE.format("validate", 2), {"at": at})
-        (partial / kernel.RESUME_STATE.format("validate", 3)).write_bytes(b"damaged")
-        (partial / "resume_validate_2_by_hand.pth").write_bytes(b"a copy")
-        (partial / kernel.METRICS).write_text(json.dumps(record))
-    done = tool("verify", "--run", partial, "--data", data, "--output", tmp_path / "out")
+        kernel.save_torch(halfway / kernel.RESUME_STATE.format("validate", 2), {"at": at})
+        (halfway / kernel.RESUME_STATE.format("validate", 3)).write_bytes(b"damaged")
+        (halfway / "resume_validate_2_by_hand.pth").write_bytes(b"a copy")
+        (halfway / kernel.METRICS).write_text(json.dumps(record))
+    done = verify("--run", halfway, "--output", tmp_path / "out")
     page = html.unescape((tmp_path / "out/report.html").read_text(encoding="utf-8"))
     for text in (done.stderr, page):
         assert said in text if said else "not finished" not in text
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_a_network_says_in_which_epoch(server, data: Path, tmp_path: Path, tool) -> None:
+def test_a_run_stopped_in_a_network_says_in_which_epoch(server, data: Path, tmp_path: Path, verify) -> None:
     given = ["--input", data, "--output", tmp_path / "run", *TINY, "--set=val_fraction=0.5", "--set=epochs=2000"]
     log = server.stop(signal.SIGTERM, *given, after=" validate ").stdout
     epochs = len([line for line in log.splitlines() if line.startswith(" validate ")])
-    done = succeeded(tool("verify", "--run", tmp_path / "run", "--data", data))
+    done = succeeded(verify("--run", tmp_path / "run"))
     assert "not finished (SIGTERM); trained: candidate 0 in closed form" in done.stderr
     assert f", candidate 1 up to epoch {epochs + 1};" in done.stderr
 
@@ -289,61 +270,58 @@ def test_a_run_stopped_in_a_network_says_in_which_epoch(server, data: Path, tmp_
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_runs_that_cannot_be_verified(run: Path, data: Path, tmp_path: Path, tool, kernel) -> None:
-    failed(tool("verify", "--run", tmp_path / "none", "--data", data), 2, "no such run")
+def test_runs_that_cannot_be_verified(run: Path, data: Path, tmp_path: Path, verify, kernel) -> None:
+    failed(verify("--run", tmp_path / "none"), 2, "no such run")
     (tmp_path / "empty").mkdir()
-    failed(tool("verify", "--run", tmp_path / "empty", "--data", data), 2, "no weights")
+    failed(verify("--run", tmp_path / "empty"), 2, "no weights")
     predicted = make_prediction(tmp_path / "predicted", run)
-    failed(tool("verify", "--run", predicted, "--data", data), 2, f"weights of a run that is not in {tmp_path}: give")
-    failed(tool("verify", "--runs", tmp_path, "--data", data), 2, f"no run with {kernel.VALIDATED_MODEL}")
+    failed(verify("--run", predicted), 2, f"weights of a run that is not in {tmp_path}: give")
+    failed(verify("--runs", tmp_path), 2, f"no run with {kernel.VALIDATED_MODEL}")
     (tmp_path / "empty" / kernel.VALIDATED_MODEL).write_bytes(b"no weights")
-    failed(tool("verify", "--run", tmp_path / "empty", "--data", data), 2, "the weights file cannot be read")
-    failed(tool("verify", "--run", run, "--data", tmp_path / "none"), 2, "no such folder")
+    failed(verify("--run", tmp_path / "empty"), 2, "the weights file cannot be read")
+    failed(verify("--run", run, "--data", tmp_path / "none"), 2, "no such folder")
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_final_model_is_taken_only_where_nothing_was_refitted(
-    train, run: Path, data: Path, tmp_path: Path, tool, kernel
+    train, run: Path, tmp_path: Path, verify, kernel
 ) -> None:
     plain = Path(shutil.copytree(run, tmp_path / "plain"))
     (plain / kernel.VALIDATED_MODEL).unlink()
-    done = succeeded(tool("verify", "--run", plain, "--data", data))
+    done = succeeded(verify("--run", plain))
     assert "with refit=false it is the same model" in done.stderr
     refitted = train("--recipe=closed_form")
     (refitted / kernel.VALIDATED_MODEL).unlink()
-    failed(tool("verify", "--run", refitted, "--data", data), 2, "has seen the validation images")
+    failed(verify("--run", refitted), 2, "has seen the validation images")
 
 
-def test_other_data_is_refused(run: Path, tmp_path: Path, tool) -> None:
+def test_other_data_is_refused(run: Path, tmp_path: Path, verify) -> None:
     wider = draw_data(tmp_path / "wider", {"captions/embeddings": lambda x: np.tile(x, 2)}, images=40)
-    failed(tool("verify", "--run", run, "--data", wider), 2, "64-d captions and 48-d images, but the run has 32 and 48")
+    failed(verify("--run", run, "--data", wider), 2, "64-d captions and 48-d images, but the run has 32 and 48")
     fewer = draw_data(tmp_path / "fewer", images=100)
-    failed(tool("verify", "--run", run, "--data", fewer), 2, "validation images are not in it")
+    failed(verify("--run", run, "--data", fewer), 2, "validation images are not in it")
 
 
-def test_a_run_of_another_split_is_no_comparison(run: Path, train, data: Path, tool) -> None:
+def test_a_run_of_another_split_is_no_comparison(run: Path, train, verify) -> None:
     other = train("--recipe=closed_form", "--set=refit=false", "--set=split_seed=5")
     failed(
-        tool("verify", "--run", run, "--data", data, "--against", other),
+        verify("--run", run, "--against", other),
         2,
         "validated on other images; make it again with --set split_seed=0",
     )
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_a_record_that_disagrees_is_pointed_out(run: Path, data: Path, tmp_path: Path, tool, kernel) -> None:
+def test_a_record_that_disagrees_is_pointed_out(run: Path, tmp_path: Path, verify, kernel) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     record = json.loads((other / kernel.METRICS).read_text())
     record["validation"]["pool100_raw"]["mrr"] = 0.2
     (other / kernel.METRICS).write_text(json.dumps(record))
     for given in (["--run", other], ["--run", run, "--against", other]):
-        done = succeeded(tool("verify", *given, "--data", data))
+        done = succeeded(verify(*given))
         assert "says MRR 0.2000, measured here" in done.stderr
         assert "it has 0.2000 in place of 0." in done.stdout
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_an_output_that_cannot_be_written_is_one_line(run: Path, data: Path, tmp_path: Path, tool) -> None:
+def test_an_output_that_cannot_be_written_is_one_line(run: Path, tmp_path: Path, verify) -> None:
     (tmp_path / "file").write_text("mine")
-    failed(tool("verify", "--run", run, "--data", data, "--output", tmp_path / "file"), 1)
+    failed(verify("--run", run, "--output", tmp_path / "file"), 1)
     assert (tmp_path / "file").read_text() == "mine"
