@@ -24,9 +24,12 @@ Bundle = dict[str, Any]
 class Validation:
     """The images that a run held out, among the data as the kernel has them in a run."""
 
-    names: list[str]
     problem: kernel.Problem  # without its words
     words: list[str]  # all captions as networks see them that look at words: cut as often as the test's are
+
+    @property
+    def names(self) -> list[str]:
+        return [self.problem.train.image_names[i] for i in self.problem.val_images]
 
     @property
     def images(self) -> np.ndarray:
@@ -120,8 +123,7 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
     test = kernel.read_test(kernel.find_file(data, FILES[1]))
     words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
     views, no_words = kernel.caption_views(train.image_of, chosen), np.zeros((len(words), 1), np.int32)
-    problem = kernel.Problem(train, test, [], no_words, seen, chosen, views, {})
-    return Validation(bundle["val_images"], problem, words)
+    return Validation(kernel.Problem(train, test, [], no_words, seen, chosen, views, {}), words)
 
 
 # ----------------------------------------------------------------------------------------------------- predicting
