@@ -54,8 +54,9 @@ def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None
         folder = fetch.collect(client, version, arguments.runs, arguments.time.wait_seconds)
         report(arguments.json, version, "complete", folder)
     else:
-        part = fetch.fetch_partial(client, version, arguments.runs, arguments.only)
-        rows = [[str(part.folder / name), "verified" if part.verifies(name) else "unverified"] for name in part.names]
+        left = fetch.fetch_partial(client, version, arguments.runs, arguments.only)
+        words = {True: "verified", False: "unverified"}
+        rows = [[str(left.folder / name), words[left.verifies(name)]] for name in left.matching(arguments.only)]
         print_table(["file", "state"], rows, arguments.json)
 
 

@@ -37,8 +37,8 @@ def show(rows: list[Attempt], best: Attempt | None, place: Place | None) -> None
         print(f"place {place.rank} of {place.teams} on the leaderboard, {behind}")
 
 
-def gather(arguments: argparse.Namespace) -> tuple[str, list[Attempt], list]:
-    """(source, rows, leaderboard): from Kaggle, or from the record without a network or by --offline."""
+def gather(arguments: argparse.Namespace) -> tuple[str, list[Attempt], list[float]]:
+    """(source, rows, scores of the leaderboard): from Kaggle, or from the record without a network or by --offline."""
     if not arguments.offline:
         try:
             with competition_errors(arguments.competition):

@@ -20,8 +20,7 @@ from lib.jobs.fetch import collect
 from lib.jobs.order import SessionTime
 from lib.jobs.push import chosen_version
 from lib.kaggle_api.client import KaggleClient, connect
-from lib.kaggle_api.competitions import Submission, competition_errors
-from lib.kaggle_api.patience import glance
+from lib.kaggle_api.competitions import Limits, Submission, competition_errors
 from lib.project import DATA, InputError, make_parser, minutes, run_tool
 
 
@@ -34,7 +33,8 @@ def find_candidate(client: KaggleClient | None, arguments: argparse.Namespace) -
     return submission.candidate_of(folder, version)
 
 
-def report(found: Submission, candidate: submission.Candidate, left: int | None, as_json: bool) -> None:
+def report(found: Submission, candidate: submission.Candidate, limits: Limits | None, as_json: bool) -> None:
+    left = limits.allowed_now if limits else None
     if as_json:
         scores = {"public": found.public_score, "private": found.private_score}
         about = {key: getattr(candidate, key) for key in ("validation", "validation_se", "run", "sha256")}
@@ -73,13 +73,12 @@ def main(argv: list[str] | None = None) -> None:
     client = connect() if arguments.kernel else None
     candidate = find_candidate(client, arguments)
     submission.check_csv(candidate.path, arguments.data, slug)
-    client = client or connect()
+    entry = submission.Entry(client or connect(), slug, candidate, arguments.runs)
     with competition_errors(slug):
-        ref = submission.submit(client, slug, candidate, arguments.runs, arguments.again)
+        ref = entry.submit(arguments.again)
     print(f"submission {ref}: waiting for its score", file=sys.stderr)
-    found = submission.scored(client, slug, ref, candidate, arguments.runs, arguments.timeout_minutes * 60)
-    left = glance("the submissions left", lambda: client.competitions.limits(slug).allowed_now, None)
-    report(found, candidate, left, arguments.json)
+    found = entry.scored(ref, arguments.timeout_minutes * 60)
+    report(found, candidate, entry.limits(), arguments.json)
 
 
 if __name__ == "__main__":

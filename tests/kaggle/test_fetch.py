@@ -6,14 +6,7 @@ import json
 
 import pytest
 
-from account import (
-    OUTAGE,
-    PIPELINE,
-    SLUG,
-    WEIGHTS,
-    fetched,
-    versions,
-)
+from account import OUTAGE, PIPELINE, SLUG, WEIGHTS, fetched, versions
 from drawn import read_tree
 from forked import failed, succeeded
 from lib.jobs.fetch import Output

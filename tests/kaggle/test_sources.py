@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from account import (
-    OUTAGE,
-    PIPELINE,
-    SLUG,
-    WEIGHTS,
-    versions,
-)
+from account import OUTAGE, PIPELINE, SLUG, WEIGHTS, versions
 from forked import failed, succeeded
 from lib import record
 from stand_in import Fault, Plan

@@ -14,8 +14,7 @@ from drawn import TEST, drawn_competition, write_tree
 from forked import Ended, failed, succeeded
 from lib import record
 from lib.data import KNOWN
-from lib.jobs import submission
-from lib.jobs.submission import read_message
+from lib.jobs.submission import Entry, read_message
 from lib.project import sha256_of
 from stand_in import Fault, Plan, metric_score
 from stopping import stop_at
@@ -216,7 +215,7 @@ def test_other_bytes_are_not_refused(submit, competition, run_folder, kernel):
 @pytest.mark.parametrize("again", [[], ["--again"]])
 @pytest.mark.parametrize("place", ["record_submitted", "scored"])
 def test_an_interrupted_run_is_taken_up_not_repeated(submit, competition, tmp_path, place, again):
-    with stop_at(submission, place):
+    with stop_at(Entry, place):
         assert submit(*again).returncode == 130
     done = succeeded(submit(*again))
     assert len(competition.submissions) == 1
@@ -374,7 +373,7 @@ def test_a_kernel_version_that_is_not_there(submit, kaggle, run_folder, kernel):
 
 def test_a_killed_submission_whose_history_lags_is_found(submit, kaggle, competition):
     kaggle.habits.history_lag = 60
-    with stop_at(submission, "record_submitted"):
+    with stop_at(Entry, "record_submitted"):
         assert submit().returncode == 130
     succeeded(submit())
     assert len(competition.submissions) == 1
@@ -383,7 +382,7 @@ def test_a_killed_submission_whose_history_lags_is_found(submit, kaggle, competi
 @pytest.mark.slow
 def test_one_that_the_history_hides_but_the_count_tells_of_is_not_repeated(submit, kaggle, competition):
     kaggle.habits.history_lag = 10**7
-    with stop_at(submission, "record_submitted"):
+    with stop_at(Entry, "record_submitted"):
         assert submit().returncode == 130
     done = failed(submit(), 1, "look at https")
     assert "--again submits it anew" in done.error

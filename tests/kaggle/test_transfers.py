@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 
 from account import MARK, META, version, write
-from lib.kaggle_api.errors import (
-    ConnectionFailed,
-    Expired,
-    Forbidden,
-    NotFound,
-    Refused,
-    ServerError,
-)
+from lib.kaggle_api.errors import ConnectionFailed, Expired, Forbidden, NotFound, Refused, ServerError
 from lib.kaggle_api.http import safe_name
 from lib.kaggle_api.kernels import Version
 from stand_in import Fault, Plan

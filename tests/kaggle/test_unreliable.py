@@ -6,13 +6,7 @@ import json
 
 import pytest
 
-from account import (
-    OUTAGE,
-    PIPELINE,
-    SLUG,
-    WEIGHTS,
-    versions,
-)
+from account import OUTAGE, PIPELINE, SLUG, WEIGHTS, versions
 from forked import failed, succeeded
 from lib import record
 from lib.jobs import dataset

@@ -6,7 +6,6 @@ import fnmatch
 import json
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +68,12 @@ def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
     folder = run_folder(runs, version)
     output = Output(client, version, folder.with_name(f".{folder.name}.partial"))
     with record.locked(runs, f"output of {version}"):
-        expected = output.expected()
+        output.fetch_manifest()
         if not folder.exists():
-            output.complete(expected)
+            output.fetch_listed()
             return output.folder.replace(folder)
         shutil.rmtree(output.folder)
-    if problems := damaged_files(folder, expected):
+    if problems := damaged_files(folder, output.expected):
         raise MachineFailed(
             f"{folder}: {problems[0]} by the manifest on Kaggle: it was changed here, or is of a kernel of this name "
             f"that was deleted since; move the folder away, then {command_again(version)}"
@@ -100,25 +99,7 @@ class Output:
         self.what = f"output of {version}"
         self.urls: dict[str, str] = {}
         self.log = ""
-
-    def expected(self) -> dict[str, dict[str, Any]]:
-        """What the manifest lists, which is written last: without it the output is not whole."""
-        name = kernel.MANIFEST
-        if self.lacks({name}):
-            raise ToolError(f"{self.what}: no {name} among {len(self.urls)} files: the kernel did not finish its work")
-        self.download(name)
-        outputs = outputs_of(self.folder / name)
-        if not outputs:
-            raise ToolError(f"{self.what}: {name} is not the manifest of a run; run this again or push with --again")
-        return outputs
-
-    def complete(self, expected: dict[str, dict[str, Any]]) -> None:
-        """Fetch and verify what is not here yet, and the log."""
-        if missing := self.lacks(set(expected)):
-            raise ToolError(f"{self.what}: Kaggle does not list {', '.join(missing)}, which the manifest names")
-        for name, facts in expected.items():
-            self.download_verified(name, facts)
-        self.keep_log()
+        self.expected: dict[str, dict[str, Any]] = {}  # by its manifest
 
     def look(self) -> None:
         """Ask for the list; its URLs expire."""
@@ -135,6 +116,14 @@ class Output:
             self.client.patience.look(check, self.what)
         return sorted(wanted - self.urls.keys())
 
+    def matching(self, pattern: str) -> list[str]:
+        """The names in the list that match."""
+        return fnmatch.filter(sorted(self.urls), pattern)
+
+    def verifies(self, name: str) -> bool:
+        """Whether a file is here and what the manifest says."""
+        return name in self.expected and not damaged_files(self.folder, {name: self.expected[name]})
+
     def fresh_url(self, name: str) -> str:
         self.look()
         if self.lacks({name}):
@@ -143,15 +132,34 @@ class Output:
 
     def download(self, name: str, size: int | None = None) -> None:
         self.client.kernels.download(self.urls[name], self.folder / name, lambda: self.fresh_url(name), size)
+        if name == kernel.MANIFEST:
+            self.expected = outputs_of(self.folder / name)
 
-    def download_verified(self, name: str, facts: dict[str, Any]) -> None:
+    def fetch_manifest(self) -> None:
+        """What the kernel writes last: without it the output is not whole."""
+        name = kernel.MANIFEST
+        if self.lacks({name}):
+            raise ToolError(f"{self.what}: no {name} among {len(self.urls)} files: the kernel did not finish its work")
+        self.download(name)
+        if not self.expected:
+            raise ToolError(f"{self.what}: {name} is not the manifest of a run; run this again or push with --again")
+
+    def fetch_listed(self) -> None:
+        """Fetch and verify what the manifest lists and is not here yet, and the log."""
+        if missing := self.lacks(set(self.expected)):
+            raise ToolError(f"{self.what}: Kaggle does not list {', '.join(missing)}, which the manifest names")
+        for name in self.expected:
+            self.download_verified(name)
+        self.keep_log()
+
+    def download_verified(self, name: str) -> None:
         """Fetch one file unless it is here already; one that is not what the manifest says is fetched once more."""
         for _ in range(2):
-            if not damaged_files(self.folder, {name: facts}):
+            if self.verifies(name):
                 return
             (self.folder / name).unlink(missing_ok=True)
-            self.download(name, facts["bytes"])
-        if problems := damaged_files(self.folder, {name: facts}):
+            self.download(name, self.expected[name]["bytes"])
+        if problems := damaged_files(self.folder, {name: self.expected[name]}):
             (self.folder / name).unlink()
             raise ToolError(f"{self.what}: {problems[0]}; run this again")
 
@@ -171,57 +179,43 @@ class Output:
 
 
 # ------------------------------------------------------------------------------------ what is not whole
-@dataclass(frozen=True)
-class Partial:
-    """Files of a version's output in a folder of their own, and what its manifest, if it has one, says of them."""
-
-    folder: Path
-    names: list[str]
-    expected: dict[str, dict[str, Any]]
-
-    def verifies(self, name: str) -> bool:
-        return name in self.expected and not damaged_files(self.folder, {name: self.expected[name]})
-
-
-def fetch_partial(client: KaggleClient, version: Version, runs: Path, only: str = "*") -> Partial:
+def fetch_partial(client: KaggleClient, version: Version, runs: Path, only: str = "*") -> Output:
     """Whatever files a version has left, or those that match `only`; one that is here is kept if it verifies."""
     output = Output(client, version, run_folder(runs / UNVERIFIED, version))
     output.look()
-    output.drop_foreign()
-    names, listed = fnmatch.filter(sorted(output.urls), only), ", ".join(sorted(output.urls))
+    names = output.matching(only)
     if not names and only != "*":
+        listed = ", ".join(sorted(output.urls))
         raise ToolError(f"{output.what}: none of {len(output.urls)} files matches {only}: {listed}")
-    if kernel.MANIFEST in output.urls:
-        output.download(kernel.MANIFEST)
-    left = Partial(output.folder, names, outputs_of(output.folder / kernel.MANIFEST))
-    for name in names:
-        if name != kernel.MANIFEST and not left.verifies(name):
+    output.drop_foreign()
+    for name in dict.fromkeys([*output.matching(kernel.MANIFEST), *names]):  # first what vouches for the others
+        if not output.verifies(name):
             output.download(name)
     output.keep_log()
-    return left
+    return output
 
 
 def what_is_left(client: KaggleClient, version: Version, runs: Path, status: str, message: str) -> str:
     """Fetch what a version that failed or was stopped has left; one line on it and on the way on."""
     ended = "was cancelled" if status == "cancel_acknowledged" else f"failed: {message or 'no reason given'}"
+    said, way_on = [f"kernel {version} {ended}"], "--again pushes anew"
     left = glance(f"what {version} has left", lambda: fetch_partial(client, version, runs), None)
-    if left is None:
-        return f"kernel {version} {ended}; --again pushes anew"
-    for line in (left.folder / LOG).read_text(encoding="utf-8").splitlines()[-LOG_LINES:]:
-        print(f"  | {line}", file=sys.stderr)
-    text = f"kernel {version} {ended}; the end of its log is above"
-    if left.names:
-        text += f"; what it left lies unverified in {left.folder}"
-    if left.verifies(kernel.SUBMISSION):
-        text += f"; its submission verifies against its manifest: {as_command('submit', {}, left.folder)}"
-    if kernel.RESUME_RUN in left.names:
-        return f"{text}; python tools/ship.py --resume {version.number} goes on from its state"
-    return f"{text}; --again pushes anew"
+    if left is not None:
+        for line in left.log.splitlines()[-LOG_LINES:]:
+            print(f"  | {line}", file=sys.stderr)
+        said.append("the end of its log is above")
+        if left.urls:
+            said.append(f"what it left lies unverified in {left.folder}")
+        if left.verifies(kernel.SUBMISSION):
+            said.append(f"its submission verifies against its manifest: {as_command('submit', {}, left.folder)}")
+        if kernel.RESUME_RUN in left.urls:
+            way_on = f"python tools/ship.py --resume {version.number} goes on from its state"
+    return "; ".join([*said, way_on])
 
 
 def state_of(client: KaggleClient, version: Version, runs: Path) -> Path:
     """The folder with the state that an unfinished version left, fetched if it is not here."""
     left = fetch_partial(client, version, runs)
-    if kernel.RESUME_RUN not in left.names:
+    if kernel.RESUME_RUN not in left.urls:
         raise InputError(f"{version} left no {kernel.RESUME_RUN}: there is nothing to go on from; push anew")
     return left.folder

@@ -17,7 +17,7 @@ from typing import Any
 from lib import kernel, record
 from lib.data import FILES
 from lib.jobs import fetch, push
-from lib.jobs.order import Order, SessionTime, source_versions, stage, staged_metadata
+from lib.jobs.order import Order, SessionTime, add_session, owned_metadata, source_versions, stage
 from lib.jobs.push import QuotaUsedUp
 from lib.jobs.session import ENDED, GRACE_SECONDS, QUEUE_SECONDS
 from lib.kaggle_api.client import KaggleClient, connect
@@ -57,33 +57,32 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def settings_of(row: dict[str, str], common: list[str]) -> list[str]:
-    """One row as settings, after those that all rows have in common."""
-    named = [f"{key}={row[key]}" for key in ("recipe", "seed") if row.get(key)]
-    return [*common, *named, *(row.get("knobs") or "").split()]
-
-
 def make_rows(arguments: argparse.Namespace) -> list[Row]:
-    """The checked table: known recipes and knobs, no run twice, what a blend has once the same in all rows."""
-    common = [f"recipe={arguments.recipe}"] * (arguments.recipe is not None) + arguments.set
+    """The checked table: every row's own settings after those that all have in common."""
     if arguments.table is None and (arguments.members is None or arguments.members < 1):
         raise InputError("give --members N, at least 1, or --table CSV")
+    common = kernel.beside(dict(map(kernel.parse_setting, arguments.set)), recipe=arguments.recipe)
     table = read_table(arguments.table) if arguments.table else [{"seed": str(k)} for k in range(arguments.members)]
-    rows = [
-        Row(f"s{number:02}", dict(map(kernel.parse_setting, settings_of(line, common))))
-        for number, line in enumerate(table, 1)
-    ]
+    rows = []
+    for number, line in enumerate(table, 1):
+        named = [f"{key}={line[key]}" for key in ("recipe", "seed") if line.get(key)]
+        own = map(kernel.parse_setting, [*named, *(line.get("knobs") or "").split()])
+        rows.append(Row(f"s{number:02}", {**common, **dict(own)}))
+    check_rows(rows)
+    return rows
+
+
+def check_rows(rows: list[Row]) -> None:
+    """Known knobs, no run twice, what a blend has once the same in all rows."""
     knobs = [kernel.resolve_knobs(row.overrides) for row in rows]
-    for number, one in enumerate(knobs):
+    for row, one in zip(rows, knobs, strict=True):
         apart = [key for key in IN_COMMON if getattr(one, key) != getattr(knobs[0], key)]
         if apart or one.mode != "train":
-            raise InputError(
-                f"run {rows[number].name}: all runs train, with one {', '.join(apart or IN_COMMON)} "
-                "(--set gives all of them one)"
-            )
-        if one in knobs[:number]:
-            raise InputError(f"run {rows[number].name} is the same as {rows[knobs.index(one)].name}: change its seed")
-    return rows
+            shared = ", ".join(apart or IN_COMMON)
+            raise InputError(f"run {row.name}: all runs train, with one {shared} (--set gives all of them one)")
+        first = rows[knobs.index(one)]
+        if first is not row:
+            raise InputError(f"run {row.name} is the same as {first.name}: change its seed")
 
 
 # ------------------------------------------------------------------------------------------- on Kaggle
@@ -95,8 +94,8 @@ class Session:
     order: Order
     outage: Outage
     failures: dict[int, str]  # version: why it counts as failed
-    version: Version | None = None
-    folder: Path | None = None
+    version: Version | None = None  # that runs, or ended well
+    folder: Path | None = None  # its verified output
     deadline: float = 0.0  # of the state that it is in, on the clock of the fleet's patience
     state: str = ""
     late: bool = False  # given up as not ending, which says nothing about the version
@@ -110,7 +109,8 @@ class Fleet:
         self.patience = client.patience
         self.limit = arguments.sessions or len(rows)  # until Kaggle names a lower one
         self.time: SessionTime = arguments.time
-        self.metadata = staged_metadata(client.username, arguments.accelerator)
+        self.metadata = owned_metadata(client.username)
+        add_session(self.metadata, arguments.accelerator)
         self.sources = source_versions(client, self.metadata, self.runs)
         self.sessions = [self.take_up(row) for row in rows]
         self.blocked = ""  # why nothing more can be pushed this week
@@ -122,12 +122,12 @@ class Fleet:
         metadata = self.metadata | {"id": f"{ref}-{row.name}", "title": f"{title} {row.name}"}
         staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name, self.time)
         order = replace(staged, sources=self.sources)
-        version = push.earlier_version(self.client, order, self.runs)
         events = record.find(self.runs, event="run_failed", kernel=order.ref, content=order.content)
-        failed = {entry["version"]: entry["reason"] for entry in events}
-        if version is not None and version.number in failed:
-            version = None
-        return Session(row, order, Outage(self.patience), failed, version)
+        found = Session(row, order, Outage(self.patience), {entry["version"]: entry["reason"] for entry in events})
+        version = push.earlier_version(self.client, order, self.runs)
+        if version is not None and version.number not in found.failures:
+            found.version = version
+        return found
 
     @property
     def running(self) -> list[Session]:
@@ -149,11 +149,12 @@ class Fleet:
             self.start()
             if not self.running and (not self.waiting or self.blocked):
                 break
-            minutes = int((self.patience.now() - begin) / 60)
-            if (self.state(), minutes) != shown:
-                pause = self.patience.poll_seconds if self.state() != shown[0] else pause
-                shown = (self.state(), minutes)
-                print(f"{self.state()} ({minutes} min)", file=sys.stderr, flush=True)
+            now = (self.state(), int((self.patience.now() - begin) / 60))
+            if now[0] != shown[0]:
+                pause = self.patience.poll_seconds
+            if now != shown:
+                shown = now
+                print(f"{shown[0]} ({shown[1]} min)", file=sys.stderr, flush=True)
             self.patience.sleep(pause)
             pause = min(1.5 * pause, self.patience.poll_limit_seconds)
         if self.waiting:

@@ -87,20 +87,19 @@ def keep(shown: list[Submission], runs: Path, slug: str) -> None:
         have = scored.get(item.ref, {})
         now = (item.public_score, item.private_score)
         if item.status == "complete" and (have.get("public"), have.get("private")) != now:
-            record_scored(runs, slug, item, None)
+            record_scored(runs, item, slug)
 
 
 def best_of(rows: list[Attempt]) -> Attempt | None:
     return max((row for row in rows if row.public is not None), key=lambda row: row.public or 0.0, default=None)
 
 
-def place_of(best: Attempt | None, board: list[tuple[int, str, float | None]]) -> Place | None:
+def place_of(best: Attempt | None, board: list[float]) -> Place | None:
     """The place that the best public score has on the board (which shows rounded scores), and the gap to the first."""
-    scores = [score for _, _, score in board if score is not None]
-    if best is None or best.public is None or not scores:
+    if best is None or best.public is None or not board:
         return None
-    rank = 1 + sum(score > best.public + 5e-6 for score in scores)
-    return Place(rank, len(scores), max(scores), max(0.0, max(scores) - best.public))
+    rank = 1 + sum(score > best.public + 5e-6 for score in board)
+    return Place(rank, len(board), max(board), max(0.0, max(board) - best.public))
 
 
 # ---- showing ----
@@ -157,8 +156,8 @@ def plot(rows: list[Attempt], best: Attempt | None, path: Path) -> None:
         save_png(figure, path)
 
 
-def from_kaggle(client: KaggleClient, runs: Path, slug: str) -> tuple[list[Attempt], list]:
-    """The joined rows and the leaderboard."""
+def from_kaggle(client: KaggleClient, runs: Path, slug: str) -> tuple[list[Attempt], list[float]]:
+    """The joined rows and the scores on the leaderboard."""
     shown = client.competitions.history(slug)
     keep(shown, runs, slug)
     return join(shown, runs, slug), glance("the leaderboard", lambda: client.competitions.leaderboard(slug), [])

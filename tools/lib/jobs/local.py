@@ -17,8 +17,6 @@ from lib.project import InputError, format_table
 from lib.runs import Run, damaged_files, open_trained
 from lib.weights import unfinished
 
-PREDICT = {"mode": "predict"}
-
 
 def asked_for(recipe: str | None, mode: str | None, settings: list[str], weights: Path | None) -> dict[str, Any]:
     """The knobs that were set: a wrong one is told before any data is drawn or read."""
@@ -26,7 +24,7 @@ def asked_for(recipe: str | None, mode: str | None, settings: list[str], weights
     if weights is not None:
         if given.get("recipe") or given.get("mode", "predict") != "predict":
             raise InputError("--weights predicts with the run's own recipe: leave --recipe and --mode away")
-        given |= PREDICT
+        given["mode"] = "predict"
     kernel.resolve_knobs(given)
     return given
 

@@ -162,16 +162,11 @@ def owned_metadata(user: str | None, script: str = "pipeline") -> dict[str, Any]
     return metadata
 
 
-def staged_metadata(
-    user: str | None,
-    accelerator: str | None,
-    datasets: Sequence[str] = (),
-    kernels: Sequence[str] = (),
-    script: str = "pipeline",
-) -> dict[str, Any]:
-    """The same with the accelerator and the sources of a push."""
-    metadata = owned_metadata(user, script)
-    owner = user or split_ref(metadata["id"])[0]
+def add_session(
+    metadata: dict[str, Any], accelerator: str | None, datasets: Sequence[str] = (), kernels: Sequence[str] = ()
+) -> None:
+    """Put what a push adds into its metadata: another accelerator, sources; `slug` alone is of the same owner."""
+    owner, _ = split_ref(metadata["id"])
     for key, added in (("dataset_sources", datasets), ("kernel_sources", kernels)):
         full = [ref if "/" in ref else f"{owner}/{ref}" for ref in added]
         metadata[key] = [*(metadata.get(key) or []), *full]
@@ -180,7 +175,6 @@ def staged_metadata(
         metadata.pop("machine_shape", None)
     elif accelerator is not None:
         metadata["machine_shape"] = accelerator
-    return metadata
 
 
 def stage(metadata: dict[str, Any], overrides: dict[str, Any], folder: Path, time: SessionTime) -> Order:
@@ -199,7 +193,8 @@ def stage_push(
     user: str | None, given: argparse.Namespace, overrides: dict, datasets: list[str], script: str = "pipeline"
 ) -> Order:
     """The same by the options of a push, with `datasets` attached; without a `user` to be shown only."""
-    metadata = staged_metadata(user, given.accelerator, datasets, given.kernel_source, script)
+    metadata = owned_metadata(user, script)
+    add_session(metadata, given.accelerator, datasets, given.kernel_source)
     return stage(metadata, overrides, BUILD, given.time)
 
 

@@ -65,9 +65,6 @@ def sessions(client: KaggleClient) -> list[list[str | int]]:
     return rows
 
 
-def age(time: str) -> str:
-    """How long ago an ISO time (UTC) was, in hours."""
-    if not time:
-        return "-"
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(time).replace(tzinfo=UTC)).total_seconds()
-    return f"{seconds / 3600:.1f}"
+def age(time: datetime | None) -> str:
+    """How long ago a time (UTC) was, in hours."""
+    return "-" if time is None else f"{(datetime.now(UTC) - time.replace(tzinfo=UTC)).total_seconds() / 3600:.1f}"

@@ -85,11 +85,11 @@ def submit_and_score(
     client: KaggleClient, arguments: argparse.Namespace, candidate: submission.Candidate
 ) -> Submission:
     """The submission of the csv with its score: a new one, or the one that was made of the same bytes."""
-    slug, runs = COMPETITION, arguments.runs
     step(f"submit {candidate.path}")
-    submission.check_csv(candidate.path, arguments.data, slug)
-    with competition_errors(slug):
-        made = submission.made_before(client, slug, candidate, runs)
-        number = made[-1] if made else submission.submit(client, slug, candidate, runs)
-    step(f"wait for the score of submission {number}")
-    return submission.scored(client, slug, number, candidate, runs, 60 * SCORE_MINUTES)
+    submission.check_csv(candidate.path, arguments.data, COMPETITION)
+    entry = submission.Entry(client, COMPETITION, candidate, arguments.runs)
+    with competition_errors(COMPETITION):
+        made = entry.made_before()
+        ref = made[-1] if made else entry.submit()
+    step(f"wait for the score of submission {ref}")
+    return entry.scored(ref, 60 * SCORE_MINUTES)

@@ -12,6 +12,7 @@ import re
 import secrets
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,61 +148,136 @@ def own_ids(path: Path) -> list[int]:
             ids = [int(row[0]) for row in rows]
     except (ValueError, IndexError, csv.Error):
         raise InputError(f"{path}: line {len(ids) + 2} does not begin with an integer id") from None
-    missing = next((want for want, have in enumerate(ids, ids[0] if ids else 0) if have != want), None)
-    if missing is not None:
-        raise InputError(f"{path}: id {missing} is missing or out of order: the test set's ids are consecutive")
+    gap = next((want for want, have in enumerate(ids, ids[0] if ids else 0) if have != want), None)
+    if gap is not None:
+        raise InputError(f"{path}: id {gap} is missing or out of order: the test set's ids are consecutive")
     return ids
 
 
 # ---- submitting once ----
-def made_before(client: KaggleClient, slug: str, candidate: Candidate, runs: Path) -> list[int]:
-    """Refs under which these bytes were submitted, by Kaggle's history and by the record, oldest first."""
-    recorded = record.find(runs, event="submitted", sha256=candidate.sha256, competition=slug)
-    found = {entry["ref"] for entry in recorded}
-    for item in client.competitions.history(slug):
-        if read_message(item.description).get("sha") == candidate.sha256[:12]:
-            found.add(item.ref)
-    return sorted(found)
+@dataclass(frozen=True)
+class Entry:
+    """A csv for a competition: submitted once, seen to its score, all of it in the record."""
 
+    client: KaggleClient
+    slug: str
+    candidate: Candidate
+    runs: Path
 
-def interrupted(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, again: bool) -> int | None:
-    """The ref of a submission of this file that was begun here and not seen to its score.
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the record knows it by."""
+        return {"sha256": self.candidate.sha256, "competition": self.slug}
 
-    None when there was none, or when it provably never reached Kaggle; without such a proof `again` has to say so.
-    """
-    events = record.find(runs, sha256=candidate.sha256, competition=slug)
-    if not events or events[-1]["event"] not in ("submitting", "submitted"):
-        return None
-    begun = events[-1]
-    if begun["event"] == "submitted":
-        return begun["ref"]
+    def submit(self, again: bool = False) -> int:
+        """The ref of its one submission: an interrupted one goes on, a finished one is refused."""
+        with record.locked(self.runs, f"submission of {self.candidate.digest}"):
+            ref = self.interrupted(again)
+            if ref is not None:
+                print(f"submission {ref} of this file was begun here before: going on with it", file=sys.stderr)
+                if not record.find(self.runs, event="submitted", ref=ref):
+                    git = record.git_state()
+                    self.record_submitted(ref, self.candidate.message(git, self.candidate.digest), git)
+                return ref
+            known = self.made_before()
+            if known and not again:
+                raise InputError(
+                    f"{self.candidate.path}: submitted before as {', '.join(map(str, known))} "
+                    "(python tools/scores.py shows it); --again submits the same bytes anew"
+                )
+            return self.submit_new()
 
-    def check() -> int | None:
-        return client.competitions.marked(slug, begun.get("mark", candidate.digest))
+    def made_before(self) -> list[int]:
+        """Refs under which these bytes were submitted, by Kaggle's history and by the record, oldest first."""
+        found = {entry["ref"] for entry in record.find(self.runs, event="submitted", **self.facts)}
+        for item in self.client.competitions.history(self.slug):
+            if read_message(item.description).get("sha") == self.candidate.sha256[:12]:
+                found.add(item.ref)
+        return sorted(found)
 
-    found = client.patience.look(check, f"the submission that was begun at {begun['time']}")
-    if found is None and counted_unseen(client, slug, begun):
-        print(f"{slug}: Kaggle counts a submission that its history does not show; waiting for it", file=sys.stderr)
-        with contextlib.suppress(NotDone):
-            found = client.patience.wait_for(check, "the submission", client.patience.outage_seconds)
-    if found is None and not again and counted_unseen(client, slug, begun):
-        raise ToolError(
-            f"{candidate.path}: a submission of it was begun here at {begun['time']}, and Kaggle may have "
-            f"it without showing it: look at {COMPETITIONS}/{slug}/submissions; "
-            f"{as_command('submit', {}, candidate.path)} --again submits it anew"
-        )
-    return found
+    def interrupted(self, again: bool) -> int | None:
+        """The ref of a submission that was begun here and not seen to its score.
 
+        None when there was none, or when it provably never reached Kaggle; without such a proof `again` has to say so.
+        """
+        events = record.find(self.runs, **self.facts)
+        begun = events[-1] if events else {}
+        if begun.get("event") == "submitted":
+            return begun["ref"]
+        if begun.get("event") != "submitting":
+            return None
+        look = partial(self.client.competitions.marked, self.slug, begun["mark"])
+        found = self.client.patience.look(look, f"the submission that was begun at {begun['time']}")
+        if found is None and self.counted_unseen(begun):
+            print(f"{self.slug}: Kaggle counts a submission that its history does not show; waiting", file=sys.stderr)
+            with contextlib.suppress(NotDone):
+                found = self.client.patience.wait_for(look, "the submission", self.client.patience.outage_seconds)
+        if found is None and not again and self.counted_unseen(begun):
+            raise ToolError(
+                f"{self.candidate.path}: a submission of it was begun here at {begun['time']}, and Kaggle may have it "
+                f"without showing it: look at {COMPETITIONS}/{self.slug}/submissions; "
+                f"{as_command('submit', {}, self.candidate.path)} --again submits it anew"
+            )
+        return found
 
-def counted_unseen(client: KaggleClient, slug: str, begun: dict[str, Any]) -> bool:
-    """Whether Kaggle's count has grown by more than its history since the submission was begun, or is not known."""
-    limits = glance(f"the number of submissions to {slug}", lambda: client.competitions.limits(slug), None)
-    if limits is None:
-        return True
-    listed = len(client.competitions.history(slug))
-    if limits.total > listed or begun.get("counted") is None:
-        return limits.total > listed
-    return limits.total - begun["counted"] > listed - begun["listed"]
+    def counted_unseen(self, begun: dict[str, Any]) -> bool:
+        """Whether Kaggle counts more than its history shows, now or since this was begun; also where it tells none."""
+        limits = self.limits()
+        if limits is None:
+            return True
+        unseen = limits.total - len(self.client.competitions.history(self.slug))
+        before = 0 if begun["counted"] is None else begun["counted"] - begun["listed"]
+        return unseen > min(0, before)
+
+    def limits(self) -> Limits | None:
+        """What may still be submitted, None where Kaggle does not tell."""
+        return glance("the submissions left", lambda: self.client.competitions.limits(self.slug), None)
+
+    def submit_new(self) -> int:
+        """Submit, with the intent recorded before and the ref after; the ref."""
+        limits = self.limits()
+        if limits is not None:
+            check_limits(limits, self.slug)
+        git, mark = record.git_state(), self.candidate.new_mark()
+        message = self.candidate.message(git, mark)
+        listed, counted = len(self.client.competitions.history(self.slug)), limits.total if limits else None
+        record.append(self.runs, "submitting", **self.facts, mark=mark, listed=listed, counted=counted)
+        try:
+            ref = self.send(message, mark)
+        except Ambiguous:  # the next run looks first whether it happened
+            raise
+        except KaggleError as error:
+            record.append(self.runs, "not_submitted", **self.facts)
+            instead = f"; submit its csv instead: {as_command('submit', {}, self.candidate.path)}"
+            raise error.with_hint(instead if self.candidate.made_by else "") from None
+        self.record_submitted(ref, message, git)
+        return ref
+
+    def send(self, message: str, mark: str) -> int:
+        """The file itself, or the order to take a kernel's; the ref."""
+        path, made_by = self.candidate.path, self.candidate.made_by
+        if made_by:
+            return self.client.competitions.submit_kernel(self.slug, made_by, path.name, message, mark)
+        print(f"uploading {path} ({path.stat().st_size / 1e6:,.1f} MB)", file=sys.stderr)
+        return self.client.competitions.submit_file(self.slug, path, message, mark)
+
+    def record_submitted(self, ref: int, message: str, git: dict[str, Any]) -> None:
+        """Keep everything that is known about a submission."""
+        about = {key: getattr(self.candidate, key) for key in ("run", "validation", "validation_se")}
+        made_by = self.candidate.made_by
+        about |= {"kernel": made_by and made_by.ref, "version": made_by and made_by.number}
+        about |= {"file": self.candidate.path.name, "message": message}
+        record.append(self.runs, "submitted", ref=ref, **self.facts, **about, **git)
+
+    def scored(self, ref: int, seconds: float) -> Submission:
+        """Wait for the score of `ref` and record it."""
+        found = self.client.competitions.wait_for_score(ref, seconds)
+        if found.status == "error":
+            reason = f"submission {ref}: scoring failed: {found.error or 'Kaggle gives no reason'}"
+            record.append(self.runs, "score_failed", ref=ref, **self.facts, error=reason)
+            raise ToolError(reason)
+        record_scored(self.runs, found, **self.facts)
+        return found
 
 
 def check_limits(limits: Limits, slug: str) -> None:
@@ -213,72 +289,8 @@ def check_limits(limits: Limits, slug: str) -> None:
         raise ToolError(f"{slug}: no submissions left today ({limits.today} made): run this again after 00:00 UTC")
 
 
-def submit_new(client: KaggleClient, slug: str, candidate: Candidate, runs: Path) -> int:
-    """Submit, with the intent recorded before and the ref after; the ref."""
-    limits = glance("the submissions left", lambda: client.competitions.limits(slug), None)
-    if limits is not None:
-        check_limits(limits, slug)
-    git, mark = record.git_state(), candidate.new_mark()
-    message = candidate.message(git, mark)
-    facts = {"sha256": candidate.sha256, "competition": slug}
-    listed, counted = len(client.competitions.history(slug)), None if limits is None else limits.total
-    record.append(runs, "submitting", **facts, mark=mark, listed=listed, counted=counted)
-    try:
-        if candidate.made_by:
-            ref = client.competitions.submit_kernel(slug, candidate.made_by, candidate.path.name, message, mark)
-        else:
-            print(f"uploading {candidate.path} ({candidate.path.stat().st_size / 1e6:,.1f} MB)", file=sys.stderr)
-            ref = client.competitions.submit_file(slug, candidate.path, message, mark)
-    except Ambiguous:  # the next run looks first whether it happened
-        raise
-    except KaggleError as error:
-        record.append(runs, "not_submitted", **facts)
-        instead = f"; submit its csv instead: {as_command('submit', {}, candidate.path)}"
-        raise error.with_hint(instead if candidate.made_by else "") from None
-    record_submitted(runs, slug, candidate, ref, message, git)
-    return ref
-
-
-def record_submitted(runs: Path, slug: str, candidate: Candidate, ref: int, message: str, git: dict[str, Any]) -> None:
-    """Keep everything that is known about a submission."""
-    facts = {key: getattr(candidate, key) for key in ("sha256", "run", "validation", "validation_se")}
-    made_by = candidate.made_by
-    facts |= {"kernel": made_by and made_by.ref, "version": made_by and made_by.number, "file": candidate.path.name}
-    record.append(runs, "submitted", ref=ref, competition=slug, message=message, **facts, **git)
-
-
-def submit(client: KaggleClient, slug: str, candidate: Candidate, runs: Path, again: bool = False) -> int:
-    """The ref of the one submission of `candidate`: an interrupted one goes on, a finished one is refused."""
-    with record.locked(runs, f"submission of {candidate.digest}"):
-        ref = interrupted(client, slug, candidate, runs, again)
-        if ref is not None:
-            print(f"submission {ref} of this file was begun here before: going on with it", file=sys.stderr)
-            if not record.find(runs, event="submitted", ref=ref):
-                git = record.git_state()
-                record_submitted(runs, slug, candidate, ref, candidate.message(git, candidate.digest), git)
-            return ref
-        known = made_before(client, slug, candidate, runs)
-        if known and not again:
-            raise InputError(
-                f"{candidate.path}: submitted before as {', '.join(map(str, known))} "
-                "(python tools/scores.py shows it); --again submits the same bytes anew"
-            )
-        return submit_new(client, slug, candidate, runs)
-
-
-def scored(client: KaggleClient, slug: str, ref: int, candidate: Candidate, runs: Path, seconds: float) -> Submission:
-    """Wait for the score of `ref` and record it."""
-    found = client.competitions.wait_for_score(ref, seconds)
-    if found.status == "error":
-        reason = f"submission {ref}: scoring failed: {found.error or 'Kaggle gives no reason'}"
-        record.append(runs, "score_failed", ref=ref, sha256=candidate.sha256, competition=slug, error=reason)
-        raise ToolError(reason)
-    record_scored(runs, slug, found, candidate.sha256)
-    return found
-
-
-def record_scored(runs: Path, slug: str, found: Submission, sha256: str | None) -> None:
+def record_scored(runs: Path, found: Submission, competition: str, sha256: str | None = None) -> None:
     """Keep a score; the sha256 of what it is of, where it was made here."""
     scores = {"public": found.public_score, "private": found.private_score}
-    about = {"ref": found.ref, "sha256": sha256, "competition": slug, "date": found.date, "message": found.description}
-    record.append(runs, "scored", **about, **scores)
+    about = {"ref": found.ref, "sha256": sha256, "competition": competition, "date": found.date}
+    record.append(runs, "scored", **about, message=found.description, **scores)

@@ -13,7 +13,7 @@ from lib.kaggle_api.errors import Forbidden, NotFound, Refused, ServerError
 from lib.kaggle_api.http import Transport
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.login import Login
-from lib.kaggle_api.service import Service, fill, normal
+from lib.kaggle_api.service import Service, fill
 from lib.project import InputError
 
 COMPETITIONS = "https://www.kaggle.com/competitions"
@@ -100,14 +100,9 @@ class Competitions(Service):
         made = self.items(f"submissions to {slug}", self._api.list_submissions, request, "submissions")
         return [_submission(item) for item in made]
 
-    def submission(self, ref: int) -> Submission:
-        """One submission; NotFound also for a moment just after it was made."""
-        request = fill(self._types.ApiGetSubmissionRequest(), ref=ref)
-        return _submission(self.call(f"submission {ref}", self._api.get_submission, request))
-
     def marked(self, slug: str, mark: str) -> int | None:
         """The ref of the submission whose description holds `mark`, None while the history shows none."""
-        return max((one.ref for one in self.history(slug) if mark in normal(one.description)), default=None)
+        return max((one.ref for one in self.history(slug) if mark in one.description), default=None)
 
     def submit_file(self, slug: str, path: Path, message: str, mark: str) -> int:
         """Upload and submit a csv; the submission's ref. `mark` is what only this submission's message holds."""
@@ -136,19 +131,20 @@ class Competitions(Service):
 
     def wait_for_score(self, ref: int, seconds: float) -> Submission:
         """Poll until the submission has ended: with a score, or with Kaggle's error in it."""
+        request = fill(self._types.ApiGetSubmissionRequest(), ref=ref)
 
         def check() -> Submission | None:
-            found = self.submission(ref)
+            found = _submission(self.call(f"submission {ref}", self._api.get_submission, request))
             scored = found.status == "error" or found.public_score is not None
             return found if found.status != "pending" and scored else None
 
         return self.patience.wait_for(check, f"score of submission {ref}", seconds)
 
-    def leaderboard(self, slug: str) -> list[tuple[int, str, float | None]]:
-        """(rank, team, score) of every team on the public board, best first, also when the private one is open."""
+    def leaderboard(self, slug: str) -> list[float]:
+        """The scores on the public board, best first, also when the private one is open."""
         request = fill(self._types.ApiGetLeaderboardRequest(), competition_name=slug, override_public=True)
         rows = self.items(f"leaderboard of {slug}", self._api.get_leaderboard, request, "submissions")
-        return [(rank, row.team_name or "", _score(row.score)) for rank, row in enumerate(rows, 1)]
+        return [score for row in rows if (score := _score(row.score)) is not None]
 
 
 def _score(text: str | None) -> float | None:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from lib.kaggle_api.errors import (
 )
 from lib.kaggle_api.http import Transport, check_status, safe_name, translated
 from lib.kaggle_api.login import Login, environment
-from lib.kaggle_api.service import Service, fill, normal, split_ref
+from lib.kaggle_api.service import Service, fill, split_ref
 
 T = TypeVar("T")
 SOURCES = ("dataset", "competition", "kernel", "model")
@@ -60,7 +61,7 @@ class Shown:
     sources: frozenset[str]
 
     def carries(self, mark: str) -> bool:
-        return f"\n{mark}\n" in f"\n{normal(self.text)}\n"
+        return mark in self.text.splitlines()  # whatever Kaggle makes of line ends
 
     def lacks(self, metadata: dict) -> tuple[str, ...]:
         """The sources of a push that this version does not run with, as far as Kaggle shows any."""
@@ -77,7 +78,7 @@ class Listed:
     """A kernel of the account, as the list of them has it."""
 
     version: Version
-    last_run: str
+    last_run: datetime | None  # UTC
     accelerator: bool
 
 
@@ -234,7 +235,7 @@ class Kernels(Service):
         return [
             Listed(
                 Version(one.ref.strip("/").removeprefix("code/"), one.current_version_number or 0),
-                one.last_run_time.isoformat() if one.last_run_time else "",
+                one.last_run_time,
                 bool(one.enable_gpu or one.enable_tpu or one.machine_shape),
             )
             for one in self.items("kernels of the account", self._api.list_kernels, request, "kernels")

@@ -134,18 +134,7 @@ def _oauth(transport: Transport) -> Login | None:
 
 def _known_statuses(response: requests.Response) -> requests.Response:
     """The answer without statuses that the SDK does not know, on which it would fail: left out means not known yet."""
-    from kagglesdk.competitions.types.submission_status import SubmissionStatus
-    from kagglesdk.datasets.types.dataset_enums import DatabundleVersionStatus
-    from kagglesdk.kaggle_object import EnumSerializer
-    from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
-
-    kinds = {
-        "GetKernelSessionStatus": KernelWorkerStatus,
-        "GetDatasetStatus": DatabundleVersionStatus,
-        "GetSubmission": SubmissionStatus,
-        "ListSubmissions": SubmissionStatus,
-    }
-    kind = kinds.get(str(response.url).rpartition("/")[2])
+    kind = _status_kinds().get(str(response.url).rpartition("/")[2])
     if kind is None or response.status_code != 200:
         return response
     try:
@@ -154,13 +143,28 @@ def _known_statuses(response: requests.Response) -> requests.Response:
     except (ValueError, AttributeError, TypeError):
         return response
     for entry in entries:
-        try:
-            EnumSerializer().from_dict_value(kind, entry["status"])
-        except (KeyError, AttributeError):
-            print(
-                f"Kaggle sent the status {entry.pop('status')!r}, which this client does not know: taken as not "
-                "known yet (pip install -U kaggle)",
-                file=sys.stderr,
-            )
+        if not _reads(kind, entry["status"]):
+            print(f"Kaggle sent the new status {entry.pop('status')!r}: taken as not known yet", file=sys.stderr)
     response._content = json.dumps(body).encode()  # from where `json()` and the SDK read it
     return response
+
+
+def _status_kinds() -> dict[str, type]:
+    """The calls whose answer has a status, and the SDK's type of it."""
+    from kagglesdk.competitions.types.submission_status import SubmissionStatus
+    from kagglesdk.datasets.types.dataset_enums import DatabundleVersionStatus
+    from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
+
+    submissions = dict.fromkeys(("GetSubmission", "ListSubmissions"), SubmissionStatus)
+    return {"GetKernelSessionStatus": KernelWorkerStatus, "GetDatasetStatus": DatabundleVersionStatus, **submissions}
+
+
+def _reads(kind: type, status: Any) -> bool:
+    """Whether the SDK can read a status."""
+    from kagglesdk.kaggle_object import EnumSerializer
+
+    try:
+        EnumSerializer().from_dict_value(kind, status)
+    except (KeyError, AttributeError):
+        return False
+    return True

@@ -23,11 +23,6 @@ def fill(request: Any, **values: Any) -> Any:
     return request
 
 
-def normal(text: str) -> str:
-    """A text as it is compared once it has been through Kaggle, which may change line ends and outer blank lines."""
-    return "\n".join(text.strip().splitlines())
-
-
 def split_ref(ref: str) -> tuple[str, str]:
     """`owner/slug` as a pair."""
     owner, _, slug = ref.partition("/")
