@@ -278,33 +278,6 @@ def test_an_answer_without_its_number_is_looked_up(kaggle, client, tmp_path):
     assert [state.ref for state in kaggle.competitions[COMPETITION].submissions] == [ref]
 
 
-def test_an_error_within_http_200_fails_the_push(kaggle, client):
-    kaggle.push_error = "Maximum batch GPU session count of 2 reached."
-    with pytest.raises(Refused, match="session count of 2"):
-        client.kernels.push(META, "text", MARK)
-
-
-def test_a_push_is_recognised_also_with_other_line_ends(kaggle, client):
-    kaggle.fail("SaveKernel", Fault(drop="after"))
-    save = kaggle.rpc_SaveKernel
-    kaggle.rpc_SaveKernel = lambda body: save(body | {"text": body["text"].replace("\n", "\r\n").rstrip()})
-    assert client.kernels.push(META, "print(1)\nprint(2)\n", MARK).number == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "source"),
-    [
-        ("dataset_sources", "tester/none"),
-        ("competition_sources", "no-such"),
-        ("kernel_sources", "tester/none"),
-        ("model_sources", "a/b/pytorch/default/1"),
-    ],
-)
-def test_a_source_that_kaggle_drops_fails_the_push(kaggle, client, key, source):
-    with pytest.raises(Refused, match=f"{source}.*version 1 runs without it"):
-        client.kernels.push(META | {key: [source]}, "text", MARK)
-
-
 @faults(AMBIGUOUS)
 def test_a_submission_that_happened_is_found_not_repeated(kaggle, client, fault, tmp_path):
     kaggle.fail("CreateSubmission", fault)

@@ -35,7 +35,6 @@ class Habits:
     """How the server misbehaves throughout; times in seconds of Kaggle's time."""
 
     history_lag: float = 0  # until a new submission shows in ListSubmissions (GetSubmission knows it at once)
-    limits_lag: float = 0  # until it counts in the limits
     kernel_lag: float = 0  # until a new version shows in GetKernel and ListKernels
     session_lag: float = 0  # until a new version has a session: its status is a 404 before
     output_lag: float = 0  # until a complete version lists its output: an empty list before

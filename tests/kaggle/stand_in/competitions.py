@@ -180,7 +180,7 @@ class CompetitionCalls:
 
     def rpc_GetSubmissionLimits(self, body: dict) -> dict:
         competition = self._competition(body)
-        counted = sum(self.clock.older(state.made, self.habits.limits_lag) for state in competition.submissions)
+        counted = len(competition.submissions)
         by_total = competition.total_limit is not None and competition.total_limit < competition.daily_limit
         return {
             "numToday": counted,

@@ -12,7 +12,6 @@ from stand_in.common import ApiError, Clock, Habits, page_of
 @dataclass
 class DatasetVersion:
     files: dict[str, bytes]
-    notes: str = ""
     polls_left: int = 0  # status polls until READY
     failed: bool = False
     made: float = 0.0
@@ -82,7 +81,7 @@ class DatasetCalls:
             return {"status": "error", "error": f"The requested title {body['title']!r} is already in use."}
         files = dict(self.take_blob(file["token"]) for file in body.get("files", []))
         now = self.clock.now()
-        version = DatasetVersion(files, "Initial release", self.ready_after, made=now, ready=now)
+        version = DatasetVersion(files, self.ready_after, made=now, ready=now)
         self.datasets[ref] = Dataset(
             body["title"], body.get("licenseName", ""), body.get("isPrivate", False), [version], body
         )
@@ -94,12 +93,9 @@ class DatasetCalls:
         dataset = self._dataset(body)
         if dataset.versions[-1].polls_left > 0:
             raise ApiError(403, "The dataset is still being processed")
-        inner = body.get("body", {})
-        files = dict(self.take_blob(file["token"]) for file in inner.get("files", []))
+        files = dict(self.take_blob(file["token"]) for file in body.get("body", {}).get("files", []))
         now = self.clock.now()
-        dataset.versions.append(
-            DatasetVersion(files, inner.get("versionNotes", ""), self.ready_after, made=now, ready=now)
-        )
+        dataset.versions.append(DatasetVersion(files, self.ready_after, made=now, ready=now))
         return {"ref": f"{body['ownerSlug']}/{body['datasetSlug']}", "status": "Ok", "url": ""}
 
     def rpc_GetDatasetStatus(self, body: dict) -> dict:

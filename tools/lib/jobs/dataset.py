@@ -19,6 +19,7 @@ from lib.jobs import lint
 from lib.jobs.lint import OWNER_PLACEHOLDER, Finding, refuse
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Conflict, KaggleError
+from lib.kaggle_api.patience import News
 from lib.project import KERNEL, REPO, InputError, ToolError, figure, markdown_table, sha256_of, write_file
 from lib.runs import RESUME_STATES, damaged_files, payload_of, read_run_json
 
@@ -191,16 +192,13 @@ def settled_version(client: KaggleClient, ref: str, begun: bool, seconds: float)
 
     if not (client.patience.look(there, f"dataset {ref}") if begun else there()):
         return False, 0
-    shown = ""
+    news = News()
 
     def check() -> tuple[bool, int] | None:
-        nonlocal shown
         status, version = client.datasets.status(ref)
         if status in ("ready", "failed", "deleted"):
             return status != "deleted", version
-        if status != shown:
-            print(f"dataset {ref}: {status}", file=sys.stderr)
-            shown = status
+        news.tell(f"dataset {ref}: {status}")
         return None
 
     return client.patience.wait_for(check, f"dataset {ref}", seconds)

@@ -23,7 +23,7 @@ from lib.jobs.session import ENDED, GRACE_SECONDS, QUEUE_SECONDS
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.errors import Forbidden, KaggleError, MachineFailed, Refused
 from lib.kaggle_api.kernels import Version
-from lib.kaggle_api.patience import Outage, glance
+from lib.kaggle_api.patience import News, Outage, glance
 from lib.process import as_arguments, as_text
 from lib.project import KERNEL, REPO, InputError, ToolError, read_json
 from lib.runs import ADVICE, RAW, Run, check_run, run_logged
@@ -141,22 +141,18 @@ class Fleet:
 
     def run(self) -> dict[str, Path]:
         """See every row to its end; the verified folders of those that succeeded."""
-        pause, shown = self.patience.poll_seconds, ("", 0)
-        begin = self.patience.now()
+        news, before, begin, pause = News(), "", self.patience.now(), self.patience.poll_seconds
         while True:
             for one in self.running:
                 self.bear(one, self.look)
             self.start()
             if not self.running and (not self.waiting or self.blocked):
                 break
-            now = (self.state(), int((self.patience.now() - begin) / 60))
-            if now[0] != shown[0]:
-                pause = self.patience.poll_seconds
-            if now != shown:
-                shown = now
-                print(f"{shown[0]} ({shown[1]} min)", file=sys.stderr, flush=True)
-            self.patience.sleep(pause)
+            news.tell(f"{self.state()} ({(self.patience.now() - begin) // 60:.0f} min)")
             pause = min(1.5 * pause, self.patience.poll_limit_seconds)
+            if self.state() != before:  # there may soon be more of it
+                before, pause = self.state(), self.patience.poll_seconds
+            self.patience.sleep(pause)
         if self.waiting:
             raise ToolError(f"{self.blocked}; {self.state()}; the same command goes on later")
         return {one.row.name: one.folder for one in self.sessions if one.folder}

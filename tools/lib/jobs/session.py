@@ -11,7 +11,7 @@ from functools import partial
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import KaggleError
 from lib.kaggle_api.kernels import Version
-from lib.kaggle_api.patience import glance
+from lib.kaggle_api.patience import News, glance
 
 ENDED = ("complete", "error", "cancel_acknowledged")
 QUEUE_SECONDS = 12 * 3600.0  # in the queue, which is no part of the session's own time
@@ -21,15 +21,11 @@ LISTED = 20
 
 def wait_for_end(client: KaggleClient, version: Version, seconds: float) -> tuple[str, str]:
     """Wait in the queue, then for the end of this very version within `seconds`; (status, failure message)."""
-    shown, start = ("", 0), client.patience.now()
+    news, start = News(), client.patience.now()
 
     def look(enough: Callable[[str], bool]) -> tuple[str, str] | None:
-        nonlocal shown
         status, message = client.kernels.status(version)
-        minutes = int((client.patience.now() - start) / 60)
-        if (status, minutes) != shown:
-            print(f"{version}: {status} ({minutes} min)", file=sys.stderr, flush=True)
-            shown = (status, minutes)
+        news.tell(f"{version}: {status} ({(client.patience.now() - start) // 60:.0f} min)")
         return (status, message) if enough(status) else None
 
     begun = partial(look, lambda status: status != "queued")

@@ -89,20 +89,29 @@ class Patience:
 
     def look(self, check: Callable[[], T | None], what: str) -> T | None:
         """`check`'s first result that is not None; None only after looks over `proof_seconds`: listings lag."""
-        said = False
+        news = News()
 
         def told() -> T | None:
-            nonlocal said
             found = check()
-            if found is None and not said:
-                print(f"{what}: not shown yet, looking for {self.proof_seconds:g} s", file=sys.stderr, flush=True)
-                said = True
+            if found is None:
+                news.tell(f"{what}: not shown yet, looking for {self.proof_seconds:g} s")
             return found
 
         try:
             return self.wait_for(told, what, self.proof_seconds)
         except NotDone:
             return None
+
+
+class News:
+    """Lines on stderr about what is waited for; one that says what the last one said is left out."""
+
+    last = ""
+
+    def tell(self, line: str) -> None:
+        if line != self.last:
+            print(line, file=sys.stderr, flush=True)
+        self.last = line
 
 
 class Outage:
