@@ -77,12 +77,12 @@ def sample(draw: bool) -> Path:
     return drawn_once(folder, layout.make_sample)
 
 
-def drawn_once(folder: Path, draw: Callable[[Path], None]) -> Path:
-    """A folder that is drawn where it is not there yet, by one of the tools that need it at once."""
+def drawn_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A drawn data set, made where it is not there yet: of several tools that need it at once, one makes it."""
     if not folder.exists():  # all of it or nothing
         with record.locked(folder.parent, folder.name):
             if not folder.exists():  # another one has not drawn it meanwhile
-                draw(folder)
+                make(folder)
     return folder
 
 

@@ -211,10 +211,10 @@ def named_folder(folder: Path, again: bool) -> Path:
 
 
 @contextlib.contextmanager
-def left_if_used(folder: Path) -> Iterator[Path]:
+def left_if_used(folder: Path) -> Iterator[None]:
     """A folder that nothing was written into is taken away again."""
     try:
-        yield folder
+        yield
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # only ever an empty one
