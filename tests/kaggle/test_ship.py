@@ -104,7 +104,7 @@ def test_the_validation_is_that_of_the_run_whatever_is_staged_meanwhile(
     assert json.loads(succeeded(run_ship("--weights", weights, "--json")).stdout)["validation"] == 0.75
 
 
-PLACES = [
+PLACES = [  # the moment before one of them is about that after the one above
     (dataset, "upload"),
     (dataset, "wait_ready"),
     (Kernels, "push"),
@@ -117,7 +117,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before", "after"])
 @pytest.mark.parametrize(("owner", "name"), PLACES, ids=[name for _, name in PLACES])
 def test_interrupted_anywhere_the_same_command_goes_on(run_ship, kaggle, competition, weights, owner, name, after):
     with stop_at(owner, name, after):

@@ -264,9 +264,12 @@ INTERRUPTIONS = {
 }
 
 
+QUICK = ("after a push", "while fetching", "before noting a failure", "after blending")
+
+
 @pytest.mark.parametrize(
     "place",
-    [pytest.param(place, marks=pytest.mark.slow if "entry" in place else ()) for place in INTERRUPTIONS],
+    [pytest.param(place, marks=() if place in QUICK else pytest.mark.slow) for place in INTERRUPTIONS],
 )
 def test_interrupted_anywhere_nothing_is_pushed_twice_or_lost(run_sweep, plans, kaggle, tmp_path, place):
     plans("E.")
