@@ -195,9 +195,12 @@ def test_legends_lie_outside_the_panels() -> None:
 
 
 def test_a_photo_is_found_in_any_folder_called_images(tmp_path: Path) -> None:
-    (tmp_path / "deep/er/images").mkdir(parents=True)
-    Image.new("L", (500, 900), 7).save(tmp_path / "deep/er/images/1.jpg")
-    photos = find_photos(tmp_path, ["1.jpg", "2.jpg"])
+    """Also on another disk, behind a link."""
+    (tmp_path / "disk/deep/images").mkdir(parents=True)
+    Image.new("L", (500, 900), 7).save(tmp_path / "disk/deep/images/1.jpg")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "disk")
+    photos = find_photos(tmp_path / "data", ["1.jpg", "2.jpg"])
     assert figures.read_tile(photos.paths[0]).shape == (230, 128, 3)
     assert 1 not in photos.paths
     assert photos.missing == ["2.jpg"]
