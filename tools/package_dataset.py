@@ -15,11 +15,11 @@ import argparse
 import json
 from pathlib import Path
 
-from lib import kernel, record
+from lib import kernel
 from lib.jobs.dataset import BUILD, READY_MINUTES, Package, publish, stage
 from lib.jobs.lint import OWNER_PLACEHOLDER
 from lib.kaggle_api.client import connect
-from lib.project import format_table, make_parser, minutes, run_tool
+from lib.project import format_table, in_turn, make_parser, minutes, run_tool
 from lib.runs import newest_run
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     run = arguments.run or newest_run(arguments.runs, kernel.FINAL_MODEL, complete=True)
     if arguments.dry_run:
-        with record.locked(arguments.folder.parent, arguments.folder.name):  # nothing is staged anew while it is sent
+        with in_turn(arguments.folder.parent, arguments.folder.name):  # nothing is staged anew while it is sent
             show(run, stage(run, arguments.folder, OWNER_PLACEHOLDER), arguments.json, None)
         return 0
     seconds = 60 * arguments.timeout_minutes

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import kernel, record
-from lib.project import DATA, REPO, InputError, damage
+from lib import kernel
+from lib.project import DATA, REPO, InputError, damage, in_turn
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def sample(draw: bool) -> Path:
 def drawn_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A drawn data set, made where it is not there yet: of several tools that need it at once, one makes it."""
     if not folder.exists():  # all of it or nothing
-        with record.locked(folder.parent, folder.name):
+        with in_turn(folder.parent, folder.name):
             if not folder.exists():  # another one has not drawn it meanwhile
                 make(folder)
     return folder

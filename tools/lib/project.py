@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -185,6 +187,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def in_turn(folder: Path, name: str) -> Iterator[None]:
+    """Let one process at a time into the block of this name; another one waits until it is its turn."""
+    path = folder / ".locks" / re.sub(r"[^\w.-]+", "-", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:  # the lock goes with its process, however that ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: another process here is at it; waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_file(path: Path, content: str | bytes) -> None:

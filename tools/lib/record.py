@@ -12,11 +12,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,20 +22,6 @@ from lib.project import REPO, InputError, ToolError
 
 RECORD = "record.jsonl"
 OWNER_LINE = r'^ *"id": '  # of the metadata files, which `push_kernel.py --init USER` changes
-
-
-@contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Let one process at a time into the block of this name; another one waits until it is its turn."""
-    path = folder / ".locks" / re.sub(r"[^\w.-]+", "-", name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:  # the lock goes with its process, however that ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{name}: another process here is at it; waiting for it", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def prepare(runs: Path) -> None:

@@ -20,7 +20,7 @@ from lib.jobs.lint import OWNER_PLACEHOLDER, Finding, refuse
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Conflict, KaggleError
 from lib.kaggle_api.patience import News
-from lib.project import KERNEL, REPO, InputError, ToolError, figure, markdown_table, sha256_of, write_file
+from lib.project import KERNEL, REPO, InputError, ToolError, figure, in_turn, markdown_table, sha256_of, write_file
 from lib.runs import RESUME_STATES, damaged_files, payload_of, read_run_json
 
 BUILD = REPO / "build" / "dataset"
@@ -284,6 +284,6 @@ def publish(
     client: KaggleClient, run: Path, folder: Path, runs: Path, seconds: float = 60 * READY_MINUTES, again: bool = False
 ) -> tuple[Package, int]:
     """Stage and package a run, one process at a time: what is sent and the version that holds it."""
-    with record.locked(folder.parent, folder.name):
+    with in_turn(folder.parent, folder.name):
         staged = stage(run, folder, client.username)
         return staged, package(client, staged, runs, seconds, again)

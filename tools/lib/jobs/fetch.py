@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lib import kernel, record
+from lib import kernel
 from lib.jobs import order
 from lib.jobs.session import wait_for_end
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import KaggleError, MachineFailed
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
-from lib.project import InputError, ToolError, as_command
+from lib.project import InputError, ToolError, as_command, in_turn
 from lib.runs import damaged_files, read_run_json
 
 LOG, LOG_LINES = "kernel.log", 20  # its last lines are shown where a kernel failed
@@ -67,7 +67,7 @@ def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
     """
     folder = run_folder(runs, version)
     output = Output(client, version, folder.with_name(f".{folder.name}.partial"))
-    with record.locked(runs, f"output of {version}"):
+    with in_turn(runs, f"output of {version}"):
         output.fetch_manifest()
         if not folder.exists():
             output.fetch_listed()

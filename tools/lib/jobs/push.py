@@ -20,7 +20,7 @@ from lib.kaggle_api.errors import Ambiguous, Forbidden, Refused, SourcesRefused
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
-from lib.project import InputError, ToolError
+from lib.project import InputError, ToolError, in_turn
 
 FAILED_PUSHES = 3  # so many in a row are no accident
 PUSHES = ("push_started", "pushed", "push_refused")  # events of the record
@@ -82,7 +82,7 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
 
 def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, failed: Collection[int] = ()) -> Version:
     """The version that carries out `order`: the one that an earlier push made, unless it `failed`, else a new one."""
-    with record.locked(runs, f"push of {order.ref}"):
+    with in_turn(runs, f"push of {order.ref}"):
         found = earlier_version(client, order, runs, again)
         if found is not None and found.number not in failed:
             print(f"{found} runs this already (--again pushes anew)", file=sys.stderr)

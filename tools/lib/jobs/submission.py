@@ -25,7 +25,7 @@ from lib.kaggle_api.competitions import COMPETITIONS, Limits, Submission
 from lib.kaggle_api.errors import Ambiguous, KaggleError, NotDone
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
-from lib.project import COMPETITION, InputError, ToolError, as_command, read_json, sha256_of
+from lib.project import COMPETITION, InputError, ToolError, as_command, in_turn, read_json, sha256_of
 from lib.runs import RAW
 
 TEST_FILE = "test.clean.npz"
@@ -171,7 +171,7 @@ class Entry:
 
     def submit(self, again: bool = False) -> int:
         """The ref of its one submission: an interrupted one goes on, a finished one is refused."""
-        with record.locked(self.runs, f"submission of {self.candidate.digest}"):
+        with in_turn(self.runs, f"submission of {self.candidate.digest}"):
             ref = self.interrupted(again)
             if ref is not None:
                 print(f"submission {ref} of this file was begun here before: going on with it", file=sys.stderr)
