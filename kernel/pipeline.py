@@ -36,6 +36,7 @@ import fnmatch
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import platform
@@ -228,9 +229,8 @@ def typed(key: str, value: Any) -> Any:
     try:
         value = {"true": True, "1": True, "false": False, "0": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        value = math.nan
-    if value != value or value in (math.inf, -math.inf):
-        raise UserError(f"knob '{key}' takes {kind.__name__} (default {FIELDS[key].default}), not '{text}'")
+        takes = f"takes {kind.__name__} (default {FIELDS[key].default})"
+        raise UserError(f"knob '{key}' {takes}, not '{text}'") from None
     if rules["choices"] and value not in rules["choices"]:
         raise UserError(f"knob '{key}' is one of {', '.join(rules['choices'])}, not '{text}'")
     if kind in (int, float) and not rules["low"] <= value <= rules["high"]:
@@ -257,11 +257,9 @@ def resolve_candidates(arguments: dict[str, Any]) -> list[Knobs]:
 
 
 def resolve_knobs(arguments: dict[str, Any]) -> Knobs:
-    """The run's knobs: the defaults, what all candidates of the recipe share, and what was set."""
-    given = resolve_given(arguments)
-    first, *others = RECIPES[given.get("recipe", Knobs.recipe)]
-    shared = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
-    return Knobs(**{**shared, **given})
+    """The run's knobs: what all candidates of the recipe share, and the defaults."""
+    first, *others = map(dataclasses.asdict, resolve_candidates(arguments))
+    return Knobs(**{key: value for key, value in first.items() if all(one[key] == value for one in others)})
 
 
 def with_epochs(knobs: Knobs, images: int) -> Knobs:
@@ -361,10 +359,7 @@ class Npz:
             self.arrays = np.load(path, allow_pickle=False)
             self.keys = list(self.arrays.files)
 
-    def __enter__(self) -> Npz:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self.arrays.close()
 
     def fail(self, key: str, problem: str) -> UserError:
@@ -424,8 +419,7 @@ class Npz:
         """Image of each caption from the one-hot matrix, read as a stream: 3.1 GB that are never held."""
         key, image_of, named = "captions/label", np.full(captions, -1), np.zeros(captions, np.int64)
         with reading(self.path, key), self.arrays.zip.open(f"{key}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            old = version == (1, 0)
+            old = np.lib.format.read_magic(stream) == (1, 0)
             header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = header(stream)
             if shape != (captions, images) or dtype not in (np.bool_, np.uint8):
@@ -434,7 +428,7 @@ class Npz:
             block_lines = max(1, (1 << 20) // width)  # blocks that stay in the processor's cache
             for start in range(0, lines, block_lines):
                 size = min(block_lines, lines - start) * width
-                block = np.frombuffer(stream.read(size).ljust(size, b"\0"), np.bool_ if dtype == np.bool_ else np.uint8)
+                block = np.frombuffer(stream.read(size).ljust(size, b"\0"), dtype)
                 places = np.flatnonzero(block)
                 if dtype == np.uint8 and (block[places] != 1).any():
                     raise self.fail(key, f"holds {block.max()}, expected 0 or 1")
@@ -453,7 +447,7 @@ def read_train(path: Path, consecutive: bool = False) -> TrainSet:
 
     `consecutive`: where captions/label is missing, equal runs of captions belong to the images in order.
     """
-    with Npz(path) as npz:
+    with contextlib.closing(Npz(path)) as npz:
         ids, names = npz.ids(), npz.words("images/names", None)
         captions = npz.words("captions/text", len(ids))
         if "captions/label" in npz.keys:
@@ -485,7 +479,7 @@ def with_captions(path: Path, train: TrainSet) -> TrainSet:
 
 def read_test(path: Path) -> TestSet:
     """test.clean.npz, checked; at least one row."""
-    with Npz(path) as npz:
+    with contextlib.closing(Npz(path)) as npz:
         ids = npz.ids()
         if not len(ids):
             raise UserError(f"{path}: captions/ids: no rows, so there is nothing to predict")
@@ -542,9 +536,9 @@ def join_pairs(
             "same_vector": nearest_cosine(extra.images, train.images) >= SAME_IMAGE,
         }
         counts = {"images": len(extra.images), **{name: int(images.sum()) for name, images in guards.items()}}
-        before, train = train, with_images(train, extra, np.flatnonzero(~np.any(list(guards.values()), axis=0)))
-        counts["joined_images"] = len(train.images) - len(before.images)
-        counts["joined_captions"] = len(train.text) - len(before.text)
+        joined = np.flatnonzero(~np.any(list(guards.values()), axis=0))
+        train = with_images(train, extra, joined)
+        counts |= {"joined_images": len(joined), "joined_captions": int(np.isin(extra.image_of, joined).sum())}
         log(f"pairs: {path}: " + ", ".join(f"{key.replace('_', ' ')} {count}" for key, count in counts.items()))
         facts.append({"file": path.name, **file_facts(path), **counts})
     return train, facts
@@ -677,7 +671,6 @@ class AlignNet(nn.Module):
     """
 
     centre: Tensor
-    logit_scale: nn.Parameter
 
     def __init__(self, dims: Dims, knobs: Knobs, random: torch.Generator | None = None) -> None:
         super().__init__()
@@ -690,8 +683,7 @@ class AlignNet(nn.Module):
         self.norm_hidden, self.project = nn.LayerNorm(knobs.hidden), nn.Linear(knobs.hidden, d_image)
         self.skip = nn.Linear(width, d_image, bias=False) if knobs.skip else None
         self.input_dropout, self.dropout = Dropout(knobs.input_dropout, random), Dropout(knobs.dropout, random)
-        # 1/temperature in log space, one for each image geometry: (raw, unit)
-        self.logit_scale = nn.Parameter(torch.full((2,), -math.log(knobs.temperature)))
+        self.logit_scale = nn.Parameter(torch.empty(2))  # log(1/temperature) for images of raw and of unit length
 
     def forward(self, text: Tensor, words: Tensor) -> Tensor:
         parts = [] if self.sees == "words" else [F.layer_norm(text - self.centre, text.shape[1:])]
@@ -1078,7 +1070,7 @@ class Training:
 
     lr: float  # the candidate's, or half of it where the loss was no number
     step: int = 0
-    epochs: float = 0.0  # in so many steps; at the end fewer than planned where time was short
+    epochs: float = 0.0  # counted at the end: fewer than planned where time was short
     seconds: float = 0.0
     watched: float = 0.0  # of these seconds, what validating and named checkpoints took
     loss_sum: float = 0.0  # of the epoch's steps
@@ -1155,16 +1147,21 @@ class Diverged(Exception):
     lr: float
 
 
-@dataclass
 class Learner:
     """A network and all that its next step depends on."""
 
-    knobs: Knobs
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    random: torch.Generator  # of initial weights and dropout
-    block: int  # rows of logits held at once
+    def __init__(self, name: str, knobs: Knobs, task: Task) -> None:
+        self.knobs, self.block = knobs, knobs.logit_block  # rows of logits held at once
+        self.random = torch.Generator(task.text.device).manual_seed(seed_of(knobs.seed, name))  # weights and dropout
+        dims = (task.text.shape[1], task.images.shape[1], task.n_words)
+        centre = (task.label >= 0).float() @ task.text / len(task.captions)  # a mean without a copy of the captions
+        self.network = build_network(dims, knobs, centre, self.random)
+        table = [weights for key, weights in self.network.named_parameters() if key.startswith("words.table")]
+        others = [weights for key, weights in self.network.named_parameters() if not key.startswith("words.table")]
+        groups = [{"params": others, "rate": 1.0}, {"params": table, "rate": knobs.word_rate}][: 1 + len(table)]
+        kind = torch.optim.AdamW if knobs.weight_decay else torch.optim.Adam
+        self.optimizer = kind(groups, knobs.lr, weight_decay=knobs.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(self.random.device.type, enabled=task.dtype == torch.float16)
 
     def state(self, at: Training) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
@@ -1177,20 +1174,6 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
         self.random.set_state(state["random"])
         self.knobs = dataclasses.replace(self.knobs, lr=state["at"].lr)  # it may have been halved
-
-
-def new_learner(name: str, knobs: Knobs, task: Task) -> Learner:
-    random = torch.Generator(task.text.device).manual_seed(seed_of(knobs.seed, name))
-    dims = (task.text.shape[1], task.images.shape[1], task.n_words)
-    centre = (task.label >= 0).float() @ task.text / len(task.captions)  # a mean without a copy of the captions
-    network = build_network(dims, knobs, centre, random)
-    table = [weights for key, weights in network.named_parameters() if key.startswith("words.table")]
-    others = [weights for key, weights in network.named_parameters() if not key.startswith("words.table")]
-    groups = [{"params": others, "rate": 1.0}, {"params": table, "rate": knobs.word_rate}][: 1 + len(table)]
-    kind = torch.optim.AdamW if knobs.weight_decay else torch.optim.Adam
-    optimizer = kind(groups, knobs.lr, weight_decay=knobs.weight_decay, fused=True)
-    scaler = torch.amp.GradScaler(random.device.type, enabled=task.dtype == torch.float16)
-    return Learner(knobs, network, optimizer, scaler, random, knobs.logit_block)
 
 
 def take_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
@@ -1209,23 +1192,22 @@ def take_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
 
 
 def careful_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
-    """`take_step`, once more with half the block of logits for as long as memory runs out."""
-    failure = ""
-    try:
-        return take_step(learner, task, captions)
-    except RuntimeError as error:  # an illegal access, say, is no reason to try again
-        failure = first_line(error)
-        signs = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "out of memory")
-        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in signs):
-            raise
-    # Behind the handler, whose exception keeps the failed attempt's tensors alive.
-    if learner.block <= 16:
-        raise TrainingFailed(f"{failure}; lower --set hidden or --set batch")
-    learner.block //= 2
-    log(f"out of memory: logits in blocks of {learner.block} rows from here on")
-    scale, enabled = learner.scaler.get_scale(), learner.scaler.is_enabled()
-    learner.scaler = torch.amp.GradScaler(task.text.device.type, scale, enabled=enabled)
-    return careful_step(learner, task, captions)
+    """`take_step`, again with half the block of logits for as long as memory runs out."""
+    while True:
+        try:
+            return take_step(learner, task, captions)
+        except RuntimeError as error:  # an illegal access, say, is no reason to try again
+            failure = first_line(error)
+            signs = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "out of memory")
+            if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in signs):
+                raise
+        # Behind the handler, whose exception keeps the failed attempt's tensors alive.
+        if learner.block <= 16:
+            raise TrainingFailed(f"{failure}; lower --set hidden or --set batch")
+        learner.block //= 2
+        log(f"out of memory: logits in blocks of {learner.block} rows from here on")
+        scale, enabled = learner.scaler.get_scale(), learner.scaler.is_enabled()
+        learner.scaler = torch.amp.GradScaler(task.text.device.type, scale, enabled=enabled)
 
 
 def train_network(
@@ -1237,7 +1219,7 @@ def train_network(
     and dropout; `watch(epoch, last, network)` gives what the epoch's row of the log has beside its loss. Raises
     Interrupted after a signal, its state saved; Diverged; TrainingFailed.
     """
-    learner, at = new_learner(name, knobs, task), Training(knobs.lr)
+    learner, at = Learner(name, knobs, task), Training(knobs.lr)
     steps = len(epoch_batches(task, knobs, 0))  # an epoch
     state = read_state(state_file, task.text.device.type)
     if state and not state["at"].weights:  # else it is of a training that is over
@@ -1254,7 +1236,7 @@ def train_network(
     while going:
         if stop.signal or clock - saved >= knobs.checkpoint_seconds:
             at.loss_sum, saved = float(loss_sum), clock
-            write_torch(state_file, learner.state(at))
+            save_torch(state_file, learner.state(at))
         if stop.signal:
             raise Interrupted
         if batches is None or at.step % steps == 0:
@@ -1657,7 +1639,7 @@ class Run(Plan):
                 trained = train_again_if_diverged(name, knobs, state_file, **others)
         except (RuntimeError, ValueError) as error:  # of torch.linalg too
             raise TrainingFailed(f"candidate {candidate.number}, {job.phase}: {first_line(error)}") from error
-        write_torch(state_file, {"at": vars(trained)})
+        save_torch(state_file, {"at": vars(trained)})
         return trained
 
     def watch(self, job: Job, epoch: int, last: bool, network: nn.Module) -> dict[str, Any]:
@@ -1671,7 +1653,7 @@ class Run(Plan):
         if named and epoch % knobs.checkpoint_every == 0:
             weights = {key: value.cpu() for key, value in network.state_dict().items()}
             bundle = make_bundle(self.problem, knobs, [member_of(knobs, weights, 1.0)], 0.0)
-            write_torch(self.folder.path / CHECKPOINT.format(epoch), bundle)
+            save_torch(self.folder.path / CHECKPOINT.format(epoch), bundle)
         return row | {"seconds": round(self.earlier + run_seconds(), 2)}
 
     def take(self, job: Job, future: Future[Training]) -> None:
@@ -1915,27 +1897,26 @@ def check_rows(path: Path, reader: Iterator[list[str]], ids: np.ndarray, dim: in
     header = next(reader, [])
     if header != ["id", "embedding"]:
         raise UserError(f"{path}: header is '{','.join(header)[:60]}', expected 'id,embedding'")
-    count, first, varies = 0, None, False
-    for count, cells in enumerate(reader, 1):
-        if count > len(ids):
+    first, varies = None, False
+    for row, (number, cells) in enumerate(itertools.zip_longest(ids, reader), 1):
+        if cells is None:
+            raise UserError(f"{path}: {row - 1} rows, expected {len(ids)}; the first missing id is {number}")
+        if number is None:
             raise UserError(f"{path}: more than {len(ids)} rows")
-        number = str(ids[count - 1])
-        if len(cells) != 2 or cells[0] != number:
+        if len(cells) != 2 or cells[0] != str(number):
             found = ",".join(cells)[:40]
-            raise UserError(f"{path}: row {count}: expected id {number} and one quoted list, found '{found}'")
+            raise UserError(f"{path}: row {row}: expected id {number} and one quoted list, found '{found}'")
         try:
             values = json.loads(cells[1])
         except ValueError:  # it is cut, say
             values = None
         if not isinstance(values, list) or len(values) != dim:
-            raise UserError(f"{path}: row {count} (id {number}): expected a list of {dim} numbers")
+            raise UserError(f"{path}: row {row} (id {number}): expected a list of {dim} numbers")
         if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-            raise UserError(f"{path}: row {count} (id {number}): NaN, infinity or no number")
+            raise UserError(f"{path}: row {row} (id {number}): NaN, infinity or no number")
         first = first or values
         varies |= values != first
-    if count < len(ids):
-        raise UserError(f"{path}: {count} rows, expected {len(ids)}; the first missing id is {ids[count]}")
-    if not varies and count > 1:
+    if not varies and len(ids) > 1:
         raise UserError(f"{path}: all predictions are equal")
 
 
@@ -1946,7 +1927,7 @@ class Folder:
 
     path: Path
     knobs: Knobs  # of the run
-    fingerprint: str  # of data, knobs and the form of states: the states beside an index of another one don't count
+    fingerprint: str  # of data and knobs: the states beside an index of another one don't count
 
     def state(self, phase: str, number: int) -> Path:
         return self.path / RESUME_STATE.format(phase, number)
@@ -1983,7 +1964,7 @@ class Folder:
                 index["fingerprint"], DTYPES[index["dtype"]], index["device"], float(index["seconds"])
             if index["fingerprint"] == self.fingerprint:
                 if path != own:
-                    self.clear()
+                    clear(self.path)
                     self.forget()
                     for state in [*path.parent.glob("resume_*_*"), path]:  # the index last: it makes them count
                         shutil.copyfile(state, self.path / state.name)
@@ -1993,11 +1974,6 @@ class Folder:
             other = f"other knobs (there {there})" if there else "other data"
             raise UserError(f"{path.parent}: holds an unfinished run of {other}; {anew}")
         return {}
-
-    def clear(self) -> None:
-        """Take away what an earlier run left, the manifest first: old and new files never lie side by side."""
-        for old in [self.path / MANIFEST, *output_files(self.path)]:
-            old.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """A complete run has nothing to go on from; the index goes first: without it no state counts."""
@@ -2009,6 +1985,12 @@ def output_files(folder: Path) -> list[Path]:
     """What a run has left in `folder` so far, less the manifest that lists it."""
     names = (SUBMISSION, METRICS, FINAL_MODEL, VALIDATED_MODEL, TRAINING_LOG, CURVES)
     return [*filter(Path.exists, map(folder.joinpath, names)), *folder.glob(CHECKPOINT.format("*"))]
+
+
+def clear(folder: Path) -> None:
+    """Take away what an earlier run left, the manifest first: old and new files never lie side by side."""
+    for old in [folder / MANIFEST, *output_files(folder)]:
+        old.unlink(missing_ok=True)
 
 
 def write_manifest(parts: Path, folder: Path, complete: bool, facts: dict[str, Any]) -> None:
@@ -2074,9 +2056,8 @@ def draw_curves(path: Path, table: pd.DataFrame, members: list[int], levels: dic
         tested, colour = rows.dropna(subset="pool100_raw"), colours.get(number, "lightgrey")
         style, name = "-" if phase == "validate" else ":", f"candidate {number}" if number in colours else "others"
         left.plot(rows["epoch"], rows["loss"] / rows["loss"].iloc[0], style, color=colour, label=name)
-        if len(tested):
-            right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=name)
-            right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
+        right.plot(tested["epoch"], tested["pool100_raw"], "o-", color=colour, label=name)
+        right.plot(tested["epoch"], tested["pool100_cosine"], "s--", color=colour, alpha=0.5)
     for (name, mrr), style in zip(levels.items(), ("-", "-."), strict=False):
         right.axhline(mrr, color="black", linestyle=style, label=f"{name}: {mrr:.3f}")
     left.set(xlabel="epoch", ylabel="loss / first epoch's", title="Training loss; dotted: the refit on all photos")
@@ -2245,16 +2226,12 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def save_torch(path: Path, content: dict[str, Any]) -> None:
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:  # what torch makes of a full disk
-        raise WriteFailed(f"{path.name}: cannot be written (is the disk full?); free some space") from error
-
-
-def write_torch(path: Path, content: dict[str, Any]) -> None:
-    """`save_torch`, in place of what was there, as a whole."""
+    """Write what `load_torch` reads, in place of what was there, as a whole."""
     with atomic(path) as part:
-        save_torch(part, content)
+        try:
+            torch.save(content, part)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise WriteFailed(f"{path.name}: cannot be written (is the disk full?); free some space") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -2312,12 +2289,11 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     recipe = [with_epochs(one, len(problem.images_of("refit", one.pairs))) for one in recipe]
 
     make_folder(output)
-    form = [*LOG_COLUMNS, *(one.name for one in dataclasses.fields(Training))]
-    made_of = json.dumps([problem.read, [*map(fixed, recipe)], form])
+    made_of = json.dumps([problem.read, *map(fixed, recipe)])
     folder = Folder(output, knobs, hashlib.sha256(made_of.encode()).hexdigest())
     index = folder.read_index(source)
     if not index:
-        folder.clear()
+        clear(output)
         folder.forget()
     everything = enumerate([*recipe, *index.get("drawn", [])])
     candidates = [Candidate(number, one, drawn=number >= len(recipe)) for number, one in everything]
@@ -2325,8 +2301,8 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
 
     machine = choose_machine(knobs, index)
     log(f"recipe: {knobs.recipe}, {len(candidates)} candidate(s), seed {knobs.seed}")
-    plan = (candidates, knobs, given, problem, machine, stop)
-    run = Run(*plan, folder=folder, earlier=index.get("seconds", 0.0), loaded=loaded)
+    before = index.get("seconds", 0.0)
+    run = Run(candidates, knobs, given, problem, machine, stop, folder=folder, earlier=before, loaded=loaded)
     run.train()
     return run.end()
 
@@ -2346,7 +2322,7 @@ def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
     bundle["repulsion"] = given.get("repulsion", bundle["repulsion"])
     bundle["knobs"] |= given
     make_folder(output)
-    Folder(output, knobs, "").clear()
+    clear(output)
     device = choose_device(knobs)
     with together(output) as parts:
         write_submission(parts / SUBMISSION, test.caption_ids, predicted(bundle, test, device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,14 +166,14 @@ def test_a_state_of_another_device_is_a_new_start(kernel, lab, capsys):
     stopped(kernel, lab, 30, problem=problem)
     content = kernel.load_torch(lab.state_file)
     content["random"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's
-    kernel.write_torch(lab.state_file, content | {"device": "cuda"})
+    kernel.save_torch(lab.state_file, content | {"device": "cuda"})
     found = lab.train(problem)
     assert "not usable (it is of another kind of device" in capsys.readouterr().out
     assert all(torch.equal(whole.weights[key], found.weights[key]) for key in whole.weights)
 
 
 def test_a_network_that_is_trained_is_taken_up_on_any_device(kernel, lab):
-    kernel.write_torch(lab.state_file, {"at": vars(lab.train())})
+    kernel.save_torch(lab.state_file, {"at": vars(lab.train())})
     assert kernel.read_state(lab.state_file, "cuda")["at"].weights
 
 
@@ -200,7 +201,8 @@ def test_no_tensor_of_a_step_lies_on_another_device(kernel, lab, monkeypatch, kn
     network = kernel.NETWORKS[full.network](problem.dims, full, None).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters())
     optimizer.param_groups[0]["rate"] = 1.0
-    learner = kernel.Learner(full, network, optimizer, torch.amp.GradScaler("cpu", enabled=False), None, 16)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    learner = SimpleNamespace(knobs=full, network=network, optimizer=optimizer, scaler=scaler, random=None, block=16)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no such device
     monkeypatch.setattr(torch.Tensor, "unique", lambda self, return_inverse: (self[:9], self))  # its size is data
     captions = torch.zeros(64, dtype=torch.int64, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def learner_of(kernel: Any, knobs: Any, seed: int = 0) -> Any:
     """As far as an objective looks at it."""
     network = torch.nn.Module()
     network.logit_scale = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
-    return kernel.Learner(knobs, network, None, None, torch.Generator().manual_seed(seed), 16)
+    return SimpleNamespace(knobs=knobs, network=network, random=torch.Generator().manual_seed(seed), block=16)
 
 
 def test_the_share_of_raw_lengths_is_what_each_caption_is_scored_on(kernel, lab):
@@ -216,9 +217,9 @@ def test_initial_weights_follow_the_generator_and_no_global_state(kernel, lab, k
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        networks.append(kernel.new_learner(name, lab.knobs(**knobs), task).network.state_dict())
+        networks.append(kernel.Learner(name, lab.knobs(**knobs), task).network.state_dict())
         assert torch.equal(torch.get_rng_state(), before)
-    other = kernel.new_learner("validate 2", lab.knobs(**knobs), task).network.state_dict()
+    other = kernel.Learner("validate 2", lab.knobs(**knobs), task).network.state_dict()
     weights = [key for key, value in other.items() if "expand" in key or "project" in key or "table" in key]
     assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
     assert weights

@@ -154,7 +154,7 @@ def test_a_last_step_of_one_image_is_no_divergence(lab):
 
 def test_the_table_of_words_has_a_rate_of_its_own(kernel, lab):
     problem = lab.problem()
-    learner = kernel.new_learner("validate 1", lab.knobs(sees="both", word_rate=4.0), lab.task(problem))
+    learner = kernel.Learner("validate 1", lab.knobs(sees="both", word_rate=4.0), lab.task(problem))
     rates = {id(weights): group["rate"] for group in learner.optimizer.param_groups for weights in group["params"]}
     for name, weights in learner.network.named_parameters():
         assert rates[id(weights)] == (4.0 if name == "words.table.weight" else 1.0), name
