@@ -36,11 +36,11 @@ def print_quota(client: KaggleClient, as_json: bool) -> None:
 
 def report(as_json: bool, version: Version, status: str, folder: Path | None = None) -> None:
     """What became of a kernel version, on stdout."""
-    run = None if folder is None else str(folder)
     if as_json:
+        run = str(folder) if folder else None
         print(json.dumps({"kernel": version.ref, "version": version.number, "status": status, "run": run}))
     else:
-        print(f"{version}: {status}" + (f"; verified output in {run}" if run else ""))
+        print(f"{version}: {status}" + (f"; verified output in {folder}" if folder else ""))
 
 
 def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None:
@@ -94,15 +94,13 @@ def push_and_fetch(arguments: argparse.Namespace) -> None:
     """Stage, push, wait and fetch, as far as the options say."""
     overrides = arguments.time.tell(order.read_overrides(arguments.recipe, arguments.set, arguments.script))
     client = None if arguments.dry_run else connect()
-    user = client.username if client else None
-    staged = order.stage_push(user, arguments, overrides, arguments.dataset, arguments.script)
+    staged = order.stage_push(client, arguments, overrides, arguments.script)
     if client is None:
         return show_staged(staged, arguments.json)
     version = push.push_staged(client, staged, arguments.runs, arguments.again)
-    if arguments.no_wait:
-        return report(arguments.json, version, "pushed")
-    folder = fetch.collect(client, version, arguments.runs, arguments.time.wait_seconds)
-    return report(arguments.json, version, "complete", folder)
+    wait = arguments.time.wait_seconds
+    folder = None if arguments.no_wait else fetch.collect(client, version, arguments.runs, wait)
+    return report(arguments.json, version, "complete" if folder else "pushed", folder)
 
 
 def main(argv: list[str] | None = None) -> None:

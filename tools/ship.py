@@ -58,8 +58,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if arguments.resume is not None:
         run, overrides = ship.taken_up(client, arguments, given)
     packaged = None if run is None else ship.package_weights(client, run, arguments.runs)
-    datasets = [*arguments.dataset, *([] if packaged is None else [packaged.ref])]
-    version, folder = ship.run_on_kaggle(client, arguments, overrides, datasets)
+    version, folder = ship.run_on_kaggle(client, arguments, overrides, packaged)
     if packaged is not None:
         ship.check_weights_used(folder, packaged)
     result: dict[str, Any] = {"kernel": version.ref, "version": version.number, "run": str(folder)}

@@ -221,23 +221,6 @@ def test_calls_that_may_be_repeated_are(push, kaggle, finished, tmp_path, call, 
     assert fetched(tmp_path).keys() >= finished.keys()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(drop="after"),
-        Fault(status=502, html=True, after=True),
-        Fault(status=500, after=True),
-        Fault(status=429, retry_after="0"),
-        Fault(truncate=4),
-    ],
-    ids=["drop", "502", "500", "429", "cut"],
-)
-def test_a_push_that_took_effect_without_saying_so_is_found(push, kaggle, finished, fault):
-    kaggle.fail("SaveKernel", fault)
-    succeeded(push())
-    assert versions(kaggle) == 1
-
-
 def test_a_push_that_did_not_happen_is_one_line_and_the_next_run_pushes(push, kaggle, finished):
     kaggle.fail("SaveKernel", Fault(drop="before"))
     failed(push(), 1, "running this again is safe")

@@ -158,6 +158,5 @@ def check_quota(client: KaggleClient) -> Check:
 
 def check_submissions(client: KaggleClient, competition: str) -> Check:
     limits = client.competitions.limits(competition)
-    left = limits.allowed_now > 0 or limits.total == 0  # all zero: a team that has not submitted yet
     following = "no more can be made" if limits.by_total else "run this again after 00:00 UTC"
-    return Check("submissions", left, f"{limits.allowed_now} left today, {limits.total} made", following)
+    return Check("submissions", not limits.used_up, f"{limits.allowed_now} left today, {limits.total} made", following)

@@ -17,7 +17,7 @@ from typing import Any
 from lib import kernel, record
 from lib.data import FILES
 from lib.jobs import fetch, push
-from lib.jobs.order import Order, SessionTime, add_session, owned_metadata, source_versions, stage
+from lib.jobs.order import Order, SessionTime, complete_metadata, owned_metadata, source_versions, stage
 from lib.jobs.push import QuotaUsedUp
 from lib.jobs.session import ENDED, GRACE_SECONDS, QUEUE_SECONDS
 from lib.kaggle_api.client import KaggleClient, connect
@@ -110,7 +110,7 @@ class Fleet:
         self.limit = arguments.sessions or len(rows)  # until Kaggle names a lower one
         self.time: SessionTime = arguments.time
         self.metadata = owned_metadata(client.username)
-        add_session(self.metadata, arguments.accelerator)
+        complete_metadata(self.metadata, arguments.accelerator)
         self.sources = source_versions(client, self.metadata, self.runs)
         self.sessions = [self.take_up(row) for row in rows]
         self.blocked = ""  # why nothing more can be pushed this week

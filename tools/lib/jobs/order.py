@@ -162,7 +162,7 @@ def owned_metadata(user: str | None, script: str = "pipeline") -> dict[str, Any]
     return metadata
 
 
-def add_session(
+def complete_metadata(
     metadata: dict[str, Any], accelerator: str | None, datasets: Sequence[str] = (), kernels: Sequence[str] = ()
 ) -> None:
     """Put what a push adds into its metadata: another accelerator, sources; `slug` alone is of the same owner."""
@@ -190,11 +190,11 @@ def stage(metadata: dict[str, Any], overrides: dict[str, Any], folder: Path, tim
 
 
 def stage_push(
-    user: str | None, given: argparse.Namespace, overrides: dict, datasets: list[str], script: str = "pipeline"
+    client: KaggleClient | None, given: argparse.Namespace, overrides: dict, script: str, datasets: Sequence[str] = ()
 ) -> Order:
-    """The same by the options of a push, with `datasets` attached; without a `user` to be shown only."""
-    metadata = owned_metadata(user, script)
-    add_session(metadata, given.accelerator, datasets, given.kernel_source)
+    """The same by the options of a push, with more `datasets` attached; without a `client` to be shown only."""
+    metadata = owned_metadata(client.username if client else None, script)
+    complete_metadata(metadata, given.accelerator, [*given.dataset, *datasets], given.kernel_source)
     return stage(metadata, overrides, BUILD, given.time)
 
 

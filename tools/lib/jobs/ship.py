@@ -52,10 +52,10 @@ def taken_up(client: KaggleClient, arguments: argparse.Namespace, given: dict[st
 
 
 def run_on_kaggle(
-    client: KaggleClient, arguments: argparse.Namespace, overrides: dict[str, Any], datasets: list[str]
+    client: KaggleClient, arguments: argparse.Namespace, overrides: dict[str, Any], packaged: dataset.Package | None
 ) -> tuple[Version, Path]:
     """Push, wait, fetch and verify: the kernel's version and the folder with its output."""
-    staged = order.stage_push(client.username, arguments, overrides, datasets)
+    staged = order.stage_push(client, arguments, overrides, "pipeline", [packaged.ref] if packaged else [])
     step(f"push {staged.ref}")
     version = push.push_staged(client, staged, arguments.runs, arguments.again)
     step(f"wait for version {version.number} and fetch its output")

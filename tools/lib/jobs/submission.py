@@ -283,7 +283,7 @@ class Entry:
 def check_limits(limits: Limits, slug: str) -> None:
     """Say how many submissions are left; stop when there is none."""
     print(f"{slug}: {limits.allowed_now} submissions left today, {limits.today} made", file=sys.stderr)
-    if limits.allowed_now <= 0 and limits.total > 0:  # all zero: a team that has not submitted yet
+    if limits.used_up:
         if limits.by_total:
             raise ToolError(f"{slug}: the competition's total number of submissions is used up ({limits.total} made)")
         raise ToolError(f"{slug}: no submissions left today ({limits.today} made): run this again after 00:00 UTC")

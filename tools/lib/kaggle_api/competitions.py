@@ -42,6 +42,11 @@ class Limits:
     allowed_now: int
     by_total: bool = False
 
+    @property
+    def used_up(self) -> bool:
+        """Whether nothing may be submitted now; all zero is a team that has not submitted yet."""
+        return self.allowed_now <= 0 and self.total > 0
+
 
 @contextlib.contextmanager
 def competition_errors(slug: str) -> Iterator[None]:
