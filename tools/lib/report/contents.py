@@ -155,7 +155,8 @@ def hub_table(results: dict[str, Any]) -> Table:
 # --------------------------------------------------------------------------------------------------------- report
 def verdicts(results: dict[str, Any]) -> list[str]:
     """Whether it is surely better than the other run, or than the closed form: by raw and by cosine."""
-    rows, other = results["against"] or results["against_closed_form"], results["baselines"][1]["model"]
+    rows = results["against"] or results["against_closed_form"]
+    other = results["baselines"][1]["model"] if results["against"] else "the closed form"
     return [difference_in_words(row, other, name) for name, row in rows.items()]
 
 
