@@ -54,7 +54,8 @@ def choose_data(given: Path | None, draw: bool = True) -> Path:
         return given
     if not os.path.lexists(DATA):
         return sample(draw)
-    if all(problems := [missing(DATA, name) for name in FILES]):  # predicting needs one of them only
+    problems = [missing(DATA, name) for name in FILES]
+    if all(problems):  # predicting needs one of them only
         broken = DATA.is_symlink() and not DATA.exists()
         reason = f"{DATA}: links to {DATA.readlink()}, which is not there" if broken else problems[0]
         raise InputError(f"{reason}: python tools/download_data.py does that; without {DATA} the drawn sample is used")

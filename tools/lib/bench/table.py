@@ -66,19 +66,29 @@ def passing_time(run: Measured, score: str, goal: float) -> float | None:
     return next((seconds for seconds, scores in run.curve if scores[score] >= goal), None)
 
 
+def passing(group: list[Measured], finals: dict[int, Measured], score: str) -> tuple[float | None, float | None]:
+    """(seconds, how many times sooner) of the slowest seed; None where one of them never gets there."""
+    seconds, ratios = [], []
+    for run in group:
+        final = finals[run.seed]
+        reached = passing_time(run, score, final.scores[score])
+        if reached is None:
+            return None, None
+        seconds.append(reached)
+        ratios.append(final.train_seconds / max(reached, 0.01))
+    return max(seconds), min(ratios)
+
+
 def against_baseline(runs: list[Measured]) -> list[dict[str, Any]]:
     """How much sooner than the baseline each recipe reaches the baseline's final score, the slowest seed counting."""
     finals = {run.seed: run for run in runs if run.recipe == BASELINE}
+    if not finals:
+        return []
     rows = []
-    for recipe, group in groups([run for run in runs if finals and run.recipe != BASELINE]).items():
+    for recipe, group in groups([run for run in runs if run.recipe != BASELINE]).items():
         row: dict[str, Any] = {"recipe": recipe}
         for score in POOLS:
-            times = [passing_time(run, score, finals[run.seed].scores[score]) for run in group]
-            reached = [t for t in times if t is not None]
-            ratios = [finals[run.seed].train_seconds / max(t, 0.01) for run, t in zip(group, reached, strict=False)]
-            passed = len(reached) == len(group)
-            row[f"{score}_seconds"] = max(reached) if passed else None
-            row[f"{score}_ratio"] = min(ratios) if passed else None
+            row[f"{score}_seconds"], row[f"{score}_ratio"] = passing(group, finals, score)
         rows.append(row)
     return rows
 
@@ -111,10 +121,10 @@ def finding(rows: list[dict[str, Any]], passed: list[dict[str, Any]]) -> str:
     """What the picture shows, in one line."""
     best = max(rows, key=lambda row: row[RAW])
     text = f"{best['recipe']} is best: raw MRR {best[RAW]:.3f} after {best['train_seconds']:.0f} s"
-    sooner = {row[f"{RAW}_ratio"]: row["recipe"] for row in passed if row[f"{RAW}_ratio"]}
-    if sooner:
-        ratio = max(sooner)
-        text += f". {sooner[ratio]} passes the baseline's final score {ratio:.0f} times sooner than the baseline"
+    if sooner := [row for row in passed if row[f"{RAW}_ratio"]]:
+        first = max(sooner, key=lambda row: row[f"{RAW}_ratio"])
+        ratio = f"{first[f'{RAW}_ratio']:.0f}"
+        text += f". {first['recipe']} passes the baseline's final score {ratio} times sooner than the baseline"
     return text
 
 

@@ -186,11 +186,14 @@ def pool_curve(predictions: np.ndarray, gallery: np.ndarray) -> list[dict[str, f
     return rows
 
 
+def count_words(text: str) -> int:
+    """Words of a caption; a full stop that stands alone is none."""
+    return sum(any(letter.isalnum() for letter in word) for word in text.split())
+
+
 def by_caption_length(captions: list[list[str]], gains: np.ndarray) -> list[dict[str, Any]]:
     """MRR by the number of words, in five groups of about equal size; standard errors over images."""
-    words = np.array(
-        [[sum(any(c.isalnum() for c in word) for word in text.split()) for text in view] for view in captions]
-    )
+    words = np.array([[count_words(text) for text in view] for view in captions])
     edges = np.unique(np.quantile(words, np.linspace(0, 1, 6)).astype(int))
     rows = []
     for low, high in pairwise(edges if len(edges) > 1 else np.repeat(edges, 2)):
