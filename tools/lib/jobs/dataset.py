@@ -20,7 +20,7 @@ from lib.jobs.lint import OWNER_PLACEHOLDER, Finding, refuse
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import Conflict, KaggleError
 from lib.kaggle_api.patience import News
-from lib.project import KERNEL, REPO, InputError, ToolError, figure, in_turn, markdown_table, sha256_of, write_file
+from lib.project import KERNEL, REPO, InputError, ToolError, figure, in_turn, markdown_table, write_file
 from lib.runs import RESUME_STATES, damaged_files, payload_of, read_run_json
 
 BUILD = REPO / "build" / "dataset"
@@ -78,8 +78,7 @@ def lint_folder(folder: Path, allowed: Collection[str]) -> list[Finding]:
 
 def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """sha256 and size of files, as manifests have them."""
-    paths = {name: folder / name for name in sorted(names)}
-    return {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in paths.items()}
+    return {name: kernel.file_facts(folder / name) for name in sorted(names)}
 
 
 def validation_table(metrics: dict[str, Any]) -> str:
@@ -138,10 +137,8 @@ def fill_folder(folder: Path, run: Path, owner: str) -> None:
     card = Template((PAIRS_CARD if pairs else CARD).read_text(encoding="utf-8")).substitute(about)
     content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     write_file(folder / README, card)
-    write_file(folder / METADATA, json.dumps(metadata | {"description": card}, indent=1) + "\n")
-    write_file(
-        folder / kernel.MANIFEST, json.dumps({"run": run.name, "content": content, "files": files}, indent=1) + "\n"
-    )
+    kernel.write_json(folder / METADATA, metadata | {"description": card})
+    kernel.write_json(folder / kernel.MANIFEST, {"run": run.name, "content": content, "files": files})
 
 
 def check_folder(folder: Path) -> Package:

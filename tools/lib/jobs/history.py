@@ -57,16 +57,16 @@ def row_of(ref: int, shown: Submission | None, made: dict[str, Any], scored: dic
     known |= read_message(message)
     known |= {key: value for key, value in made.items() if value is not None}
     return Attempt(
-        ref,
-        shown.date[:16],
-        known["run"] or shown.file_name,
-        f"{known['commit'] or ''}{'+' if known['dirty'] else ''}",
-        known["validation"],
-        known["validation_se"],
-        shown.public_score,
-        shown.private_score,
-        shown.status,
-        f"{known['kernel']} v{known['version']}" if known["kernel"] else "",
+        ref=ref,
+        date=shown.date[:16],
+        run=known["run"] or shown.file_name,
+        commit=f"{known['commit'] or ''}{'+' if known['dirty'] else ''}",
+        validation=known["validation"],
+        validation_se=known["validation_se"],
+        public=shown.public_score,
+        private=shown.private_score,
+        status=shown.status,
+        kernel=f"{known['kernel']} v{known['version']}" if known["kernel"] else "",
     )
 
 
@@ -131,27 +131,23 @@ def plot(rows: list[Attempt], best: Attempt | None, path: Path) -> None:
     """Validation with its standard error, public and private score of every submission, in their order."""
     from lib.plots import BLUE, GREEN, LIGHT, ORANGE, legend_below, new_figure, save_png, themed  # the table needs none
 
-    positions = range(1, len(rows) + 1)
+    numbered = list(enumerate(rows, 1))
+    public = [(number, row.public) for number, row in numbered if row.public is not None]
+    private = [(number, row.private) for number, row in numbered if row.private is not None]
+    local = [(number, row.validation, row.validation_se or 0) for number, row in numbered if row.validation is not None]
     with themed(LIGHT):
         figure, axes = new_figure(finding(rows, best), height=4.5, width=8)
-        for name, color, marker, values in (
-            ("public score", BLUE, "o", [row.public for row in rows]),
-            ("private score", ORANGE, "s", [row.private for row in rows]),
-        ):
-            points = [(x, y) for x, y in zip(positions, values, strict=True) if y is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=name, linewidth=1)
-        local = [
-            (x, row.validation, row.validation_se or 0)
-            for x, row in zip(positions, rows, strict=True)
-            if row.validation is not None
-        ]
+        if public:
+            axes.plot(*zip(*public, strict=True), "o-", color=BLUE, label="public score", linewidth=1)
+        if private:
+            axes.plot(*zip(*private, strict=True), "s-", color=ORANGE, label="private score", linewidth=1)
         if local:
             x, y, error = zip(*local, strict=True)
             axes.errorbar(x, y, error, fmt="^", color=GREEN, capsize=3, label="local validation +- standard error")
         axes.set(xlabel="submission", ylabel="MRR, pools of 100 (higher is better)")
         step = 1 + len(rows) // 20  # so many names can be read side by side
-        axes.set_xticks(positions[::step], [row.run for row in rows[::step]], rotation=30, ha="right")
+        names = [row.run for row in rows]
+        axes.set_xticks(range(1, len(rows) + 1, step), names[::step], rotation=30, ha="right")
         legend_below(figure, axes)
         save_png(figure, path)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lib import kernel, record
-from lib.data import KNOWN, missing
+from lib.data import FILES, KNOWN, missing
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import COMPETITIONS, Limits, Submission
 from lib.kaggle_api.errors import Ambiguous, KaggleError, NotDone
@@ -28,7 +28,7 @@ from lib.kaggle_api.patience import glance
 from lib.project import COMPETITION, InputError, ToolError, as_command, in_turn, read_json, sha256_of
 from lib.runs import RAW
 
-TEST_FILE = "test.clean.npz"
+TEST_FILE = FILES[1]
 IMAGE_DIM = 1536  # DINOv2-giant, where the test set is not at hand to tell
 MESSAGE = re.compile(  # each part may be missing: messages are cut
     r"sha256 (?P<sha>[0-9a-f]{12})\S*(?: \| (?P<run>[^|]*[^| ]))?(?: \| commit (?P<commit>\w+)(?P<dirty>\+?))?"

@@ -19,7 +19,7 @@ class KaggleError(ToolError):
 
 
 class MachineFailed(ToolError):
-    """This machine's failure in what goes to or comes from Kaggle: a full disk, no permission."""
+    """This machine's failure in what goes to or comes from Kaggle: a full disk, no permission, a changed file."""
 
 
 class Unauthorized(KaggleError, InputError):
