@@ -1230,7 +1230,6 @@ def train_network(
 
     total, ends, batches = steps * knobs.epochs, at.seconds + max(allotted, 1e-9), None
     loss_sum = torch.tensor(at.loss_sum, device=task.text.device)
-    wrong = torch.zeros_like(loss_sum)  # losses that are no number
     clock = saved = time.monotonic()
     going = True
     while going:
@@ -1245,8 +1244,7 @@ def train_network(
         for group in learner.optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate(learner.knobs, at.step, progress)
         loss = careful_step(learner, task, batches[at.step % steps])
-        loss_sum += loss.nan_to_num(0, 0, 0)
-        wrong += ~loss.isfinite()
+        loss_sum += loss.nan_to_num(0, 0, 0) if learner.scaler.is_enabled() else loss  # a scaler leaves that step out
         at.step += 1
         at.seconds, clock = at.seconds + time.monotonic() - clock, time.monotonic()
         going = at.step < total and at.seconds < ends and stop.reason != BUDGET
@@ -1254,8 +1252,7 @@ def train_network(
             continue
 
         # The end of an epoch, or of the schedule.
-        in_numbers = all(weights.isfinite().all() for weights in learner.network.parameters())
-        if not in_numbers or (wrong and not learner.scaler.is_enabled()):  # a scaler leaves such a step out
+        if not all(values.isfinite().all() for values in (loss_sum, *learner.network.parameters())):
             raise Diverged(at.lr)
         epoch = math.ceil(at.step / steps)
         row = {"epoch": epoch, "loss": float(loss_sum) / (at.step - (epoch - 1) * steps)}
