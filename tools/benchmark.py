@@ -26,13 +26,14 @@ from lib.sample.layout import make_full_size
 
 FULL_SIZE = REPO / "build" / "full-size"
 ENDLESS = "search"  # goes on for as long as it may
+UNUSED = {"minutes": ["seeds"], "full_size": ["data"], "scaling": ["data", "recipes", "seeds"]}  # by a study
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     codes = "0 measured and written, 1 a run failed, 2 wrong input, 128 + n ended by signal n"
     parser = make_parser(__doc__, codes, "--data", "--set", "--runs", "--json")
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help=f"default: all but {ENDLESS}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of training and split")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of training and split (default 0)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: <runs>/<UTC time>-benchmark")
     study = parser.add_mutually_exclusive_group()
     study.add_argument("--minutes", nargs="+", type=float, metavar="M", help="time budgets, for quality against time")
@@ -42,7 +43,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Wrong recipes, knobs and numbers are told before the first run."""
+    """Wrong options, recipes, knobs and numbers are told before the first run."""
+    for study, options in UNUSED.items():
+        for option in options:
+            if getattr(arguments, study) and getattr(arguments, option):
+                raise InputError(f"--{study.replace('_', '-')} makes no use of --{option}: leave it out")
+    arguments.seeds = arguments.seeds or [0]
     arguments.recipes = arguments.recipes or [name for name in kernel.RECIPES if name != ENDLESS]
     settings = dict(map(kernel.parse_setting, arguments.set))
     for recipe in arguments.recipes:

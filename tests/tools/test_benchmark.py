@@ -182,6 +182,8 @@ def test_a_candidate_s_knobs_are_the_run_s_but_for_what_its_line_says(tmp_path, 
         (["--seeds", "1", "1"], "different numbers"),
         (["--recipes", "search"], "give --minutes"),
         (["--minutes", "0"], "max_minutes"),
+        (["--minutes", "1", "--seeds", "1", "2"], "--minutes makes no use of --seeds"),
+        (["--full-size", "--data", "."], "--full-size makes no use of --data"),
     ],
 )
 def test_bad_options_are_told_before_any_run(tool, tmp_path, options, message):
