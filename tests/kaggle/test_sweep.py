@@ -19,7 +19,7 @@ from drawn import TINY, draw_data, read_tree, write_tree
 from forked import Ended, failed, succeeded
 from lib import record
 from lib.jobs import blend, fetch, fleet
-from lib.jobs.blend import blend_runs
+from lib.jobs.blend import blend_runs, blended_before
 from lib.jobs.fetch import Output
 from lib.jobs.fleet import Fleet, Row
 from lib.kaggle_api.kernels import Kernels
@@ -392,6 +392,15 @@ def test_a_blend_of_one_run_is_that_run(outputs, data, tmp_path, kernel):
         assert blended.metrics["validation"][name] == pytest.approx(scores, rel=1e-3)
     ours, theirs = (read_predictions(one.folder / kernel.SUBMISSION) for one in (blended, run))
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+def test_a_blend_is_older_than_a_member_that_was_made_anew(outputs, data, tmp_path, kernel):
+    """Also where its folder has the same name."""
+    folders = {"s01": write_tree(tmp_path / "s01", outputs[0])}
+    blend_runs([Row("s01", {})], folders, data, tmp_path / "blend")
+    assert blended_before(tmp_path / "blend", folders)
+    (tmp_path / "s01" / kernel.MANIFEST).touch()
+    assert not blended_before(tmp_path / "blend", folders)
 
 
 def read_predictions(path: Path) -> np.ndarray:

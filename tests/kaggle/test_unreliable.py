@@ -48,8 +48,9 @@ def test_a_dataset_outlives_minutes_without_an_answer(package, kaggle):
 
 
 @pytest.mark.slow
-def test_an_outage_that_lasts_ends_the_wait_and_says_how_to_go_on(push, kaggle, finished):
-    kaggle.fail("GetKernelSessionStatus", *[Fault(status=503)] * 10**4)
+@pytest.mark.parametrize("call", ["GetKernelSessionStatus", "ListKernelSessionOutput"])
+def test_an_outage_that_lasts_ends_the_wait_and_says_how_to_go_on(push, kaggle, finished, call):
+    kaggle.fail(call, *[Fault(status=503)] * 10**4)
     failed(push(), 1, r"so for \d+ minutes; go on with .*push_kernel\.py output --version 1")
     kaggle.faults.clear()
     succeeded(push())

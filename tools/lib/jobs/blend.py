@@ -17,7 +17,7 @@ from lib import kernel
 from lib.data import FILES
 from lib.jobs.fleet import Row
 from lib.project import InputError
-from lib.runs import COSINE, RAW, Run, check_run
+from lib.runs import COSINE, RAW, Run, check_run, open_run
 from lib.weights import Validation, held_out, predict
 
 
@@ -90,8 +90,9 @@ def member_facts(row: Row, run: Run | None, weights: dict[str, float]) -> dict[s
 
 
 def blended_before(output: Path, folders: dict[str, Path]) -> bool:
-    """Whether the folder holds the verified blend of just these runs."""
+    """Whether the folder holds the verified blend of just these runs, none of which was made anew since."""
     if not (output / kernel.MANIFEST).exists():
         return False
-    members = check_run(output).manifest.get("members")
-    return members == {name: folder.name for name, folder in folders.items()}
+    blend, newest = check_run(output), max(open_run(folder).ended for folder in folders.values())
+    members = {name: folder.name for name, folder in folders.items()}
+    return blend.manifest.get("members") == members and newest <= blend.ended

@@ -27,13 +27,13 @@ def collect(client: KaggleClient, version: Version, runs: Path, seconds: float) 
     """Wait for a version's end and fetch its verified output; the folder it lies in."""
     try:
         status, message = wait_for_end(client, version, seconds)
+        if status == "complete":
+            folder = client.patience.wait_for(lambda: fetch(client, version, runs), f"output of {version}", seconds)
+            check_finished(folder, version)
+            return folder
     except KaggleError as error:
         raise error.with_hint(f"; go on with {command_again(version)}") from None
-    if status != "complete":
-        raise ToolError(what_is_left(client, version, runs, status, message))
-    folder = client.patience.wait_for(lambda: fetch(client, version, runs), f"output of {version}", seconds)
-    check_finished(folder, version)
-    return folder
+    raise ToolError(what_is_left(client, version, runs, status, message))
 
 
 def command_again(version: Version) -> str:
