@@ -40,9 +40,7 @@ def report(found: Submission, candidate: submission.Candidate, limits: Limits | 
         about = {key: getattr(candidate, key) for key in ("validation", "validation_se", "run", "sha256")}
         print(json.dumps({"ref": found.ref, **scores, **about, "left_today": left}))
         return
-    validation = "" if candidate.validation is None else f", validation {candidate.validation:.4f}"
-    if candidate.validation is not None and candidate.validation_se is not None:
-        validation += f" +- {candidate.validation_se:.4f}"
+    validation = f", validation {candidate.expected}" if candidate.expected else ""
     more = "the submissions left are not known" if left is None else f"{left} submissions left today"
     print(f"submission {found.ref} of {candidate.run}: public score {found.public_score}{validation}; {more}")
 

@@ -49,6 +49,12 @@ class Candidate:
     made_by: Version | None = None  # the kernel version whose output it is, where it is to be submitted as such
 
     @property
+    def expected(self) -> str:
+        """The validation with its error, as a text; "" where there is none."""
+        error = "" if self.validation_se is None else f" +- {self.validation_se:.4f}"
+        return "" if self.validation is None else f"{self.validation:.4f}{error}"
+
+    @property
     def digest(self) -> str:
         """What every submission of these bytes has in its message."""
         return f"sha256 {self.sha256[:12]}"
@@ -60,9 +66,8 @@ class Candidate:
     def message(self, git: dict[str, Any], mark: str) -> str:
         """The submission's description: enough to rebuild a lost record from."""
         parts = [mark, self.run, f"commit {git['commit'] or 'unknown'}{'+' if git['dirty'] else ''}"]
-        if self.validation is not None:
-            error = "" if self.validation_se is None else f" +- {self.validation_se:.4f}"
-            parts.append(f"val MRR {self.validation:.4f}{error}")
+        if self.expected:
+            parts.append(f"val MRR {self.expected}")
         if self.made_by:
             parts.append(f"kernel {self.made_by.ref} v{self.made_by.number}")
         return " | ".join(parts)

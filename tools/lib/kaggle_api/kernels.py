@@ -125,7 +125,7 @@ class Kernels(Service):
 
         made = self.once(what, lambda: _made(what, self._api.save_kernel(request), asked), look)
         if dropped:
-            raise _without(what, made, "", dropped)
+            raise _without(what, made, dropped)
         return made
 
     def shown(self, ref: str, version: int | None = None) -> Shown:
@@ -274,7 +274,7 @@ def _made(what: str, answer: Any, asked: Version) -> Version:
     made = replace(asked, number=answer.version_number or 0)
     for kind in SOURCES:
         if unknown := getattr(answer, f"invalid_{kind}_sources", None):
-            raise _without(what, made, f"{kind} ", tuple(unknown))
+            raise _without(what, made, tuple(unknown), f"{kind} ")
     if not made.number:
         raise ServerError(f"{what}: Kaggle accepted it without naming a version")
     if tags := answer.invalid_tags:
@@ -290,11 +290,11 @@ def _made(what: str, answer: Any, asked: Version) -> Version:
     return replace(made, ref=named[1])
 
 
-def _without(what: str, version: Version, kind: str, sources: tuple[str, ...]) -> SourcesRefused:
+def _without(what: str, version: Version, sources: tuple[str, ...], kind: str = "") -> SourcesRefused:
     """The error of a push whose version runs without some of its sources."""
     error = SourcesRefused(
         f"{what}: Kaggle does not know the {kind}source {', '.join(sources)} and dropped it; "
-        f"version {version.number} runs without it: check {kind.strip()}_sources and push again"
+        f"version {version.number} runs without it: check its name and push again"
     )
     error.sources = sources
     return error
