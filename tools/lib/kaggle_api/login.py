@@ -144,7 +144,8 @@ def _known_statuses(response: requests.Response) -> requests.Response:
         return response
     for entry in entries:
         if not _reads(kind, entry["status"]):
-            print(f"Kaggle sent the new status {entry.pop('status')!r}: taken as not known yet", file=sys.stderr)
+            new = entry.pop("status")
+            print(f"Kaggle's status {new!r} is new here: not known yet (pip install -U kaggle)", file=sys.stderr)
     response._content = json.dumps(body).encode()  # from where `json()` and the SDK read it
     return response
 
