@@ -129,46 +129,28 @@ def test_the_work_of_a_caption_is_counted_by_hand(kernel, settings, flops):
     assert network_flops(knobs, gallery=100, d_text=4, d_image=6) == flops
 
 
-def fake_run(folder: Path, kernel, members: list[dict], log: str, train: float) -> Run:
-    """A run as its records tell of it."""
-    folder.mkdir()
-    (folder / kernel.TRAINING_LOG).write_text(
-        "phase,member,epoch,loss,pool100_raw,pool100_cosine,full_cosine,seconds\n" + log
-    )
+def test_the_curve_is_the_best_so_far_and_ends_with_the_blend(tmp_path, kernel):
+    rows = ["validate,1,1,2.0,0.5,0.5,0.5,9", "validate,1,2,1.5,,,,11", "validate,1,2,1.5,0.7,0.7,0.7,13"]
+    rows += ["refit,1,1,2.0,,,,20"]
+    (tmp_path / kernel.TRAINING_LOG).write_text("\n".join([",".join(kernel.LOG_COLUMNS), *rows]))
     metrics = {
-        "seconds": {"load": 5.0, "train": train},
+        "seconds": {"load": 5.0, "train": 9.0},
         "validate_seconds": 1.0,
-        "members": members,
+        "members": [
+            {"epochs": 0, "seconds": 0.5, **dict.fromkeys(SCORES, 0.6)},
+            {"epochs": 2, "seconds": 8.0, **dict.fromkeys(SCORES, 0.7)},
+        ],
         "validation": {name: {"mrr": 0.8} for name in SCORES},
     }
-    return Run(folder, {"knobs": dataclasses.asdict(kernel.resolve_knobs({"recipe": "align"}))}, metrics)
-
-
-def test_the_curve_is_the_best_so_far_and_ends_with_the_blend(tmp_path, kernel):
-    members = [
-        {"epochs": 0, "seconds": 0.5, "knobs": "network=linear", **dict.fromkeys(SCORES, 0.6)},
-        {"epochs": 2, "seconds": 8.0, "knobs": "the recipe's", **dict.fromkeys(SCORES, 0.7)},
-    ]
-    run = fake_run(
-        tmp_path / "run",
-        kernel,
-        members,
-        "validate,1,1,2.0,0.5,0.5,0.5,9\nvalidate,1,2,1.5,,,,11\n"
-        "validate,1,2,1.5,0.7,0.7,0.7,13\nrefit,1,1,2.0,,,,20\n",
-        train=9.0,
-    )
-    assert [(seconds, scores["pool100_raw"]) for seconds, scores in read_curve(run)] == [
-        (0.5, 0.6),
-        (4, 0.6),
-        (8, 0.7),
-        (9, 0.8),
-    ]
+    run = Run(tmp_path, {}, metrics)
+    curve = [(seconds, scores["pool100_raw"]) for seconds, scores in read_curve(run)]
+    assert curve == [(0.5, 0.6), (4, 0.6), (8, 0.7), (9, 0.8)]
     assert step_seconds(run) == pytest.approx(7.5)
 
 
 def test_a_candidate_s_knobs_are_the_run_s_but_for_what_its_line_says(tmp_path, kernel):
-    run = fake_run(tmp_path / "run", kernel, [], "", train=1.0)
     base = kernel.resolve_knobs({"recipe": "align"})
+    run = Run(tmp_path, {"knobs": dataclasses.asdict(base)}, {})
     changed = member_knobs(run, {"knobs": "network=linear hidden=64 skip=False lr=0.002"})
     assert changed == dataclasses.replace(base, network="linear", hidden=64, skip=False, lr=0.002)
     assert member_knobs(run, {"knobs": "the recipe's"}) == base
@@ -264,18 +246,8 @@ def test_each_recipe_with_each_budget_until_it_has_enough(tool, tmp_path, monkey
         )
 
     monkeypatch.setattr("lib.bench.anytime.run_logged", run)
-    command = [
-        "--recipes",
-        "closed_form",
-        "search",
-        "--minutes",
-        4,
-        1,
-        "--data",
-        tmp_path,
-        "--output",
-        tmp_path / "out",
-    ]
+    places = ["--data", tmp_path, "--output", tmp_path / "out"]
+    command = ["--recipes", "closed_form", "search", "--minutes", 4, 1, *places]
     points = json.loads(succeeded(tool("benchmark", *command, "--json")).stdout)["points"]
     assert (tmp_path / "asked").read_text().split() == ["closed_form-1min", "search-1min", "search-4min"]
     assert [point["seconds"] for point in points] == [6, 40, 160]

@@ -52,14 +52,9 @@ def shown(tool: Tool, *arguments: object) -> list[dict]:
 
 
 def test_every_run_has_its_line(tool, folder):
-    first, blend, member, predicted, stopped = shown(tool, "--runs", folder)
-    assert [one["run"] for one in (first, blend, member, predicted, stopped)] == [
-        "a",
-        "sweep-1",
-        "sweep-1/s01",
-        "predicted",
-        "stopped",
-    ]
+    entries = shown(tool, "--runs", folder)
+    assert [one["run"] for one in entries] == ["a", "sweep-1", "sweep-1/s01", "predicted", "stopped"]
+    first, blend, member, predicted, stopped = entries
     assert (first["raw"], first["raw_se"], first["cosine"], first["full"]) == (0.7, 0.01, 0.71, pytest.approx(0.4))
     assert (first["date"], first["changed"], first["seconds"]) == ("2001-09-09 01:46", {}, 3.2)
     assert (first["submission"], first["public"]) == (7, 0.71234)
@@ -92,21 +87,8 @@ def test_the_table_has_a_line_a_run_in_fixed_columns(tool, folder):
     done = succeeded(tool("runs", "--runs", folder))
     header, *lines = done.stdout.splitlines()
     assert len(lines) == 5
-    assert lines[2].split() == [
-        "sweep-1/s01",
-        "2008-01-10",
-        "21:20",
-        "align",
-        "0.7500",
-        "0.0100",
-        "0.7600",
-        "0.4500",
-        "90.0",
-        "cpu",
-        "-",
-        "-",
-        "seed=3",
-    ]
+    cells = "sweep-1/s01 2008-01-10 21:20 align 0.7500 0.0100 0.7600 0.4500 90.0 cpu - - seed=3"
+    assert " ".join(lines[2].split()) == cells
     assert lines[0].index("0.71234") + len("0.71234") == header.index("public") + len("public")
     assert (folder / "runs.png").read_bytes().startswith(PNG)
     assert "runs.png" in done.stderr

@@ -103,31 +103,23 @@ def test_the_worst_gap_is_of_a_well_filled_bin() -> None:
 
 
 def test_pools_are_named_by_what_they_are() -> None:
-    assert [str(numbers.Pools(images)) for images in (60, 100, 600, 250)] == [
-        "one pool of 60",
-        "pools of 100",
-        "pools of 100",
-        "pools of 100 (the last of 50)",
-    ]
+    said = {60: "one pool of 60", 100: "pools of 100", 600: "pools of 100", 250: "pools of 100 (the last of 50)"}
+    assert {images: str(numbers.Pools(images)) for images in said} == said
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
 
 
-def results_of(*scores: tuple[str, float], against: dict[str, float] | None = None) -> dict[str, Any]:
-    rows = [{"model": name, "raw": score, "raw_se": 0.01, "cosine": score, "cosine_se": 0.01} for name, score in scores]
+def results_of(scores: dict[str, float], against: dict[str, float] | None = None) -> dict[str, Any]:
+    errors = {"raw_se": 0.01, "cosine_se": 0.01}
+    rows = [{"model": name, "raw": score, "cosine": score, **errors} for name, score in scores.items()]
     return {"baselines": rows, "pools": "pools of 100", "against": {"raw": against} if against else None}
 
 
 def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
     long = "20260101-000000-a-run-of-a-rather-long-name"
-    results = results_of(
-        ("align", 0.61),
-        (long, 0.6),
-        ("closed form", 0.3),
-        ("random permutation", 0.05),
-        against={"difference": 0.01, "low": -0.01, "high": 0.03},
-    )
+    against = {"difference": 0.01, "low": -0.01, "high": 0.03}
+    results = results_of({"align": 0.61, long: 0.6, "closed form": 0.3, "random permutation": 0.05}, against)
     figure = figures.baseline_figure(results)
     title = figure.get_suptitle()
     assert title.startswith(f"No sure difference from\n{long}")
@@ -138,7 +130,7 @@ def test_the_comparison_is_the_picture_s_title_and_no_name_is_cut() -> None:
     assert len(names) == 3
     assert max(text.get_window_extent().x1 for text in names) <= figure.bbox.x1
     assert "2.00 times that of the closed form" in figures.baseline_title(
-        results_of(("align", 0.6), ("closed form", 0.3), ("random permutation", 0.05))
+        results_of({"align": 0.6, "closed form": 0.3, "random permutation": 0.05})
     )
 
 
