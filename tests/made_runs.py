@@ -15,10 +15,7 @@ VALIDATION = {"pool100_raw": {"mrr": 0.75, "mrr_se": 0.007, "recall@1": 0.6}}
 
 
 def made_outputs(
-    name: str = "made",
-    validation: dict[str, Any] | None = None,
-    submission: bytes = b"",
-    **facts: Any,
+    name: str = "made", validation: dict[str, Any] | None = None, submission: bytes = b"", **facts: Any
 ) -> dict[str, bytes]:
     """The outputs of a finished run, its manifest included; `facts` go into that. Other names, other bytes."""
     about = {"recipe": "align", "device": "cpu", "dtype": "float32", "seconds": {"total": 3.2, "train": 2.0}}

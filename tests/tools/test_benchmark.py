@@ -12,15 +12,7 @@ import pytest
 from drawn import SMALL, draw_data
 from forked import KernelServer, failed, succeeded
 from lib.bench import anytime, scaling
-from lib.bench.measure import (
-    SCORES,
-    Measured,
-    measure,
-    member_knobs,
-    network_flops,
-    read_curve,
-    step_seconds,
-)
+from lib.bench.measure import SCORES, Measured, measure, member_knobs, network_flops, read_curve, step_seconds
 from lib.bench.table import against_baseline, finding, summarise, table_rows
 from lib.plots import recipe_colours
 from lib.process import Ended

@@ -27,18 +27,8 @@ from lib.report.page import Picture
 from lib.weights import held_out, load_run
 from made_runs import make_prediction
 
-FIGURES = {
-    "distances",
-    "baselines",
-    "pool_sizes",
-    "ranks",
-    "caption_length",
-    "hubness",
-    "calibration",
-    "contact_good",
-    "contact_median",
-    "contact_worst",
-}
+FIGURES = {"ranks", "pool_sizes", "baselines", "caption_length", "hubness", "calibration", "distances"}
+FIGURES |= {f"contact_{kind}" for kind in ("good", "median", "worst")}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -304,9 +294,7 @@ def test_other_data_is_refused(run: Path, tmp_path: Path, verify) -> None:
 def test_a_run_of_another_split_is_no_comparison(run: Path, train, verify) -> None:
     other = train("--recipe=closed_form", "--set=refit=false", "--set=split_seed=5")
     failed(
-        verify("--run", run, "--against", other),
-        2,
-        "validated on other images; make it again with --set split_seed=0",
+        verify("--run", run, "--against", other), 2, "validated on other images; make it again with --set split_seed=0"
     )
 
 

@@ -228,12 +228,7 @@ def sections(results: dict[str, Any], pictures: dict[str, Picture]) -> list[Sect
             show("hubness", "calibration"),
             [hub_table(results)],
         ),
-        Section(
-            "Distances",
-            about_distances(results),
-            show("distances"),
-            [distance_table(results)],
-        ),
+        Section("Distances", about_distances(results), show("distances"), [distance_table(results)]),
     ]
 
 
