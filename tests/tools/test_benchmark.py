@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from drawn import SMALL, draw_data
-from forked import KernelServer, failed, succeeded
+from forked import failed, succeeded
 from lib.bench import anytime, scaling
 from lib.bench.measure import SCORES, Measured, measure, member_knobs, network_flops, read_curve, step_seconds
 from lib.bench.table import against_baseline, finding, summarise, table_rows
@@ -20,19 +19,6 @@ from lib.project import InputError, ToolError
 from lib.runs import Run
 
 PNG = b"\x89PNG"
-
-
-@pytest.fixture
-def forked(server: KernelServer, monkeypatch) -> None:
-    """Runs of the kernel that do not pay for its imports."""
-
-    def run_kernel(data: Path, output: Path, arguments: list[str], log: Callable[[str], None]) -> Ended:
-        ended = server.run("--input", data, "--output", output, *arguments)
-        for line in ended.stdout.splitlines():
-            log(line)
-        return Ended(ended.returncode, ended.stderr)
-
-    monkeypatch.setattr("lib.runs.run_kernel", run_kernel)
 
 
 def made(recipe: str, seed: int, curve: list[tuple[float, float]], **changes: object) -> Measured:

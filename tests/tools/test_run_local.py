@@ -47,6 +47,7 @@ def data(tmp_path_factory) -> Path:
     return draw_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_is_checked_recorded_and_told_as_json(run_local, data, tmp_path):
     done = succeeded(run_local("--data", data, "--json", *CLOSED))
     result = json.loads(done.stdout)
@@ -212,6 +213,7 @@ def test_bad_input_is_told_before_anything_is_drawn(run_local, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- a run's own weights
+@pytest.mark.usefixtures("forked")
 def test_predicting_with_the_weights_of_a_run(run_local, data, trained, tmp_path):
     """No links by hand; other weights below --data do not confuse it; the folder is named after what predicted."""
     (data / "old").mkdir(exist_ok=True)
