@@ -290,7 +290,7 @@ class Encoder:
 
     option: str  # that names the model
     helper: str  # the class that prepares the model's input
-    use_fast: bool  # its variant
+    use_fast: bool  # whether it is the fast variant
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         try:

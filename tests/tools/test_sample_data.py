@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 from drawn import read_tree
-from forked import failed, succeeded
+from forked import Ended, failed, succeeded
 from lib.report.measure import closed_form
 from lib.sample.encoders import encode_text
 from lib.sample.layout import make_full_size, make_sample
@@ -25,6 +27,13 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sample") / "data"
     make_sample(root, n_images=IMAGES, seed=3, n_test=TEST)
     return root
+
+
+@pytest.fixture
+def draw(tool, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """The tool, quick: with ten test captions."""
+    monkeypatch.setattr("lib.sample.layout.make_sample", partial(make_sample, n_test=10))
+    return partial(tool, "sample_data")
 
 
 def test_train_file_has_the_competition_keys_shapes_and_types(sample: Path) -> None:
@@ -139,13 +148,12 @@ def test_full_size_has_the_same_layout_without_pictures(tmp_path: Path, kernel) 
     assert 20 < norms.mean() < 30
 
 
-@pytest.mark.slow
-def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool) -> None:
+def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lib.sample.layout.write_test", full)
-    done = failed(tool("sample_data", tmp_path / "new" / "data", "--images", "20"), 1)
+    done = failed(draw(tmp_path / "new" / "data", "--images", "20"), 1)
     assert "No space left" in done.error
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -183,7 +191,7 @@ def test_a_folder_in_use_and_a_file_in_the_way_are_refused(tool, tmp_path: Path)
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]
 
 
-def test_an_empty_folder_is_filled(tool, tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled(draw, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    succeeded(tool("sample_data", tmp_path / "data", "--images", "20"))
+    succeeded(draw(tmp_path / "data", "--images", "20"))
     assert (tmp_path / "data/train/train/train.npz").exists()
