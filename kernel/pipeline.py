@@ -1391,7 +1391,7 @@ class Job:
     candidate: Candidate
     phase: str
     allotted: float
-    begun: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -1495,7 +1495,7 @@ class Plan:
         for job, _ in self.running.values():
             one, refitting = job.candidate, job.phase == "refit"
             seconds = self.refit_seconds(one) if refitting else self.training_seconds(one.knobs, refit)
-            promised += max(0.0, seconds + self.overhead() - (time.monotonic() - job.begun))
+            promised += max(0.0, seconds + self.overhead() - (time.monotonic() - job.since))
         return len(self.machine.devices) * self.stop.left() - promised
 
     def training_seconds(self, knobs: Knobs, refit: bool) -> float:
