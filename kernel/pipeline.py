@@ -455,9 +455,7 @@ def read_train(path: Path, consecutive: bool = False) -> TrainSet:
         elif not consecutive:
             raise npz.fail("captions/label", "this key is missing; --set consecutive_captions=true takes equal runs")
         elif not names or len(ids) % len(names):
-            raise npz.fail(
-                "captions/label", f"is missing, and {len(ids)} captions do not divide by {len(names)} images"
-            )
+            raise npz.fail("captions/label", f"is missing, and {len(ids)} captions do not divide by {len(names)}")
         else:
             image_of = np.arange(len(ids)) // (len(ids) // len(names))
             log(f"{path}: no captions/label; taking {len(ids) // len(names)} consecutive captions an image")
@@ -512,15 +510,13 @@ def caption_views(image_of: np.ndarray, images: np.ndarray, n_views: int = VIEWS
 SAME_CAPTION, SAME_IMAGE = 0.88, 0.98  # cosines from which a pair may show what validation or the test asks for
 
 
-def join_pairs(
-    train: TrainSet, test: TestSet, val_images: np.ndarray, files: list[Path]
-) -> tuple[TrainSet, list[dict]]:
+def join_pairs(train: TrainSet, test: TestSet, held_out: np.ndarray, files: list[Path]) -> tuple[TrainSet, list[dict]]:
     """The set with the pairs of `files` (keys of train.npz, label optional) behind its own, and what became of them.
 
     Left out are images with a caption like one of the test's or of validation's, and those of the name or nearly the
     vector of an image that is there already.
     """
-    asked = np.concatenate([test.text, train.text[np.isin(train.image_of, val_images)]])
+    asked = np.concatenate([test.text, train.text[np.isin(train.image_of, held_out)]])
     facts = []
     for path in files:
         extra = read_train(path, consecutive=True)
@@ -847,12 +843,9 @@ def softmax_loss(learner: Learner, query: Tensor, task: Task, label: Tensor) -> 
         label = place[label]
     scale = learner.network.get_parameter("logit_scale").clamp(max=math.log(200)).exp()
     query = F.normalize(query, dim=1)
-    cut = round(knobs.raw_weight * len(label))
-    halves = [
-        GalleryLoss.apply(query[rows] * scale[k], galleries[k], label[rows], learner.block)
-        for k, rows in ((0, slice(cut)), (1, slice(cut, None)))
-    ]
-    return torch.cat(halves)
+    cut = [round(knobs.raw_weight * len(label))]
+    parts = zip(query.tensor_split(cut), scale, galleries, label.tensor_split(cut), strict=True)
+    return torch.cat([GalleryLoss.apply(some * by, gallery, own, learner.block) for some, by, gallery, own in parts])
 
 
 def triplet_loss(learner: Learner, query: Tensor, task: Task, label: Tensor) -> Tensor:
@@ -913,12 +906,11 @@ def predict(
     d_text, d_image = bundle["dims"]
     if text.shape[1] != d_text:
         raise UserError(f"weights take {d_text}-d captions, the data has {text.shape[1]}-d ones; use the run's data")
-    total, ids = np.zeros((len(text), d_image), np.float32), word_ids(captions, bundle["vocabulary"])
+    vocabulary, total = bundle["vocabulary"], np.zeros((len(text), d_image), np.float32)
+    words = torch.from_numpy(word_ids(captions, vocabulary))
     for member in bundle["members"]:
-        knobs = Knobs(**member["knobs"])
-        network = network_of(knobs, member["state"], (d_text, d_image, len(bundle["vocabulary"])))
-        words = torch.from_numpy(ids)
-        output = network_predictions(network.to(device), torch.from_numpy(text), words, bundle["knobs"]["infer_batch"])
+        network = network_of(Knobs(**member["knobs"]), member["state"], (d_text, d_image, len(vocabulary))).to(device)
+        output = network_predictions(network, torch.from_numpy(text), words, bundle["knobs"]["infer_batch"])
         total += np.float32(member["weight"]) * unit(output)
     return total * np.float32(bundle["length"])
 
@@ -1325,9 +1317,8 @@ def make_problem(train: TrainSet, test: TestSet, knobs: Knobs, candidates: list[
     if any(one.sees != "vector" for one in candidates):
         texts = cut_as_the_test(train.captions, test.captions, knobs.split_seed)
         log_texts(train.captions, test.captions, texts)
-        held_out = np.isin(train.image_of, val_images)
-        seen = [caption for caption, out in zip(texts, held_out, strict=True) if not out]
-        vocabulary = make_vocabulary(seen, knobs.word_count)
+        seen = np.flatnonzero(~np.isin(train.image_of, val_images))
+        vocabulary = make_vocabulary([texts[i] for i in seen], knobs.word_count)
     words, views = word_ids(texts, vocabulary), caption_views(train.image_of, val_images)
     return Problem(train, test, vocabulary, words, train_images, val_images, views, {"pairs": facts})
 
@@ -1818,7 +1809,7 @@ def make_bundle(problem: Problem, knobs: Knobs, members: list[dict[str, Any]], r
     """What is needed, with this script, to predict: knobs, dimensions and the weights of every member."""
     return {
         "knobs": dataclasses.asdict(knobs),
-        "dims": [problem.train.text.shape[1], problem.train.images.shape[1]],
+        "dims": list(problem.dims[:2]),
         "vocabulary": problem.vocabulary,
         "length": float(np.linalg.norm(problem.train.images[: problem.train.own], axis=1).mean()),
         "repulsion": repulsion,
