@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from account import OUTAGE, PIPELINE, SLUG, WEIGHTS, versions
+from drawn import write_tree
 from forked import failed, succeeded
 from lib import record
+from made_runs import made_outputs
 from stand_in import Fault, Plan
 
 
@@ -26,6 +28,15 @@ def test_new_data_is_a_new_push(push, kaggle, finished):
     dataset.versions.append(type(dataset.versions[0])({"a": b"2"}))
     succeeded(push(*options))
     assert kaggle.count("SaveKernel") == 2
+
+
+def test_a_dataset_that_was_made_anew_begins_at_version_1(push, package, kaggle, finished, tmp_path):
+    succeeded(package())
+    write_tree(tmp_path / "runs" / "mine", made_outputs("other"))
+    succeeded(package())
+    del kaggle.datasets[WEIGHTS]
+    succeeded(package())
+    succeeded(push("--dataset", "aml-alignment-weights", "--no-wait"))
 
 
 def test_a_dataset_that_kaggle_binds_late_is_tried_again(push, kaggle, finished, package, tmp_path):

@@ -133,6 +133,17 @@ def test_where_every_run_fails_there_is_no_blend(run_sweep, kaggle, tmp_path):
     assert not list((tmp_path / "runs").glob("sweep-*"))
 
 
+def test_the_failure_of_a_deleted_kernel_is_none_of_one_made_anew(run_sweep, plans, kaggle):
+    """Which has the same number."""
+    plans("E.")
+    failed(run_sweep("--members", 1, "--retries", 0), 1, "every run failed")
+    kaggle.kernels.clear()
+    with stop_at(fetch, "fetch"):
+        assert run_sweep("--members", 1).returncode == 130
+    succeeded(run_sweep("--members", 1))
+    assert [len(runs) for runs in kaggle.kernels.values()] == [1]
+
+
 @pytest.mark.slow
 def test_full_sessions_are_waited_for(run_sweep, kaggle):
     kaggle.fail("SaveKernel", FULL, None, FULL)

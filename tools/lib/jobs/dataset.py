@@ -174,8 +174,8 @@ def stage(run: Path, folder: Path, owner: str) -> Package:
 
 # ------------------------------------------------------------------------------------------- the upload
 def recorded_version(runs: Path, ref: str) -> int:
-    """The newest version of a dataset that the local record knows, 0 when it knows none."""
-    return max((entry["version"] for entry in record.find(runs, event="dataset_ready", dataset=ref)), default=0)
+    """The last version of a dataset that the local record knows, 0 when it knows none."""
+    return next((entry["version"] for entry in reversed(record.find(runs, event="dataset_ready", dataset=ref))), 0)
 
 
 def settled_version(client: KaggleClient, ref: str, begun: bool, seconds: float) -> tuple[bool, int]:

@@ -93,7 +93,7 @@ class Session:
     row: Row
     order: Order
     outage: Outage
-    failures: dict[int, str]  # version: why it counts as failed
+    failures: dict[str, str]  # mark of a push: why its version counts as failed
     version: Version | None = None  # that runs, or ended well
     folder: Path | None = None  # its verified output
     deadline: float = 0.0  # of the state that it is in, on the clock of the fleet's patience
@@ -123,9 +123,9 @@ class Fleet:
         staged = stage(metadata, self.time.tell(row.overrides), BUILD / row.name, self.time)
         order = replace(staged, sources=self.sources)
         events = record.find(self.runs, event="run_failed", kernel=order.ref, content=order.content)
-        found = Session(row, order, Outage(self.patience), {entry["version"]: entry["reason"] for entry in events})
+        found = Session(row, order, Outage(self.patience), {entry.get("mark", ""): entry["reason"] for entry in events})
         version = push.earlier_version(self.client, order, self.runs)
-        if version is not None and version.number not in found.failures:
+        if version is not None and version.mark not in found.failures:
             found.version = version
         return found
 
@@ -237,8 +237,8 @@ class Fleet:
     def fail(self, one: Session, version: Version, reason: str) -> None:
         """Note that this version failed, so that no later sweep waits for it."""
         facts = {"kernel": one.order.ref, "content": one.order.content, "version": version.number}
-        record.append(self.runs, "run_failed", **facts, reason=reason)
-        one.failures[version.number] = reason
+        record.append(self.runs, "run_failed", **facts, mark=version.mark, reason=reason)
+        one.failures[version.mark] = reason
         again = "pushing it again" if len(one.failures) <= self.retries else "giving it up"
         print(f"{version} failed: {reason}; {again}", file=sys.stderr)
         one.version = None

@@ -80,11 +80,14 @@ def earlier_version(client: KaggleClient, order: Order, runs: Path, again: bool 
     return made[-1] if made and not again else None
 
 
-def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, failed: Collection[int] = ()) -> Version:
-    """The version that carries out `order`: the one that an earlier push made, unless it `failed`, else a new one."""
+def push(client: KaggleClient, order: Order, runs: Path, again: bool = False, failed: Collection[str] = ()) -> Version:
+    """The version that carries out `order`: the one that an earlier push made, else, or if that `failed`, a new one.
+
+    `failed`: by the marks of their pushes, since a kernel that was made anew counts its versions anew.
+    """
     with in_turn(runs, f"push of {order.ref}"):
         found = earlier_version(client, order, runs, again)
-        if found is not None and found.number not in failed:
+        if found is not None and found.mark not in failed:
             print(f"{found} runs this already (--again pushes anew)", file=sys.stderr)
             return found
         check_quota(client, order.metadata)
