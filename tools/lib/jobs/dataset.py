@@ -83,9 +83,8 @@ def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def validation_table(metrics: dict[str, Any]) -> str:
     columns = ["mrr", "mrr_se", "recall@1", "recall@5", "recall@10"]
-    rows = [
-        [name, *(figure(values.get(key)) for key in columns)] for name, values in metrics.get("validation", {}).items()
-    ]
+    tables = metrics.get("validation", {})
+    rows = [[name, *(figure(values.get(key)) for key in columns)] for name, values in tables.items()]
     return markdown_table(["gallery", *columns], rows) if rows else "This run made no validation."
 
 

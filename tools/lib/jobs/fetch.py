@@ -11,6 +11,7 @@ from typing import Any
 
 from lib import kernel
 from lib.jobs import order
+from lib.jobs.lint import read_metadata
 from lib.jobs.session import wait_for_end
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.errors import KaggleError, MachineFailed
@@ -39,7 +40,7 @@ def collect(client: KaggleClient, version: Version, runs: Path, seconds: float) 
 def command_again(version: Version) -> str:
     """The command that goes on waiting for a version."""
     for script in order.SCRIPTS:
-        if order.owner_and_slug(order.metadata_of(script))[1] == version.slug:
+        if str(read_metadata(order.metadata_of(script)).get("id")).endswith(f"/{version.slug}"):
             return as_command("push_kernel", {"--version": version.number, "--script": script}, "output")
     return "the same command"
 

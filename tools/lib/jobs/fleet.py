@@ -217,11 +217,8 @@ class Fleet:
             one.state, one.deadline = state, self.patience.now() + seconds
         if self.patience.now() > one.deadline:
             one.late = True
-            print(
-                f"{one.version} is {state} for longer than a session can be: going on without it; the same command "
-                "looks again",
-                file=sys.stderr,
-            )
+            told = f"{one.version} is {state} for longer than a session can be: going on without it"
+            print(f"{told}; the same command looks again", file=sys.stderr)
 
     def take_in(self, one: Session, version: Version) -> None:
         """Fetch a complete run; output that is not what its manifest says is a failure of the run."""

@@ -132,12 +132,6 @@ def metadata_of(script: str) -> Path:
     return lint.EMBED_METADATA if script == "embed" else lint.KERNEL_METADATA
 
 
-def owner_and_slug(path: Path) -> tuple[str, str]:
-    """What metadata name; the owner is a placeholder, until `--init` writes a user there."""
-    owner, _, slug = str(lint.read_metadata(path).get("id", "")).partition("/")
-    return owner, slug
-
-
 def read_overrides(recipe: str | None, settings: list[str], script: str = "pipeline") -> dict[str, Any]:
     """`--recipe` and `--set` as typed values, checked by the script itself before anything is pushed."""
     module = load_script(KERNEL.with_name(f"{script}.py"))
@@ -204,7 +198,7 @@ def init_owner(user: str) -> None:
         raise InputError(f"--init {user!r}: not a Kaggle user name; it is the last part of your profile's address")
     paths = (lint.KERNEL_METADATA, lint.EMBED_METADATA, lint.DATASET_METADATA, lint.PAIRS_METADATA)
     for path in paths:
-        owner, _ = owner_and_slug(path)
+        owner = str(lint.read_metadata(path).get("id")).partition("/")[0]
         if owner not in (OWNER_PLACEHOLDER, user):
             raise InputError(f"{path.name}: the owner is {owner} already; edit the file to change it")
     for path in paths:

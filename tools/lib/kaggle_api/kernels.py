@@ -282,11 +282,8 @@ def _made(what: str, answer: Any, asked: Version) -> Version:
     named = re.fullmatch(r"/?(?:code/)?([\w-]+/[\w-]+)/?", answer.ref or "")
     if named is None or named[1].lower() == asked.ref.lower():
         return made
-    print(
-        f"{what}: Kaggle calls it {named[1]}, which is followed from here; make title and id of "
-        "kernel-metadata.json agree with it",
-        file=sys.stderr,
-    )
+    told = f"{what}: Kaggle calls it {named[1]}, which is followed from here"
+    print(f"{told}; make title and id of kernel-metadata.json agree with it", file=sys.stderr)
     return replace(made, ref=named[1])
 
 

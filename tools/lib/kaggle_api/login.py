@@ -134,6 +134,8 @@ def _oauth(transport: Transport) -> Login | None:
 
 def _known_statuses(response: requests.Response) -> requests.Response:
     """The answer without statuses that the SDK does not know, on which it would fail: left out means not known yet."""
+    from kagglesdk.kaggle_object import EnumSerializer
+
     kind = _status_kinds().get(str(response.url).rpartition("/")[2])
     if kind is None or response.status_code != 200:
         return response
@@ -143,7 +145,9 @@ def _known_statuses(response: requests.Response) -> requests.Response:
     except (ValueError, AttributeError, TypeError):
         return response
     for entry in entries:
-        if not _reads(kind, entry["status"]):
+        try:
+            EnumSerializer().from_dict_value(kind, entry["status"])
+        except (KeyError, AttributeError):
             new = entry.pop("status")
             print(f"Kaggle's status {new!r} is new here: not known yet (pip install -U kaggle)", file=sys.stderr)
     response._content = json.dumps(body).encode()  # from where `json()` and the SDK read it
@@ -158,14 +162,3 @@ def _status_kinds() -> dict[str, type]:
 
     submissions = dict.fromkeys(("GetSubmission", "ListSubmissions"), SubmissionStatus)
     return {"GetKernelSessionStatus": KernelWorkerStatus, "GetDatasetStatus": DatabundleVersionStatus, **submissions}
-
-
-def _reads(kind: type, status: Any) -> bool:
-    """Whether the SDK can read a status."""
-    from kagglesdk.kaggle_object import EnumSerializer
-
-    try:
-        EnumSerializer().from_dict_value(kind, status)
-    except (KeyError, AttributeError):
-        return False
-    return True
