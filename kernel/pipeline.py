@@ -1124,12 +1124,12 @@ def epoch_batches(task: Task, knobs: Knobs, seed: int) -> tuple[Tensor, ...]:
     return task.captions[order].split(size)
 
 
-def learning_rate(knobs: Knobs, step: int, progress: float) -> float:
-    """A warm-up over 200 steps or a tenth of the training, then a cosine to zero; or constant."""
-    if knobs.schedule == "constant":
-        return knobs.lr
+def learning_rate(lr: float, schedule: str, step: int, progress: float) -> float:
+    """A warm-up to `lr` over 200 steps or a tenth of the training, then a cosine to zero; or constant."""
+    if schedule == "constant":
+        return lr
     warm_up = max((step + 1) / 200, 10 * progress)
-    return knobs.lr * min(warm_up, 0.5 * (1 + math.cos(math.pi * progress)))
+    return lr * min(warm_up, 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @dataclass
@@ -1165,7 +1165,6 @@ class Learner:
         if state["scaler"] and self.scaler.is_enabled():  # the state may come from a card of another number type
             self.scaler.load_state_dict(state["scaler"])
         self.random.set_state(state["random"])
-        self.knobs = dataclasses.replace(self.knobs, lr=state["at"].lr)  # it may have been halved
 
 
 def take_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
@@ -1234,7 +1233,7 @@ def train_network(
             batches = epoch_batches(task, knobs, seed_of(knobs.seed, name, at.step // steps))
         progress = max(at.step / total, at.seconds / ends)
         for group in learner.optimizer.param_groups:
-            group["lr"] = group["rate"] * learning_rate(learner.knobs, at.step, progress)
+            group["lr"] = group["rate"] * learning_rate(at.lr, knobs.schedule, at.step, progress)
         loss = careful_step(learner, task, batches[at.step % steps])
         loss_sum += loss.nan_to_num(0, 0, 0) if learner.scaler.is_enabled() else loss  # a scaler leaves that step out
         at.step += 1
