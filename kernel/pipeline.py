@@ -1013,17 +1013,17 @@ def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float
     crossed = np.where(half == 1, *(mean_gains(np.tensordot(one, leads, 1)) for one in fitted))
     gain = crossed - mean_gains(np.tensordot(prior, leads, 1))
     chosen = gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)) or not prior.any()
-    *fitted, weights = [*fitted, greedy_weights(leads)] if chosen else [prior] * 3
+    halves, weights = (fitted, greedy_weights(leads)) if chosen else ([prior, prior], prior)
     picked = []
-    for one, queries in zip((*fitted, weights), (half == 0, half == 1, half >= 0), strict=True):
+    for one, queries in zip((*halves, weights), (half == 0, half == 1, half >= 0), strict=True):
         mean = np.tensordot(one, units, 1) * np.float32(length)
-        strengths = (0.0, repulsion / 2, repulsion)
-        options = {strength: np.stack([repel(view, strength, length) for view in mean]) for strength in strengths}
-        best = max(strengths, key=lambda s: mean_gains(pool_leads(options[s], images))[queries].mean())
+        options = {s: np.stack([repel(view, s, length) for view in mean]) for s in (0.0, repulsion / 2, repulsion)}
+        best = max(options, key=lambda s: mean_gains(pool_leads(options[s], images))[queries].mean())
         picked.append((best, options[best]))
-    honest = np.where((half == 1)[:, None], picked[0][1], picked[1][1])
+    (_, by_first), (_, by_second), (strength, _) = picked
+    honest = np.where((half == 1)[:, None], by_first, by_second)
     priors_mrr, chosen_mrr = float((crossed - gain).mean()), float(crossed.mean())
-    return Blend(weights, picked[2][0], honest, evaluate(honest, images), chosen, priors_mrr, chosen_mrr)
+    return Blend(weights, strength, honest, evaluate(honest, images), chosen, priors_mrr, chosen_mrr)
 
 
 def pool_leads(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -1621,8 +1621,8 @@ class Run(Plan):
             if knobs.network == "linear":
                 trained = fit_candidate(task, knobs)
             else:
-                others = {"task": task, "allotted": job.allotted, "stop": self.stop}
-                others["watch"] = functools.partial(self.watch, job)
+                watch = functools.partial(self.watch, job)
+                others = {"task": task, "allotted": job.allotted, "stop": self.stop, "watch": watch}
                 trained = train_again_if_diverged(name, knobs, state_file, **others)
         except (RuntimeError, ValueError) as error:  # of torch.linalg too
             raise TrainingFailed(f"candidate {candidate.number}, {job.phase}: {first_line(error)}") from error
