@@ -1475,7 +1475,8 @@ class Plan:
             needed = self.training_seconds(knobs, refit=True) + self.overhead()
             if knobs not in tried and needed <= self.spare(refit=True):
                 self.candidates.append(Candidate(number, knobs, drawn=True))
-                log(f"candidate {number} is drawn: {describe(knobs, self.knobs)}")
+                what = describe(knobs, self.knobs) or "the recipe's"
+                log(f"candidate {number} is drawn: {what}")
                 return Job(self.candidates[-1], "validate", self.stop.left() - self.overhead())
         return None
 
