@@ -224,7 +224,8 @@ def test_short_of_time_refits_then_the_last_networks_go(
         (2, 9.0, 0.45),  # two kinds with half of their epochs, in place of one with nearly all
         (4, 9.0, 0.45),
         (4, 5.0, 0.25),
-        (4, 3.0, 0.3),  # too little for two
+        (4, 3.0, 0.15),
+        (4, 2.0, 0.2),  # too little for two
         (1, 9.0, 0.9),
         (4, 17.0, 0.85),
         (4, 25.0, 0.833),  # a third one needs as much as ever
