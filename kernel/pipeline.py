@@ -1457,7 +1457,8 @@ class Plan:
             training = sum(self.training_seconds(one.knobs, refit) for one in waiting[:count])
             share = (self.spare(refit) - count * self.overhead()) / max(1e-9, training)
             pair = begun + count == 2 and not refit
-            enough = ENOUGH * min(1, MANY / len(self.problem.train_images)) ** 1.25 if pair else ENOUGH
+            many = max(1, len(self.problem.train_images) / MANY)
+            enough = ENOUGH / many**1.25 if pair else ENOUGH  # below the .21 that three minutes are for 25,000 photos
             if share >= enough:
                 break
         return share

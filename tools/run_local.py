@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from lib import kernel, record
-from lib.data import FILES, KNOWN, choose_data
+from lib.data import choose_data
 from lib.jobs import local
 from lib.kernel import recipe_names
 from lib.process import STOPPED, Ended, as_arguments, run_kernel
@@ -38,20 +38,8 @@ def report(run: Run, seconds: float, data: Path, arguments: argparse.Namespace) 
         print(f"{run.total_seconds:.1f} s, all parts of the run together")
     early = run.manifest.get("stopped")
     print(f"submission: {submission} (checked" + (f"; ended by {early})" if early else ")"))
-    if command := next_command(run, data, arguments):
+    if command := local.next_command(run, data, places(arguments)):
         print(f"next: {command}")
-
-
-def next_command(run: Run, data: Path, arguments: argparse.Namespace) -> str | None:
-    """A validated run is looked at; another one is submitted, or scored where the answers lie beside the data."""
-    if run.scores:
-        place = None if run.folder.parent.resolve() == RUNS else run.folder
-        return as_command("verify", {"--run": place, "--data": arguments.data})
-    asked = run.manifest.get("inputs", {}).get(FILES[1], {}).get("sha256")
-    if asked == KNOWN["test/test/test.clean.npz"].sha256:
-        return as_command("submit", places(arguments), run.folder)
-    solution = data / "solution.npz"
-    return as_command("verify", {"--run": run.folder, "--solution": solution}) if solution.exists() else None
 
 
 def failed(ended: Ended, output: Path, arguments: argparse.Namespace) -> int:

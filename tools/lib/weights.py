@@ -134,10 +134,9 @@ def predict(bundle: Bundle, held: Validation, views: np.ndarray) -> np.ndarray:
     return kernel.predict(bundle, text, words).reshape(*views.shape, -1)
 
 
-def predict_as_submitted(bundle: Bundle, held: Validation, views: np.ndarray) -> np.ndarray:
-    """The same with the submission's repulsion, each view by itself."""
-    plain = predict(bundle, held, views)
-    return np.stack([kernel.repel(view, bundle["repulsion"], bundle["length"]) for view in plain])
+def repelled(bundle: Bundle, predictions: np.ndarray) -> np.ndarray:
+    """Predictions (views, m, d_image) as the submission's are made of them, view by view."""
+    return np.stack([kernel.repel(view, bundle["repulsion"], bundle["length"]) for view in predictions])
 
 
 def learnt_temperature(bundle: Bundle) -> float | None:

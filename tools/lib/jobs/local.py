@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lib import kernel, record
-from lib.data import FILES
+from lib.data import FILES, KNOWN
 from lib.process import as_text
-from lib.project import InputError, format_table
+from lib.project import RUNS, InputError, as_command, format_table
 from lib.runs import Run, damaged_files, open_trained
 from lib.weights import unfinished
 
@@ -67,6 +67,21 @@ def keep(run: Run, runs: Path, knobs: dict[str, Any], data: Path, weights: Path 
     asked = {"set": knobs, "data": str(data), "weights": weights.parent.name if weights else None}
     made = {"complete": run.complete, "seconds": run.total_seconds, "validation": run.mrr}
     record.append(runs, "local_run", run=run.name, recipe=run.recipe, **asked, **made, **record.git_state())
+
+
+def next_command(run: Run, data: Path, places: dict[str, Path | None]) -> str | None:
+    """A validated run is looked at; another one is submitted, or scored where the answers lie beside the data.
+
+    `places`: --data and --runs of the command that made it, where they were given.
+    """
+    if run.scores:
+        place = None if run.folder.parent.resolve() == RUNS else run.folder
+        return as_command("verify", {"--run": place, "--data": places["--data"]})
+    asked = run.manifest.get("inputs", {}).get(FILES[1], {}).get("sha256")
+    if asked == KNOWN["test/test/test.clean.npz"].sha256:
+        return as_command("submit", places, run.folder)
+    solution = data / "solution.npz"
+    return as_command("verify", {"--run": run.folder, "--solution": solution}) if solution.exists() else None
 
 
 def catalogue() -> str:

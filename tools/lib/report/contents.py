@@ -87,7 +87,7 @@ def contact_figures(
 
 
 def all_figures(
-    results: dict[str, Any], predictions: np.ndarray, held: Validation, photos: draw.Photos
+    results: dict[str, Any], predictions: np.ndarray, measured: dict[str, tuple], held: Validation, photos: draw.Photos
 ) -> dict[str, Figure]:
     """Every picture by its file's name, in the theme that is in use."""
     ranks = np.stack([kernel.true_ranks(view, held.images) for view in predictions])
@@ -100,9 +100,7 @@ def all_figures(
         **contact_figures(predictions, ranks, held, photos),
         "hubness": draw.hub_figure(results["hubness"]),
         "calibration": draw.calibration_figure(calibrated["learnt"], calibrated["best"]),
-        "distances": draw.distance_figure(
-            distances(predictions, held.images), results["distances"], photos, held.captions[0]
-        ),
+        "distances": draw.distance_figure(measured, results["distances"], photos, held.captions[0]),
     }
 
 
@@ -248,10 +246,10 @@ def draw_all(
     results: dict[str, Any], predictions: np.ndarray, held: Validation, photos: draw.Photos
 ) -> dict[str, Picture]:
     """Every picture in both themes, by its file's name."""
-    titles, drawn = {}, {}
+    titles, drawn, measured = {}, {}, distances(predictions, held.images)
     for theme in (LIGHT, DARK):
         with themed(theme):
-            figures = all_figures(results, predictions, held, photos)
+            figures = all_figures(results, predictions, measured, held, photos)
             titles = {name: " ".join(figure.get_suptitle().split()) for name, figure in figures.items()}
             drawn[theme] = {name: png_of(figure) for name, figure in figures.items()}
     return {name: Picture(title, drawn[LIGHT][name], drawn[DARK][name]) for name, title in titles.items()}

@@ -14,7 +14,7 @@ from lib.project import InputError, read_json
 from lib.report import numbers
 from lib.report.numbers import COSINES, Pools
 from lib.runs import ADVICE, COSINE, FULL, RAW, Run
-from lib.weights import Bundle, Validation, held_out, learnt_temperature, load_run, predict, predict_as_submitted
+from lib.weights import Bundle, Validation, held_out, learnt_temperature, load_run, predict, repelled
 
 SEEN = 1000  # training images for the line that is no measure of quality
 
@@ -30,12 +30,15 @@ class Model:
     name: str
     predictions: np.ndarray  # (views, m, d_image)
     recorded: dict[str, float] | None = None
+    plain: np.ndarray | None = None  # a run's predictions before repulsion, where there is any
 
 
 def model_of(run: Path, bundle: Bundle, held: Validation) -> Model:
     """A run, by the name of its folder."""
     tables = read_json(run / kernel.METRICS, ADVICE, optional=True).get("validation") or {}
-    return Model(run.resolve().name, predict_as_submitted(bundle, held, held.problem.views), tables.get(RAW))
+    plain = predict(bundle, held, held.problem.views)
+    before = plain if bundle["repulsion"] else None
+    return Model(run.resolve().name, repelled(bundle, plain), tables.get(RAW), before)
 
 
 def disagreement(rows: list[dict[str, Any]]) -> list[str]:
@@ -131,14 +134,13 @@ def calibrate(bundle: Bundle, predictions: np.ndarray, images: np.ndarray) -> di
 def on_seen_images(bundle: Bundle, held: Validation) -> dict[str, Any]:
     """The official numbers on images that were trained on: how much was learnt by heart, no measure of quality."""
     train, seen = held.problem.train, held.problem.train_images[:SEEN]
-    predictions = predict_as_submitted(bundle, held, kernel.caption_views(train.image_of, seen, 1))
+    predictions = repelled(bundle, predict(bundle, held, kernel.caption_views(train.image_of, seen, 1)))
     return {"images": len(seen), **kernel.evaluate(predictions, train.images[seen])[RAW]}
 
 
 def measure(bundle: Bundle, held: Validation, ours: Model, against: Model | None) -> dict[str, Any]:
     """Every number of the report."""
     predictions, images, pools = ours.predictions, held.images, Pools(len(held.names))
-    plain = kernel.evaluate(predict(bundle, held, held.problem.views), images) if bundle["repulsion"] else None
     others = baselines(predictions, held.problem)
     models = [ours, *([against] if against else []), *others]
     distances, facts = numbers.distances(predictions, images), numbers.anisotropy(predictions, images)
@@ -156,7 +158,7 @@ def measure(bundle: Bundle, held: Validation, ours: Model, against: Model | None
             "views": [kernel.evaluate(view[None], images) for view in predictions],
             "pooled": kernel.evaluate(predictions, images),
         },
-        "without_repulsion": plain,
+        "without_repulsion": None if ours.plain is None else kernel.evaluate(ours.plain, images),
         "seen": on_seen_images(bundle, held),
         "pool_sizes": numbers.pool_curve(predictions, images),
         "caption_length": numbers.by_caption_length(
