@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         print(local.catalogue())
         return 0
     knobs = local.asked_for(arguments.recipe, arguments.mode, arguments.set, arguments.weights)
-    weights = local.weights_of(arguments.weights) if arguments.weights else None
+    weights = local.weights_of(arguments.weights, arguments.output) if arguments.weights else None
     data = choose_data(arguments.data)
     record.prepare(arguments.runs)
     if arguments.output is not None:

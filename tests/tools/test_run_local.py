@@ -20,7 +20,7 @@ from lib import record
 from lib.data import KNOWN
 from lib.kernel import recipe_names
 from lib.process import locked, run_kernel
-from lib.runs import check_run
+from lib.runs import check_run, named_folder
 from made_runs import make_prediction, make_run
 
 
@@ -247,6 +247,16 @@ def test_weights_that_are_none_are_told_before_anything_is_made(run_local, train
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--again"]])
+def test_a_prediction_does_not_take_the_place_of_its_own_weights(run_local, data, trained, tmp_path, options):
+    mine = Path(shutil.copytree(trained, tmp_path / "mine"))
+    manifest = json.loads((mine / "manifest.json").read_text())
+    (mine / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    given = ["--data", data, "--weights", mine, "--output", tmp_path / "mine/../mine", *options]
+    failed(run_local(*given), 2, "holds the weights to predict with; name another --output")
+    assert check_run(mine).weights == check_run(trained).weights
+
+
 @pytest.mark.slow
 def test_weights_of_a_run_that_was_stopped_predict_but_it_is_said(run_local, data, trained, tmp_path):
     stopped = Path(shutil.copytree(trained, tmp_path / "stopped"))
@@ -267,9 +277,18 @@ def test_a_finished_folder_is_refused_or_kept(run_local, trained, tmp_path, monk
     assert [path.name for path in output.iterdir()] == ["new"]
 
 
+def test_the_folder_one_stands_in_is_kept_aside_too(trained, tmp_path, monkeypatch):
+    output = Path(shutil.copytree(trained, tmp_path / "mine"))
+    monkeypatch.chdir(output)
+    assert named_folder(Path(), again=True) == output
+    assert not output.exists()
+    assert check_run(tmp_path / "mine.1").manifest == check_run(trained).manifest
+
+
 def test_a_folder_in_which_a_run_is_at_work_is_refused(run_local, tmp_path):
     with locked(tmp_path / "mine"):
         failed(run_local("--output", tmp_path / "mine"), 2, "a run is at work in it")
+        assert (tmp_path / "mine").is_dir()  # empty as it still is
 
 
 def test_a_record_that_cannot_be_written_is_told_before_the_work(run_local, tmp_path):

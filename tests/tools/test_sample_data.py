@@ -14,6 +14,7 @@ from PIL import Image
 
 from drawn import read_tree
 from forked import Ended, failed, succeeded
+from lib.project import InputError
 from lib.report.measure import closed_form
 from lib.sample.encoders import encode_text
 from lib.sample.layout import make_full_size, make_sample
@@ -189,6 +190,13 @@ def test_a_folder_in_use_and_a_file_in_the_way_are_refused(tool, tmp_path: Path)
         done = failed(tool("sample_data", dest, "--images", "20"), 2)
         assert done.stderr.count("\n") == 1
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]
+
+
+def test_the_folder_one_stands_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="exists already"):
+        make_sample(Path())
 
 
 def test_an_empty_folder_is_filled(draw, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.resolve().name  # "." has none
 
     @property
     def complete(self) -> bool:
@@ -202,6 +202,7 @@ def named_folder(folder: Path, again: bool) -> Path:
         raise InputError(
             f"{folder}: holds a finished run; name another --output, or --again keeps that one aside and runs anew"
         )
+    folder = folder.resolve()  # "." has no name, and would be wherever the folder goes
     with locked(folder):
         places = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
         aside = next(place for place in places if not place.exists())
@@ -212,12 +213,13 @@ def named_folder(folder: Path, again: bool) -> Path:
 
 @contextlib.contextmanager
 def left_if_used(folder: Path) -> Iterator[None]:
-    """A folder that nothing was written into is taken away again."""
+    """A folder that nothing was written into is taken away again, unless it is that of a run which has just begun."""
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # only ever an empty one
+        if folder.is_dir():
+            with contextlib.suppress(OSError, InputError), locked(folder):
+                folder.rmdir()  # only ever an empty one
 
 
 def run_logged(data: Path, output: Path, arguments: list[str]) -> Run:

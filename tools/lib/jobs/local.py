@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +28,13 @@ def asked_for(recipe: str | None, mode: str | None, settings: list[str], weights
     return given
 
 
-def weights_of(folder: Path) -> Path:
-    """The verified weights of a run; of one that was stopped it is said how far it came."""
+def weights_of(folder: Path, output: Path | None) -> Path:
+    """The verified weights of a run, not to be predicted with into its own folder: the kernel empties its `output`.
+
+    Of a run that was stopped it is said how far it came.
+    """
+    if output is not None and output.resolve() == folder.resolve():
+        raise InputError(f"{output}: holds the weights to predict with; name another --output")
     run = open_trained(folder)
     listed = run.outputs.get(kernel.FINAL_MODEL)
     if not listed:
@@ -64,7 +68,7 @@ def input_of(data: Path, weights: Path | None) -> Iterator[Path]:
 
 def keep(run: Run, runs: Path, knobs: dict[str, Any], data: Path, weights: Path | None) -> None:
     """The run in the local record."""
-    asked = {"set": knobs, "data": str(data), "weights": weights.parent.name if weights else None}
+    asked = {"set": knobs, "data": str(data), "weights": weights.parent.resolve().name if weights else None}
     made = {"complete": run.complete, "seconds": run.total_seconds, "validation": run.mrr}
     record.append(runs, "local_run", run=run.name, recipe=run.recipe, **asked, **made, **record.git_state())
 
@@ -88,13 +92,10 @@ def catalogue() -> str:
     """The recipes and the knobs of the kernel, with the reasons that it gives."""
     recipes = []
     for name, candidates in kernel.RECIPES.items():
-        changes = " | ".join(as_text(each) or "as the defaults" for each in candidates)
+        changes = " | ".join(map(as_text, candidates))
         if name == "search":
             changes = "those of ensemble, then drawn ones around the best so far, for all of max_minutes"
         recipes.append([name, len(candidates), changes])
-    knobs = [
-        [field.name, '""' if field.default == "" else field.default, field.metadata.get("why", "")]
-        for field in dataclasses.fields(kernel.Knobs)
-    ]
+    knobs = [[name, field.default, field.metadata["why"]] for name, field in kernel.FIELDS.items()]
     first = format_table(["recipe", "candidates", "what they change"], recipes, texts=(0, 2))
     return first + "\n\n" + format_table(["knob", "default", "why"], knobs, texts=(0, 2))

@@ -114,7 +114,8 @@ def cut_caption(caption: str) -> str:
 @contextmanager
 def whole_folder(dest: Path) -> Iterator[Path]:
     """A temporary folder that becomes `dest` when the block succeeds and vanishes when it does not."""
-    if dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
+    empty = dest.is_dir() and not any(dest.iterdir())
+    if dest.exists() and not (empty and dest.name):  # "." has none: nothing can take its place
         raise InputError(f"{dest}: exists already; remove it or name another folder")
     try:
         temporary = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}.part")
