@@ -53,12 +53,16 @@ def check(arguments: argparse.Namespace) -> None:
     settings = dict(map(kernel.parse_setting, arguments.set))
     for recipe in arguments.recipes:
         kernel.resolve_candidates({"recipe": recipe} | settings)
+    for seed in arguments.seeds:
+        kernel.parse_setting(f"seed={seed}")
     for minutes in arguments.minutes or []:
         kernel.parse_setting(f"max_minutes={minutes}")
     if ENDLESS in arguments.recipes and not arguments.minutes and "max_minutes" not in settings:
         raise InputError(f"{ENDLESS} takes all the time that it may: give --minutes, or --set max_minutes=M")
-    if len(set(arguments.seeds)) < len(arguments.seeds) or min(arguments.seeds) < 0:
-        raise InputError(f"--seeds {' '.join(map(str, arguments.seeds))}: give different numbers from 0 on")
+    for option in ("recipes", "seeds", "minutes"):
+        given = getattr(arguments, option) or []
+        if len(set(given)) < len(given):  # its runs would share a folder, and one would count as two
+            raise InputError(f"--{option} {' '.join(map(str, given))}: give each of them once")
 
 
 def measure(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:

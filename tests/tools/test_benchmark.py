@@ -11,7 +11,16 @@ import pytest
 from drawn import SMALL, draw_data
 from forked import failed, succeeded
 from lib.bench import anytime, scaling
-from lib.bench.measure import SCORES, Measured, measure, member_knobs, network_flops, read_curve, step_seconds
+from lib.bench.measure import (
+    SCORES,
+    Measured,
+    count_work,
+    measure,
+    member_knobs,
+    network_flops,
+    read_curve,
+    step_seconds,
+)
 from lib.bench.table import against_baseline, finding, summarise, table_rows
 from lib.plots import recipe_colours
 from lib.process import Ended
@@ -97,14 +106,49 @@ def test_passing_the_baseline_counts_the_slowest_seed():
     ("settings", "flops"),
     [
         ({}, 4 * (4 * 8 + 4 * 6) + 6 * 8 * 6 + 4 * 100 * 6),
+        ({"gallery": 40}, 4 * (4 * 8 + 4 * 6) + 6 * 8 * 6 + 4 * 40 * 6),
+        ({"gallery": 0}, 4 * (4 * 8 + 4 * 6) + 6 * 8 * 6 + 4 * 100 * 6),
         ({"sees": "both", "word_width": 3}, 6 * (7 * 8 + 7 * 6 + 8 * 6) + 4 * 100 * 6),
         ({"loss": "triplet", "skip": False, "batch": 50}, 4 * 4 * 8 + 6 * 8 * 6 + 4 * 10 * 6),
+        (
+            {"loss": "triplet", "skip": False, "batch": 500},
+            4 * 4 * 8 + 6 * 8 * 6 + 4 * 20 * 6,
+        ),  # of 5000 // 50 captions
         ({"network": "mlp", "loss": "cosine"}, 4 * 4 * 8 + 6 * 8 * 6),
     ],
 )
 def test_the_work_of_a_caption_is_counted_by_hand(kernel, settings, flops):
-    knobs = kernel.resolve_knobs({"recipe": "align", "hidden": 8, **settings})
-    assert network_flops(knobs, gallery=100, d_text=4, d_image=6) == flops
+    knobs = kernel.resolve_knobs({"recipe": "align", "hidden": 8, "epochs": 10, "min_steps": 50, **settings})
+    assert network_flops(knobs, captions=500, gallery=100, d_text=4, d_image=6) == flops
+
+
+def test_extra_pairs_are_work_of_the_candidates_that_learn_from_them(tmp_path, kernel):
+    data = draw_data(tmp_path / "data", images=100)
+    bundle = {"val_images": ["held out"] * 20, "dims": [4, 6]}
+    kernel.save_torch(tmp_path / kernel.VALIDATED_MODEL, bundle)
+    joined = [{"joined_captions": 30, "joined_images": 10}, {"joined_captions": 60, "joined_images": 20}]
+    knobs = kernel.resolve_knobs({"recipe": "align", "hidden": 8, "epochs": 1})
+    members = [{"knobs": "pairs=False", "epochs": 2}, {"knobs": "pairs=True", "epochs": 3}]
+    run = Run(tmp_path, {"knobs": dataclasses.asdict(knobs), "pairs": joined}, {"members": members})
+    plain, more = (network_flops(knobs, *size, *bundle["dims"]) for size in ((400, 80), (490, 110)))
+    assert count_work(run, data) == (2 * 400 + 3 * 490, 2 * 400 * plain + 3 * 490 * more)
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        (["--recipes", "baseline", "align"], "recipe=align"),
+        (["--seeds", "1", "2"], "split_seed=0"),
+        (["--minutes", "1", "2"], "max_minutes=3"),
+        (["--scaling"], "hidden=64"),
+    ],
+)
+def test_a_knob_that_the_study_gives_is_not_set_otherwise(tool, tmp_path, options, setting):
+    """Every row of its table would be of other knobs than it says."""
+    data = [] if options == ["--scaling"] else ["--data", tmp_path]
+    done = failed(tool("benchmark", *options, *data, "--output", tmp_path / "out", "--set", setting), 2)
+    assert f"--set {setting}: " in done.error
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_curve_is_the_best_so_far_and_ends_with_the_blend(tmp_path, kernel):
@@ -139,7 +183,9 @@ def test_a_candidate_s_knobs_are_the_run_s_but_for_what_its_line_says(tmp_path, 
     [
         (["--recipes", "best"], "unknown recipe 'best'"),
         (["--set", "epoch=1"], "unknown knob 'epoch'"),
-        (["--seeds", "1", "1"], "different numbers"),
+        (["--seeds", "1", "1"], "--seeds 1 1: give each of them once"),
+        (["--recipes", "align", "align"], "--recipes align align: give each of them once"),
+        (["--seeds", "-1"], "knob 'seed' lies in 0"),
         (["--recipes", "search"], "give --minutes"),
         (["--minutes", "0"], "max_minutes"),
         (["--minutes", "1", "--seeds", "1", "2"], "--minutes makes no use of --seeds"),

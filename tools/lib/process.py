@@ -58,7 +58,10 @@ class Forwarder:
 
 
 def run_kernel(data: Path, output: Path, arguments: list[str], log: Callable[[str], None]) -> Ended:
-    """The script itself, from an empty folder, its log line by line; an interrupt stops it and is waited for."""
+    """The script itself, from an empty folder, its log line by line; an interrupt stops it and is waited for.
+
+    kill -9 of this process is not forwarded: the kernel works on to its submission, and the lock says that it does.
+    """
     command = [sys.executable, str(KERNEL), "--input", str(data.resolve()), "--output", str(output.resolve())]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     error, forwarder = "", Forwarder()
@@ -145,6 +148,9 @@ def as_text(knobs: dict[str, Any]) -> str:
 
 
 def as_arguments(knobs: dict[str, Any], settings: Sequence[str] = ()) -> list[str]:
-    """Knobs, and after them settings as a user types them, as the kernel's command line."""
+    """Knobs, and settings as a user types them, as the kernel's command line; a knob that is in both is a slip."""
+    for setting in settings:
+        if (key := setting.partition("=")[0].strip()) in knobs:
+            raise InputError(f"--set {setting}: {key} is set here already, to {knobs[key]}: leave it out")
     typed = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in knobs.items()]
     return [f"--set={setting}" for setting in (*typed, *settings)]

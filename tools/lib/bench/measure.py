@@ -63,17 +63,19 @@ def member_knobs(run: Run, member: dict[str, Any]) -> kernel.Knobs:
     return kernel.Knobs(**{**run.manifest["knobs"], **dict(changes)})
 
 
-def network_flops(knobs: kernel.Knobs, gallery: int, d_text: int, d_image: int) -> float:
+def network_flops(knobs: kernel.Knobs, captions: int, gallery: int, d_text: int, d_image: int) -> float:
     """One caption, forward and backward: 2 a weight and product, three products a matrix, two with the gallery.
 
     A matrix that the caption's vector alone goes into has no use for the gradient of its input. What a bag of words
-    adds up is no product, and next to nothing.
+    adds up is no product, and next to nothing. A softmax is over the step's share of the gallery, a triplet loss over
+    the batch's images.
     """
     seen = {"vector": d_text, "words": knobs.word_width, "both": d_text + knobs.word_width}[knobs.sees]
     first = seen * knobs.hidden * (2 if knobs.activation == "gate" else 1)
     if knobs.network == "align" and knobs.skip:
         first += seen * d_image
-    compared = {"softmax": gallery, "triplet": knobs.batch // kernel.VIEWS, "cosine": 0}[knobs.loss]
+    shown, batch = min(gallery, knobs.gallery or gallery), kernel.batch_size(knobs, captions)
+    compared = {"softmax": shown, "triplet": batch // kernel.VIEWS, "cosine": 0}[knobs.loss]
     return (4 if knobs.sees == "vector" else 6) * first + 6 * knobs.hidden * d_image + 4 * compared * d_image
 
 
@@ -89,15 +91,17 @@ def count_work(run: Run, data: Path) -> tuple[int, float]:
     bundle = kernel.load_torch(run.folder / kernel.VALIDATED_MODEL)
     with np.load(kernel.find_file(data, FILES[0])) as npz:
         captions, images = len(npz["captions/ids"]), len(npz["images/names"])
-    gallery = images - len(bundle["val_images"])
-    captions = round(captions * gallery / images)
+    own = images - len(bundle["val_images"])
     seen, flops = 0.0, 0.0
     for member in run.metrics["members"]:
         knobs = member_knobs(run, member)
+        extra = run.manifest["pairs"] if knobs.pairs else []
+        gallery = own + sum(file["joined_images"] for file in extra)
+        learnt = round(captions * own / images) + sum(file["joined_captions"] for file in extra)
         if knobs.network == "linear":
-            seen, flops = seen + captions, flops + solve_flops(captions, gallery, *bundle["dims"])
-        done = captions * member["epochs"]
-        seen, flops = seen + done, flops + done * network_flops(knobs, gallery, *bundle["dims"])
+            seen, flops = seen + learnt, flops + solve_flops(learnt, gallery, *bundle["dims"])
+        done = learnt * member["epochs"]
+        seen, flops = seen + done, flops + done * network_flops(knobs, learnt, gallery, *bundle["dims"])
     return round(seen), flops
 
 
