@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         compare(arguments.compare, arguments.data, arguments.json)
         return 0
     entries = ledger.read_ledger(arguments.runs)
-    shown: list[Any] = ledger.arranged(entries, arguments.recipe, arguments.last, arguments.sort)
+    shown = ledger.arranged(entries, arguments.recipe, arguments.last, arguments.sort)
     if arguments.json:
         print(json.dumps([asdict(entry) for entry in shown], indent=1))
     else:

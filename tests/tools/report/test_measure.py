@@ -113,11 +113,27 @@ def test_pool_sizes_end_at_the_full_gallery(verified: tuple[Path, dict], kernel,
     assert all(a["raw"] >= b["raw"] for a, b in pairwise(rows))
 
 
-def test_a_distance_that_says_nothing_is_called_so(verified: tuple[Path, dict]) -> None:
-    said = " ".join(verified[1]["distance_notes"])
-    assert "Euclidean and Manhattan distance say little" in said
-    vectors = np.random.default_rng(0).normal(size=(50, 8)) * np.linspace(1, 3, 50)[:, None]
-    assert numbers.distance_warnings(numbers.anisotropy(vectors[None], vectors)) == []
+def test_only_where_distances_differ_it_is_said_which_one_to_look_at(kernel) -> None:
+    directions = kernel.unit(np.random.default_rng(0).normal(size=(50, 8)))
+    photos = directions * np.linspace(1, 4, 50)[:, None]
+
+    def notes(predictions: np.ndarray, gallery: np.ndarray) -> list[str]:
+        measured = numbers.distances(predictions[None], gallery)
+        return numbers.distance_notes({metric: numbers.summarise_distance(*each) for metric, each in measured.items()})
+
+    assert notes(photos, photos) == notes(directions, directions) == []
+    (note,) = notes(directions, photos)
+    assert "by it 100.0% of captions are nearer to their own photo, by Euclidean distance " in note
+
+
+def test_the_common_direction_of_photos_is_a_mean_over_pairs(kernel) -> None:
+    rng = np.random.default_rng(0)
+    gallery, predictions = rng.normal(size=(9, 5)) + 1, rng.normal(size=(2, 9, 5))
+    images, queries = kernel.unit(gallery), kernel.unit(predictions)
+    pairs = [images[i] @ images[j] for i in range(9) for j in range(9) if i != j]
+    asked = [query @ image for query in queries.reshape(-1, 5) for image in images]
+    expected = {"cosine_image_to_random_image": np.mean(pairs), "cosine_prediction_to_random_image": np.mean(asked)}
+    assert numbers.anisotropy(predictions, gallery) == pytest.approx(expected)
 
 
 def test_repulsion_and_seen_images_are_lines_of_the_table(run: Path, data: Path, kernel) -> None:

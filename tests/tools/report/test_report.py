@@ -79,7 +79,7 @@ def test_calibration_of_scores_whose_truth_is_known() -> None:
 def test_pool_scores_put_the_own_image_first(kernel) -> None:
     rng = np.random.default_rng(0)
     gallery = rng.normal(size=(250, 6))
-    scores = numbers.pool_scores(gallery[None], gallery, 100)
+    scores = numbers.pool_scores(gallery[None], gallery)
     assert scores.shape == (200, 100)
     expected = (kernel.unit(gallery) * gallery).sum(1) / np.linalg.norm(gallery, axis=1).mean()
     assert scores[:, 0] == pytest.approx(expected[:200])

@@ -86,6 +86,12 @@ def test_answers_that_do_not_fit_are_named(
     failed(score("--run", csv), 2, message)
 
 
+def test_numbers_beyond_those_of_the_metric_are_named(answers: Path, tmp_path: Path, score, kernel) -> None:
+    csv = submission(tmp_path / "guess.csv", np.load(answers)["images/embeddings"], kernel)
+    csv.write_text(re.sub(r'^3,"\[[^,]*', '3,"[1e300', csv.read_text(), flags=re.MULTILINE))
+    failed(score("--run", csv), 2, r"guess\.csv: id 3: a number that is too large")
+
+
 def test_what_cannot_be_read_is_named(answers: Path, tmp_path: Path, score, kernel) -> None:
     csv = submission(tmp_path / "guess.csv", np.load(answers)["images/embeddings"], kernel)
     failed(score("--run", csv, "--data", tmp_path), 2, "leave out --data and --output")

@@ -236,7 +236,7 @@ def about_distances(results: dict[str, Any]) -> str:
         [
             "Each prediction against its own image and against random others, for all captions. Two random photos have "
             f"a cosine of {facts['cosine_image_to_random_image']:.2f}, a prediction and a random photo "
-            f"{facts['cosine_prediction_to_random_image']:.2f}.",
+            f"{facts['cosine_prediction_to_random_image']:.2f}: compare own with random, not with another model's.",
             *(f"{note}." for note in results["distance_notes"]),
         ]
     )

@@ -124,7 +124,7 @@ def paired(one: Run, other: Run, data: Path) -> tuple[list[dict[str, Any]], dict
 # ----------------------------------------------------------------------------------------------------- everything
 def calibrate(bundle: Bundle, predictions: np.ndarray, images: np.ndarray) -> dict[str, Any]:
     """Calibration in pools at the learnt temperature and at the best one."""
-    scores, learnt = numbers.pool_scores(predictions, images, kernel.POOL), learnt_temperature(bundle)
+    scores, learnt = numbers.pool_scores(predictions, images), learnt_temperature(bundle)
     return {
         "learnt": numbers.calibration(scores, learnt) if learnt else None,
         "best": numbers.calibration(scores, numbers.best_temperature(scores)),
@@ -143,7 +143,8 @@ def measure(bundle: Bundle, held: Validation, ours: Model, against: Model | None
     predictions, images, pools = ours.predictions, held.images, Pools(len(held.names))
     others = baselines(predictions, held.problem)
     models = [ours, *([against] if against else []), *others]
-    distances, facts = numbers.distances(predictions, images), numbers.anisotropy(predictions, images)
+    measured = numbers.distances(predictions, images)
+    distances = {metric: numbers.summarise_distance(*each) for metric, each in measured.items()}
     return {
         "images": len(images),
         "captions": int(predictions.shape[0] * predictions.shape[1]),
@@ -166,7 +167,7 @@ def measure(bundle: Bundle, held: Validation, ours: Model, against: Model | None
         ),
         "hubness": numbers.hubness(predictions, images, held.names),
         "calibration": calibrate(bundle, predictions, images),
-        "distances": {name: numbers.summarise_distance(*each) for name, each in distances.items()},
-        "anisotropy": facts,
-        "distance_notes": numbers.distance_warnings(facts),
+        "distances": distances,
+        "anisotropy": numbers.anisotropy(predictions, images),
+        "distance_notes": numbers.distance_notes(distances),
     }

@@ -107,10 +107,10 @@ def distance(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.stack([np.linalg.norm(gap, axis=1), np.abs(gap).sum(1), 1 - cosine])
 
 
-def summarise_distance(own: np.ndarray, others: np.ndarray, rounds: int = 2000) -> dict[str, Any]:
+def summarise_distance(own: np.ndarray, others: np.ndarray) -> dict[str, Any]:
     """Mean, spread and median of both, the share nearer to the own image, and the improvement with its interval."""
     by_image = np.stack([own.mean(0), others.mean((0, 2))], axis=1)
-    drawn = bootstrap_means(by_image, rounds)
+    drawn = bootstrap_means(by_image, 2000)
     low, high = np.percentile(100 * (1 - drawn[:, 0] / drawn[:, 1]), [2.5, 97.5])
     spread = {
         name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1)), "median": float(np.median(values))}
@@ -125,44 +125,29 @@ def summarise_distance(own: np.ndarray, others: np.ndarray, rounds: int = 2000) 
 
 
 def anisotropy(predictions: np.ndarray, gallery: np.ndarray) -> dict[str, float]:
-    """How far images, and predictions, share one direction; how far the lengths of predictions mean anything."""
-    images, queries = kernel.unit(gallery), kernel.unit(predictions.reshape(-1, gallery.shape[1]))
+    """How far images share one direction, and predictions with them."""
+    images, queries = kernel.unit(gallery), kernel.unit(predictions)
     m, mean = len(images), images.mean(0)
     between = (m * mean @ mean - 1) / (m - 1)  # mean cosine over all pairs but those of an image with itself
-    lengths = np.linalg.norm(predictions, axis=2)
-    image_lengths = np.broadcast_to(np.linalg.norm(gallery, axis=1), lengths.shape)
-    varies = lengths.std() > 1e-3 * lengths.mean()
     return {
         "cosine_image_to_random_image": float(between),
         "cosine_prediction_to_random_image": float((queries @ mean).mean()),
-        "prediction_length": float(lengths.mean()),
-        "image_length": float(image_lengths.mean()),
-        "length_correlation": float(np.corrcoef(lengths.ravel(), image_lengths.ravel())[0, 1]) if varies else 0.0,
     }
 
 
-def distance_warnings(facts: dict[str, float]) -> list[str]:
-    """Which distances say nothing for this model, and why."""
-    found = []
-    if facts["length_correlation"] < 0.3:
-        found.append(
-            f"Euclidean and Manhattan distance say little here: the model was trained on directions, and the "
-            f"lengths of its predictions (mean {facts['prediction_length']:.1f}) do not follow the photos' "
-            f"(mean {facts['image_length']:.1f}; correlation {facts['length_correlation']:.2f})"
-        )
-    photos, prediction = facts["cosine_image_to_random_image"], facts["cosine_prediction_to_random_image"]
-    if photos > 0.3:
-        found.append(f"A high mean cosine says nothing by itself: two random photos have a cosine of {photos:.2f}")
-    if abs(photos - prediction) > 0.1:
-        found.append(
-            f"Predictions lie off the photos' common direction (cosine to a random photo {prediction:.2f}, "
-            f"between photos {photos:.2f}): compare own with random, not a distance with another model's"
-        )
-    return found
+def distance_notes(summary: dict[str, dict[str, Any]]) -> list[str]:
+    """Which distance to look at, where they differ by more than a caption in a hundred; `summary` by metric."""
+    euclidean, cosine = (summary[metric]["nearer_to_own"] for metric in ("euclidean", "cosine"))
+    if cosine - euclidean < 0.01:
+        return []
+    return [
+        f"Cosine is the distance to look at: by it {cosine:.1%} of captions are nearer to their own photo, by "
+        f"Euclidean distance {euclidean:.1%}, as a prediction is a direction and its length says nothing of the photo's"
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- retrieval
-def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int | None, cosine: bool) -> np.ndarray:
+def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int, cosine: bool) -> np.ndarray:
     """(views, m) reciprocal ranks; in the official pools by the official rule, which counts 99 ranks."""
     rule = pool if pool == kernel.POOL else None
     return np.stack(
@@ -170,7 +155,7 @@ def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int | None, cos
     )
 
 
-def image_gains(predictions: np.ndarray, gallery: np.ndarray, pool: int | None, cosine: bool) -> np.ndarray:
+def image_gains(predictions: np.ndarray, gallery: np.ndarray, pool: int, cosine: bool) -> np.ndarray:
     """(m,) reciprocal ranks, mean over an image's captions."""
     return gains_of(predictions, gallery, pool, cosine).mean(0)
 
@@ -228,13 +213,13 @@ def hubness(predictions: np.ndarray, gallery: np.ndarray, names: list[str]) -> d
 
 
 # ----------------------------------------------------------------------------------------------- calibration
-def pool_scores(predictions: np.ndarray, gallery: np.ndarray, pool: int) -> np.ndarray:
+def pool_scores(predictions: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """(views x m, pool) scores of directions against raw images of mean length one; the own image comes first.
 
     An incomplete last pool is left out, unless it is the only one.
     """
     images, queries = gallery / np.linalg.norm(gallery, axis=1).mean(), kernel.unit(predictions)
-    size, rows = min(pool, len(gallery)), []
+    size, rows = Pools(len(gallery)).size, []
     for view in queries:
         for start in range(0, len(gallery) - size + 1, size):
             scores = view[start : start + size] @ images[start : start + size].T
@@ -246,6 +231,11 @@ def pool_scores(predictions: np.ndarray, gallery: np.ndarray, pool: int) -> np.n
 def softmax(logits: np.ndarray) -> np.ndarray:
     exponent = np.exp(logits - logits.max(-1, keepdims=True))
     return exponent / exponent.sum(-1, keepdims=True)
+
+
+def surprise(probability: np.ndarray) -> float:
+    """Mean loss of rows of probabilities, of which the own image's comes first."""
+    return float(-np.log(np.maximum(probability[:, 0], 1e-12)).mean())
 
 
 def calibration(scores: np.ndarray, temperature: float) -> dict[str, Any]:
@@ -266,7 +256,7 @@ def calibration(scores: np.ndarray, temperature: float) -> dict[str, Any]:
         "says": float(confidence.mean()),
         "right": float(right.mean()),
         "ece": float(gap),
-        "loss": float(-np.log(np.maximum(probability[:, 0], 1e-12)).mean()),
+        "loss": surprise(probability),
         "curve": curve,
         "worst": worst,
     }
@@ -275,4 +265,4 @@ def calibration(scores: np.ndarray, temperature: float) -> dict[str, Any]:
 def best_temperature(scores: np.ndarray) -> float:
     """The temperature of the lowest loss on these pools, to some three per cent."""
     grid = np.geomspace(0.002, 1, 200)
-    return float(min(grid, key=lambda t: -np.log(np.maximum(softmax(scores[::3] / t)[:, 0], 1e-12)).mean()))
+    return float(min(grid, key=lambda temperature: surprise(softmax(scores[::3] / temperature))))

@@ -50,7 +50,12 @@ def read_submission(path: Path, ids: np.ndarray, dim: int) -> np.ndarray:
     """Predictions (n, dim), once the kernel has found the file to be a submission for these ids."""
     kernel.check_submission(path, ids, dim)  # also lifts csv's limit on a cell's length
     with path.open(newline="", encoding="utf-8") as file:
-        return np.array([json.loads(row["embedding"]) for row in csv.DictReader(file)], np.float32)
+        rows = [json.loads(row["embedding"]) for row in csv.DictReader(file)]
+    with np.errstate(over="ignore"):
+        predictions = np.array(rows, np.float32)
+    if not (finite := np.isfinite(predictions).all(axis=1)).all():
+        raise InputError(f"{path}: id {ids[finite.argmin()]}: a number that is too large for float32")
+    return predictions
 
 
 def score(place: Path, answers: Path, against: Path | None) -> dict[str, Any]:
