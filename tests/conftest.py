@@ -99,7 +99,7 @@ def tool(loaded: None, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelServer]:
     """Runs the kernel as a process; it draws no pictures."""
-    started = KernelServer(tmp_path_factory.mktemp("server"), pictures=False)
+    started = KernelServer(tmp_path_factory.mktemp("server"))
     started.run("--mode=ready?")  # no test's time is what the first imports take
     yield started
     started.close()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import io
 import json
 import os
 import re
@@ -61,6 +60,13 @@ def failed(ended: Ended, code: int, words: str = "") -> Ended:
     assert ended.error.startswith("error: "), ended.stderr
     assert re.search(words, ended.error), ended.stderr
     assert [line for line in ended.stderr.splitlines() if line.startswith(("error: ", "Traceback"))] == [ended.error]
+    return ended
+
+
+def failed_in_one_line(ended: Ended, code: int, words: str = "") -> Ended:
+    """The same, and it has said nothing else on stderr."""
+    failed(ended, code, words)
+    assert ended.stderr.count("\n") == 1, ended.stderr
     return ended
 
 
@@ -187,10 +193,10 @@ def hide(folder: Path, *packages: str) -> str:
 
 
 class KernelServer:
-    """Starts runs of the kernel: `server.run("--input", ...)`, or `start` and `wait`. One at a time."""
+    """Starts runs of the kernel: `server.run("--input", ...)`, `stop`, or `start` and `wait`. One at a time."""
 
-    def __init__(self, folder: Path, pictures: bool = True) -> None:
-        self.folder, self.pictures = folder, pictures  # drawing one takes a third of a short run
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(folder), "HOME": str(folder)}
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -202,11 +208,13 @@ class KernelServer:
         return int(self.process.stdout.readline())
 
     def start(self, *arguments: object, **limits: Any) -> int:
-        """Start a run; its process id. Limits: file_limit (bytes), umask, env; pasted: a source, as in a notebook."""
+        """Start a run; its process id.
+
+        Limits: file_limit (bytes), env; waits_after: words; pasted: a source, as in a notebook.
+        """
         for name in ("stdout", "stderr"):  # what an earlier run said is no sign of this one
             (self.folder / name).write_text("")
-        request = {"arguments": list(map(str, arguments)), "folder": str(self.folder), "pictures": self.pictures}
-        return self.ask(**request, **limits)
+        return self.ask(arguments=list(map(str, arguments)), folder=str(self.folder), **limits)
 
     def wait(self) -> Ended:
         return Ended(self.ask(wait=True), *((self.folder / name).read_text() for name in ("stdout", "stderr")))
@@ -215,15 +223,27 @@ class KernelServer:
         self.start(*arguments, **limits)
         return self.wait()
 
-    def stop(self, number: int, *arguments: object, after: str = "", delay: float = 0, **limits: Any) -> Ended:
-        """Start a run and send it a signal `delay` seconds after it has said `after`."""
-        process, end = self.start(*arguments, **limits), time.monotonic() + 60
-        while after not in (self.folder / "stdout").read_text():
-            assert time.monotonic() < end, f"no '{after}' within a minute"
-            time.sleep(0.005)
-        time.sleep(delay)
+    def stop(self, number: int, *arguments: object, after: str, **limits: Any) -> Ended:
+        """Start a run and send it a signal when it has said `after`: it waits for it, so it never comes too late."""
+        process = self.start(*arguments, waits_after=after, **limits)
+        self.wait_for(after)
         os.kill(process, number)
         return self.wait()
+
+    def kill(self, *arguments: object, after: str, delay: float, **limits: Any) -> Ended:
+        """Start a run and kill it at work, `delay` seconds after it has said `after`, unless it has ended."""
+        process = self.start(*arguments, **limits)
+        self.wait_for(after)
+        time.sleep(delay)
+        os.kill(process, signal.SIGKILL)
+        return self.wait()
+
+    def wait_for(self, words: str, seconds: float = 120) -> None:
+        """Wait until the run has said these words."""
+        end = time.monotonic() + seconds
+        while words not in (self.folder / "stdout").read_text():
+            assert time.monotonic() < end, f"no '{words}' within {seconds} s"
+            time.sleep(0.005)
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -247,8 +267,7 @@ def serve() -> None:
     from lib.kernel import load_kernel
 
     kernel, child = load_kernel(), None
-    kernel.torch.optim.Adam([kernel.torch.zeros(1)])  # the first optimiser imports for more than a second, ...
-    kernel.plt.figure().savefig(io.BytesIO())  # ... the first picture reads its fonts
+    kernel.torch.optim.Adam([kernel.torch.zeros(1)])  # the first optimiser imports for more than a second
     kernel.product_rate = functools.cache(kernel.product_rate)  # this machine is timed once for all runs
     for kind, size in ((kernel.torch.float32, 768), (kernel.torch.bfloat16, 768), (kernel.torch.float32, 1536)):
         kernel.product_rate(kind, kernel.torch.device("cpu"), size)
@@ -267,10 +286,10 @@ def run(kernel: Any, request: dict[str, Any]) -> int:
     os.chdir(request["folder"])
     if "file_limit" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
-    os.umask(request.get("umask", 0o022))
     os.environ.update(request.get("env", {}))
-    if not request["pictures"]:
-        kernel.draw_curves = lambda path, *_: path.write_bytes(b"")
+    kernel.draw_curves = lambda path, *_: path.write_bytes(b"")  # drawing one takes a third of a short run
+    if "waits_after" in request:
+        wait_for_a_signal(kernel, request["waits_after"])
     kernel.STARTED = time.monotonic()
     sys.argv = ["pipeline.py", *request["arguments"]]
     if "pasted" in request:
@@ -281,6 +300,23 @@ def run(kernel: Any, request: dict[str, Any]) -> int:
             return 1
         return 0
     return kernel.main(request["arguments"])
+
+
+def wait_for_a_signal(kernel: Any, words: str) -> None:
+    """Whichever thread says these words goes on when a signal has been noted."""
+    log, note, noted = kernel.log, kernel.Stop.note, []
+
+    def say(text: str) -> None:
+        log(text)
+        end = time.monotonic() + 120
+        while words in text and not noted and time.monotonic() < end:
+            time.sleep(0.002)
+
+    def note_it(stop: Any, number: int, frame: object) -> None:
+        note(stop, number, frame)
+        noted.append(number)
+
+    kernel.log, kernel.Stop.note = say, note_it
 
 
 if __name__ == "__main__":

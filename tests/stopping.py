@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,20 @@ def stop_at(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, stop)
+        yield
+
+
+@contextmanager
+def stopped_at_its_end(kernel: Any) -> Iterator[None]:
+    """Within the block a run of the kernel in this process is asked to stop when nothing but its end is to be done."""
+    end = kernel.Run.end
+
+    def stopped(run: Any) -> int:
+        run.stop.signal = signal.SIGTERM
+        return end(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel.Run, "end", stopped)
         yield
 
 

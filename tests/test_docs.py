@@ -92,11 +92,6 @@ def test_the_readmes_walk(tool, tmp_path):
         succeeded(tool(Path(script).stem, *placed, "--runs", runs, *extra))
 
 
-@pytest.mark.parametrize("arguments", [["run_local", "--list"], ["kaggle_lint"]])
-def test_commands_that_need_nothing_run(tool, arguments):
-    succeeded(tool(*arguments))
-
-
 def anchors_of(page: Path) -> set[str]:
     """What a link into a page may name: headings as GitHub spells them, and marks."""
     headings = re.findall(r"^#+ (.+)$", text_of(page), flags=re.MULTILINE)
@@ -126,7 +121,8 @@ def test_every_fault_of_kaggle_names_tests_that_are_there():
     named = [name for row in columns[1:] for name in re.findall(r"`(\w+)`", row[4])]
     tests = "\n".join(text_of(path) for path in (REPO / "tests" / "kaggle").glob("test_*.py"))
     there = " ".join(re.findall(r"def (test_\w+)", tests))
-    assert [name for name in named if name not in there] == []
+    assert named
+    assert [name for name in named if name not in there] == []  # parts of names will do
 
 
 def test_the_method_names_what_the_kernel_has(kernel):

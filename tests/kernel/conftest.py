@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,13 +118,22 @@ class Lab:
 
 
 @pytest.fixture
+def ticking(kernel: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's clock goes on by five milliseconds whenever it is asked, however busy the machine is."""
+    ticks = itertools.count()
+    monkeypatch.setattr(kernel, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 200))
+
+
+@pytest.fixture
 def run_here(kernel: ModuleType, calm: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """A run in this process, where the kernel may be changed: run_here("--input", ...); its exit code."""
+    """A run in this process, where the kernel may be changed: run_here("--input", ...); its exit code. No pictures."""
     monkeypatch.setattr(kernel, "keep_memory", lambda: None)
     monkeypatch.setattr(torch, "set_flush_denormal", lambda on: True)
+    monkeypatch.setattr(kernel, "draw_curves", lambda path, *_: path.write_bytes(b""))
+    monkeypatch.setattr(kernel, "product_rate", lambda *_: 5e10)  # a guess, until a training was timed
 
     def run(*arguments: object) -> int:
-        monkeypatch.setattr(kernel, "STARTED", time.monotonic())
+        monkeypatch.setattr(kernel, "STARTED", kernel.time.monotonic())
         return kernel.main(list(map(str, arguments)))
 
     return run

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drawn import IMAGE
-from forked import Ended, KernelServer, same_weights
+from forked import KernelServer, failed_in_one_line, same_weights
 from lib.project import sha256_of
 
 SUBMISSION, MANIFEST, METRICS = "pipeline_submission.csv", "manifest.json", "metrics.json"
@@ -46,13 +47,15 @@ def check_submitted(kernel: Any, output: Path, rows: int = 100) -> dict[str, Any
 
 
 def check_outputs(kernel: Any, output: Path, checkpoints: tuple[int, ...] = ()) -> dict[str, Any]:
-    """A complete run: everything is there, nothing else is; the manifest."""
+    """A complete run: everything is there, nothing else is, nothing was left out; the manifest."""
     names = OUTPUTS | {f"pipeline_model_checkpoint_epoch_{n}.pth" for n in checkpoints}
     if not rows_of(output / LOG):  # of the closed form alone there are no curves
         names -= {CURVES}
     assert {path.name for path in output.iterdir()} == names
     manifest = check_submitted(kernel, output)
     assert manifest["complete"] is True
+    assert manifest["stopped"] == ""
+    assert read_json(output / METRICS)["left_out"] == read_json(output / METRICS)["failures"] == []
     assert set(manifest["outputs"]) == names - {MANIFEST}
     assert {"inputs", "knobs", "versions", "device", "seconds"} <= set(manifest)
     return manifest
@@ -79,15 +82,11 @@ def assert_same(output: Path, expected: Path) -> None:
     assert {path.name for path in output.iterdir()} == {path.name for path in expected.iterdir()}
 
 
-def fails(server: KernelServer, message: str, output: Path, source: Path, *arguments: object, code: int = 2) -> Ended:
-    """A run that ends in one line and leaves nothing half-written."""
+def fails(server: KernelServer, message: str, output: Path, source: Path, *arguments: object) -> None:
+    """A run that what it was given ends in one line, and that leaves nothing half-written."""
     ended = server.run("--input", source, "--output", output, *arguments)
-    assert ended.returncode == code, ended
-    assert "Traceback" not in ended.stdout + ended.stderr, ended
-    assert ended.stderr.startswith("error: "), ended.stderr
-    assert ended.stderr.count("\n") == 1, ended.stderr
-    assert message in ended.stderr, ended.stderr
+    failed_in_one_line(ended, 2, re.escape(message))
+    assert "Traceback" not in ended.stdout, ended.stdout
     if output.is_dir():
         left = {path.name for path in output.iterdir()}
         assert not [name for name in left if name.startswith((".", "pipeline", "manifest", "metrics"))], left
-    return ended

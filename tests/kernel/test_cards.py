@@ -125,8 +125,7 @@ def stopped(kernel: Any, lab: Any, steps: int, **others: Any) -> None:
         lab.train(stop=Signalled(steps), **others)
 
 
-@pytest.mark.parametrize("steps", [0, 5, 17, 40])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("steps", "dtype"), [(0, "float32"), (5, "float16"), (17, "float32"), (40, "float16")])
 def test_a_state_goes_on_to_the_same_bits(kernel, lab, steps: int, dtype: str, capsys):
     problem = lab.problem()
     knobs = {"sees": "both", "gallery": 100}

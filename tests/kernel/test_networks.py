@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -304,6 +305,23 @@ def test_weights_are_read_back_checked(kernel, bundle, tmp_path: Path):
         torch.save(content, path)
         with pytest.raises(kernel.UserError, match="the weights of this script cannot be read"):
             kernel.load_weights(path)
+
+
+class Code:
+    """What a pickle can do to who reads it: make a folder."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.made),)
+
+
+def test_code_in_weights_is_never_run(kernel, bundle, tmp_path: Path):
+    torch.save(bundle[0] | {"length": Code(tmp_path / "made")}, tmp_path / "weights.pth")
+    with pytest.raises(kernel.UserError, match="the weights file cannot be read"):
+        kernel.load_weights(tmp_path / "weights.pth")
+    assert not (tmp_path / "made").exists()
 
 
 def test_weights_that_claim_a_huge_network_take_no_memory(kernel, bundle, tmp_path: Path):

@@ -10,15 +10,9 @@ import pytest
 import torch
 
 from drawn import BENT, IMAGE, TINY, draw_data
-from forked import failed, succeeded
+from forked import failed_in_one_line, succeeded
 from lib.project import sha256_of
-from outputs import (
-    FINAL,
-    MANIFEST,
-    SUBMISSION,
-    fails,
-    read_json,
-)
+from outputs import FINAL, MANIFEST, SUBMISSION, fails, read_json
 
 
 @pytest.mark.parametrize("recipe", ["align", "baseline"])
@@ -87,8 +81,7 @@ def test_predicting_into_the_folder_of_the_weights_is_refused(kernel, server, fi
     output.mkdir()
     (weights / FINAL).rename(output / FINAL)
     arguments = ("--input", weights, "--output", output, "--mode=predict", "--set=device=cpu")
-    ended = failed(server.run(*arguments), 2, "the weights lie in the output folder; choose another --output")
-    assert ended.stderr.count("\n") == 1
+    failed_in_one_line(server.run(*arguments), 2, "the weights lie in the output folder; choose another --output")
     assert (output / FINAL).read_bytes() == (first[0] / FINAL).read_bytes()
 
 

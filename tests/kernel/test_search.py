@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,17 @@ import pytest
 
 from drawn import SMALL
 from outputs import METRICS, check_submitted, read_json
+from stopping import stopped_at_its_end
 
 OWN = set(range(6))  # the recipe's candidates
 
 
 @pytest.fixture
 def search(kernel, data: Path, tmp_path: Path, run_here, monkeypatch) -> Callable[..., int]:
-    """A search that ends when it has `drawn` so many; `fails`: whose training does; `stopped` after all of it."""
-    draw, train, end = kernel.Plan.next_draw, kernel.train_network, kernel.Run.end
+    """A search that ends when it has `drawn` so many; `fails`: whose training does."""
+    draw, train = kernel.Plan.next_draw, kernel.train_network
 
-    def run(drawn: int = 6, fails: Callable[[int], bool] = lambda number: False, stopped: bool = False) -> int:
+    def run(drawn: int = 6, fails: Callable[[int], bool] = lambda number: False) -> int:
         def next_draw(plan: Any) -> Any:
             return draw(plan) if len(plan.candidates) < len(OWN) + drawn else None
 
@@ -30,14 +30,9 @@ def search(kernel, data: Path, tmp_path: Path, run_here, monkeypatch) -> Callabl
                 raise kernel.TrainingFailed(f"{name}: the loss is no number")
             return train(name, *others, **named)
 
-        def ends(a_run: Any) -> int:
-            a_run.stop.signal = signal.SIGTERM if stopped else 0
-            return end(a_run)
-
         run.trained = []
         monkeypatch.setattr(kernel.Plan, "next_draw", next_draw)
         monkeypatch.setattr(kernel, "train_network", train_network)
-        monkeypatch.setattr(kernel.Run, "end", ends)
         settings = ["--recipe=search", *SMALL, "--set=epochs=1", "--set=val_fraction=0.4"]
         return run_here("--input", data, "--output", tmp_path / "out", *settings)
 
@@ -73,7 +68,8 @@ def test_a_long_search_averages_the_best_of_what_it_drew(kernel, search, tmp_pat
 def test_what_was_dropped_has_no_weights_on_disk_and_is_not_trained_again(kernel, search, tmp_path: Path, monkeypatch):
     output = tmp_path / "out"
     monkeypatch.setattr(kernel, "MOST", 7)
-    assert search(stopped=True) == 143
+    with stopped_at_its_end(kernel):
+        assert search() == 143
     kept = numbers(output)
     for number in range(6 + 6):
         assert (output / f"resume_validate_{number}.pth").exists() == (number in kept), number
@@ -87,7 +83,8 @@ def test_what_was_dropped_has_no_weights_on_disk_and_is_not_trained_again(kernel
 def test_a_draw_that_fails_is_left_out_for_good(kernel, search, tmp_path: Path):
     """A search tries what may not work: its other candidates are what was asked for."""
     output = tmp_path / "out"
-    assert search(drawn=4, fails=lambda number: number == 7, stopped=True) == 143
+    with stopped_at_its_end(kernel):
+        assert search(drawn=4, fails=lambda number: number == 7) == 143
     assert read_json(output / METRICS)["left_out"] == ["validate 7: the loss is no number"]
     assert search(drawn=4) == 0
     assert "validate 7" not in search.trained

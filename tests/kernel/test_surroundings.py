@@ -16,11 +16,7 @@ import pytest
 from drawn import JOINED, SMALL
 from forked import succeeded
 from lib.project import KERNEL, sha256_of
-from outputs import (
-    CURVES,
-    SUBMISSION,
-    check_outputs,
-)
+from outputs import CURVES, SUBMISSION, check_outputs
 
 
 def as_script(

@@ -110,14 +110,14 @@ def rates(kernel, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def test_what_is_allotted_ends_the_whole_schedule(lab, rates: list[float]):
+def test_what_is_allotted_ends_the_whole_schedule(lab, ticking, rates: list[float]):
     """Fewer epochs, but a rate that still ends near zero."""
-    trained = lab.train(epochs=10_000, allotted=0.5)
-    assert trained.epochs < 10_000
-    assert 0.5 <= trained.seconds < 3
+    trained = lab.train(epochs=10_000, allotted=1.0)
+    assert 1 < trained.epochs < 10_000
+    assert 1.0 <= trained.seconds < 1.05
     assert len(trained.history) == len(lab.rows)
-    assert [last for _, last in lab.rows][-1]
-    assert rates[-1] < 0.2 * max(rates)
+    assert [last for _, last in lab.rows] == [False] * (len(lab.rows) - 1) + [True]
+    assert rates[-1] < 0.01 * max(rates)
 
 
 def test_no_time_at_all_is_one_step(lab, rates: list[float]):

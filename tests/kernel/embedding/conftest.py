@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from forked import Ended, Forked, failed
+from forked import Ended, Forked, failed_in_one_line
 from lib.kernel import load_script
 from tiny_encoders import CAPTIONS, SCRIPT, save_encoders, write_csv
 
@@ -76,8 +76,7 @@ def fails(start: Callable[..., Ended], tmp_path: Path) -> Callable[..., str]:
     """The one line that a run ends with, which writes nothing."""
 
     def run(*options: object) -> str:
-        done = failed(start(*options), 2)
-        assert done.stderr.count("\n") == 1
+        done = failed_in_one_line(start(*options), 2)
         assert not (tmp_path / "out" / "pairs.npz").exists()
         assert not (tmp_path / "out" / "manifest.json").exists()
         return done.error

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forked import Tool, failed, succeeded
+from forked import Tool, failed_in_one_line, succeeded
 from tiny_encoders import CAPTIONS, write_csv
 
 
@@ -156,6 +156,5 @@ def test_the_script_runs_on_its_own(models: Path, source: Path, empty: Path):
 )
 def test_what_is_wrong_is_one_line(source: Path, empty: Path, tmp_path: Path, options: list[str], problem: str):
     given = ["--captions", source / "captions.csv", *(text.replace("SOURCE", str(source)) for text in options)]
-    done = failed(Tool(empty, tmp_path)("../kernel/embed", *given), 2, problem)
-    assert done.stderr.count("\n") == 1
+    failed_in_one_line(Tool(empty, tmp_path)("../kernel/embed", *given), 2, problem)
     assert not list(empty.iterdir())
