@@ -23,7 +23,7 @@ from lib.data import choose_data
 from lib.jobs import local
 from lib.kernel import recipe_names
 from lib.process import STOPPED, Ended, as_arguments, run_kernel
-from lib.project import RUNS, as_command, make_parser, run_tool
+from lib.project import RUNS, InputError, as_command, make_parser, run_tool
 from lib.runs import Run, check_run, left_if_used, named_folder, new_folder
 
 
@@ -47,8 +47,9 @@ def failed(ended: Ended, output: Path, arguments: argparse.Namespace) -> int:
     kept = (output / kernel.RESUME_RUN).exists()
     to_go_on = f"; to go on: {command_again(arguments, output)}" if kept else ""
     if ended.code not in STOPPED:
-        died = f"the kernel ended with code {ended.code}; its last lines are above{to_go_on}"
-        print(f"error: {ended.error or died}", file=sys.stderr)
+        reason = ended.error or f"the kernel ended with code {ended.code}; its last lines are above"
+        again = "" if ended.code == InputError.exit_code else to_go_on  # wrong input stays wrong
+        print(f"error: {reason}{again}", file=sys.stderr)
     elif kept:
         so_far = "; it has a submission" if (output / kernel.MANIFEST).exists() else ""
         print(f"interrupted{so_far}{to_go_on}", file=sys.stderr)

@@ -40,8 +40,8 @@ def verify(run: Path, data: Path, output: Path, against: Path | None) -> dict[st
     bundle, notes = load_run(run)
     say(f"reading {data}")
     held = held_out(bundle, data)
-    say(f"{run.name}: {len(held.names)} validation images, {len(held.captions)} captions each")
     ours = model_of(run, bundle, held)
+    say(f"{ours.name}: {len(held.names)} validation images, {len(held.captions)} captions each")
     theirs, more = other_run(against, bundle, held) if against else (None, [])
     results = {"run": str(run), "data": str(data), **measure(bundle, held, ours, theirs)}
     photos = find_photos(data, held.names)

@@ -184,11 +184,26 @@ def test_failure_is_one_line_and_the_kernels_code(run_local, tmp_path, monkeypat
     assert not record.read(tmp_path / "runs")
 
 
-def test_a_kernel_that_was_killed_leaves_the_command_that_goes_on(run_local, tmp_path, monkeypatch):
-    body = "import os; output.mkdir(exist_ok=True); (output / 'resume_run.json').touch(); os.kill(os.getpid(), 9)"
-    script(tmp_path / "killed.py", body, monkeypatch)
-    done = failed(run_local("--output", tmp_path / "mine"), 137, "its last lines are above; to go on: ")
+@pytest.mark.parametrize(
+    ("end", "code", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", 137, "its last lines are above; to go on: "),
+        ("print('error: cannot be written; free some space'); sys.exit(1)", 1, "free some space; to go on: "),
+    ],
+)
+def test_a_kernel_that_failed_on_the_way_leaves_the_command_that_goes_on(
+    run_local, tmp_path, monkeypatch, end, code, message
+):
+    script(tmp_path / "broken.py", f"(output / 'resume_run.json').touch(); {end}", monkeypatch)
+    done = failed(run_local("--output", tmp_path / "mine"), code, message)
     assert done.stderr.rstrip().endswith(f"--output {tmp_path / 'mine'}")
+
+
+def test_wrong_input_beside_the_state_of_another_run_is_told_alone(run_local, tmp_path, monkeypatch):
+    body = "(output / 'resume_run.json').touch(); print('error: holds an unfinished run of other knobs'); sys.exit(2)"
+    script(tmp_path / "broken.py", body, monkeypatch)
+    done = failed(run_local("--output", tmp_path / "mine"), 2)
+    assert done.stderr == "error: holds an unfinished run of other knobs\n"
 
 
 def test_output_that_differs_from_the_manifest_is_no_success(run_local, tmp_path, monkeypatch):

@@ -62,8 +62,8 @@ def load_run(run: Path) -> tuple[Bundle, list[str]]:
             f"{run}: no {kernel.VALIDATED_MODEL}, and {final.name} has seen the validation images; "
             "fetch the other file as well or run again with --set refit=false"
         )
-    missing = f"{kernel.VALIDATED_MODEL} is missing; {final.name} is used: with refit=false it is the same model"
-    return bundle, [*notes, missing]
+    instead = f"{run}: no {kernel.VALIDATED_MODEL}; {final.name} is used: with refit=false it is the same model"
+    return bundle, [*notes, instead]
 
 
 def unfinished(run: Path) -> list[str]:

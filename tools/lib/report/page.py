@@ -66,7 +66,7 @@ class Section:
 
     heading: str
     text: str
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[Picture]
     tables: Sequence[Table] = ()
 
 
@@ -90,11 +90,10 @@ def picture_html(picture: Picture) -> str:
 
 
 def section_html(section: Section) -> str:
-    pictures = "".join(map(picture_html, section.pictures))
     parts = [
         f"<h2>{html.escape(section.heading)}</h2>",
         f"<p>{html.escape(section.text)}</p>",
-        *([f'<div class="figures">{pictures}</div>'] if pictures else []),
+        f'<div class="figures">{"".join(map(picture_html, section.pictures))}</div>',
         *(table_html(*table) for table in section.tables),
     ]
     return "<section>" + "\n".join(parts) + "</section>"

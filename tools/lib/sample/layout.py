@@ -140,18 +140,16 @@ def progress(items: Iterable, what: str) -> Iterable:
 
 
 # ------------------------------------------------------------------------------------------------- the two sets
-def draw_set(
-    n: int, rng: np.random.Generator, names: list[str] | None, folder: Path, what: str
-) -> tuple[list[list[str]], np.ndarray]:
-    """Captions and embeddings of `n` new scenes; the pictures are kept in `folder` under `names`, if there are any."""
+def draw_set(n: int, rng: np.random.Generator, photos: list[Path], what: str) -> tuple[list[list[str]], np.ndarray]:
+    """Captions and embeddings of `n` new scenes; the pictures are kept as `photos`, if there are any."""
     captions, features, block = [], [], 100
     for start in progress(range(0, n, block), what):
         scenes = [make_scene(rng) for _ in range(start, min(start + block, n))]
         captions += [describe(scene, rng) for scene in scenes]
         pictures = [draw_scene(scene, rng) for scene in scenes]
         features.append(picture_features(pictures))
-        for name, picture in zip((names or [])[start:], pictures, strict=False):
-            picture.save(folder / name, quality=88)
+        for path, picture in zip(photos[start:], pictures, strict=False):
+            picture.save(path, quality=88)
     return captions, encode_pictures(np.concatenate(features))
 
 
@@ -166,10 +164,11 @@ def make_sample(dest: Path, n_images: int = N_IMAGES, seed: int = 0, n_test: int
     with whole_folder(dest) as root:
         names, folder = picture_names(n_images, rng), root / "train/train/Images"
         folder.mkdir(parents=True)
-        fives, images = draw_set(n_images, rng, names, folder, f"drawing {n_images} pictures")
+        photos = [folder / name for name in names]
+        fives, images = draw_set(n_images, rng, photos, f"drawing {n_images} pictures")
         captions = [caption for five in fives for caption in five]
         write_train(root, names, captions, encode_text(captions), images)
-        fives, images = draw_set(n_test, rng, None, folder, f"drawing {n_test} test scenes")
+        fives, images = draw_set(n_test, rng, [], f"drawing {n_test} test scenes")
         test_captions = [five[0] for five in fives]
         write_test(root, test_captions, encode_text(test_captions), images)
 
