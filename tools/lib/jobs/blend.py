@@ -65,7 +65,8 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
     found = kernel.choose_blend(list(validated), exam.held.images, exam.repulsion, [1.0] * len(runs))
     mean = kernel.unit(np.tensordot(found.weights, np.stack(final), 1)) * np.float32(exam.length)
     output.mkdir(parents=True, exist_ok=True)
-    members = [member_facts(row, runs.get(row.name), dict(zip(runs, found.weights, strict=True))) for row in rows]
+    weights = dict(zip(runs, found.weights.tolist(), strict=True))
+    members = [member_facts(row, runs.get(row.name), weights.get(row.name, 0.0)) for row in rows]
     facts: dict[str, Any] = {"recipe": "sweep", "device": "cpu", "dtype": "float32"}
     with kernel.together(output) as parts:
         predictions = kernel.repel(mean, found.repulsion, exam.length)
@@ -80,12 +81,11 @@ def blend_runs(rows: list[Row], folders: dict[str, Path], data: Path, output: Pa
         kernel.write_manifest(parts, output, True, facts | {"inputs": inputs, "knobs": {}, "members": names})
 
 
-def member_facts(row: Row, run: Run | None, weights: dict[str, float]) -> dict[str, Any]:
+def member_facts(row: Row, run: Run | None, weight: float) -> dict[str, Any]:
     """A row of the result: its own scores and its weight; a failed run has none."""
     facts: dict[str, Any] = {"name": row.name, "overrides": row.overrides, "run": None}
     if run is not None:
-        scores = {key: run.metrics["validation"][key]["mrr"] for key in (RAW, COSINE)}
-        facts |= {"run": str(run.folder), "weight": round(float(weights[row.name]), 4), **scores}
+        facts |= {"run": str(run.folder), "weight": round(weight, 4), **{key: run.mrr[key] for key in (RAW, COSINE)}}
     return facts
 
 
