@@ -6,6 +6,7 @@ What tools know of a bundle's keys and of how the kernel predicts stands here.
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ def under_way(run: Path) -> list[str]:
 def held_out(bundle: Bundle, data: Path) -> Validation:
     """The run's validation images in its own order, looked up by name in the data."""
     path = kernel.find_file(data, FILES[0])
-    train = kernel.read_train(path, bundle["knobs"]["consecutive_captions"])
+    with contextlib.redirect_stdout(sys.stderr):  # what the kernel says of odd data: stdout is the tool's own
+        train = kernel.read_train(path, bundle["knobs"]["consecutive_captions"])
+        test = kernel.read_test(kernel.find_file(data, FILES[1]))
     have = [train.text.shape[1], train.images.shape[1]]
     if have != list(bundle["dims"]):
         raise InputError(
@@ -120,7 +123,6 @@ def held_out(bundle: Bundle, data: Path) -> Validation:
         )
     chosen = np.array([place[name] for name in bundle["val_images"]])
     seen = np.setdiff1d(np.arange(len(train.images)), chosen)
-    test = kernel.read_test(kernel.find_file(data, FILES[1]))
     words = kernel.cut_as_the_test(train.captions, test.captions, bundle["knobs"]["split_seed"])
     views, no_words = kernel.caption_views(train.image_of, chosen), np.zeros((len(words), 1), np.int32)
     return Validation(kernel.Problem(train, test, [], no_words, seen, chosen, views, {}), words)

@@ -153,6 +153,13 @@ def test_json_is_all_of_stdout(run: Path, tmp_path: Path, verify) -> None:
     assert found["against"] is None
 
 
+def test_what_the_kernel_says_of_odd_data_is_not_among_the_json(run: Path, tmp_path: Path, verify) -> None:
+    odd = draw_data(tmp_path / "odd", {"captions/embeddings": lambda x: np.concatenate([np.ones_like(x[:1]), x[1:]])})
+    done = succeeded(verify("--run", run, "--data", odd, "--output", tmp_path / "out", "--json"))
+    assert json.loads(done.stdout)["images"] == 100
+    assert "captions/embeddings: 1 vectors of 1200 are zero or constant" in done.stderr
+
+
 def test_the_newest_run_is_the_default_and_its_folder_gets_the_report(
     run: Path, tmp_path: Path, verify, kernel
 ) -> None:

@@ -137,7 +137,8 @@ def check_csv(path: Path, data: Path, slug: str) -> None:
             file=sys.stderr,
         )
     else:
-        test = kernel.read_test(kernel.find_file(data, TEST_FILE))
+        with contextlib.redirect_stdout(sys.stderr):  # what the kernel says of odd data: stdout is the tool's own
+            test = kernel.read_test(kernel.find_file(data, TEST_FILE))
         ids, dim = test.caption_ids, test.image_dim
     kernel.check_submission(path, ids, dim)
 

@@ -103,8 +103,8 @@ def compare(ours: np.ndarray, theirs: np.ndarray, gallery: np.ndarray) -> dict[s
     """The paired bootstrap of the difference in MRR, raw and cosine."""
     found = {}
     for name, cosine in COSINES.items():
-        gains = [numbers.image_gains(each, gallery, kernel.POOL, cosine) for each in (ours, theirs)]
-        found[name] = numbers.paired_bootstrap(gains[0], gains[1])
+        one, other = (numbers.gains_of(each, gallery, kernel.POOL, cosine).mean(0) for each in (ours, theirs))
+        found[name] = numbers.paired_bootstrap(one, other)
     return found
 
 

@@ -3,8 +3,8 @@
 Shapes: predictions (views, m, d_image), one caption of each of m images in a view; gallery (m, d_image), row i the
 image of caption i. Captions of one image go together: whatever is resampled, is resampled by image.
 
-    gains = image_gains(predictions, gallery, kernel.POOL, cosine=False)     # (m,), their mean is the MRR
-    verdict(paired_bootstrap(gains, gains_of_another_model), "the other run")   # "Better than the other run: sure"
+    ours = gains_of(predictions, gallery, kernel.POOL, cosine=False).mean(0)   # (m,) by image; their mean is the MRR
+    verdict(paired_bootstrap(ours, theirs), "the other run")                   # "Better than the other run: sure"
 """
 
 from __future__ import annotations
@@ -155,18 +155,13 @@ def gains_of(predictions: np.ndarray, gallery: np.ndarray, pool: int, cosine: bo
     )
 
 
-def image_gains(predictions: np.ndarray, gallery: np.ndarray, pool: int, cosine: bool) -> np.ndarray:
-    """(m,) reciprocal ranks, mean over an image's captions."""
-    return gains_of(predictions, gallery, pool, cosine).mean(0)
-
-
 def pool_curve(predictions: np.ndarray, gallery: np.ndarray) -> list[dict[str, float]]:
     """MRR in pools of 10 to the full gallery, beside what chance gives; an incomplete last pool is left out."""
     rows, m = [], len(gallery)
     for size in [*(size for size in POOL_SIZES if size < m), m]:
         whole = m // size * size
         cut = predictions[:, :whole], gallery[:whole]
-        scores = {name: float(image_gains(*cut, size, cosine).mean()) for name, cosine in COSINES.items()}
+        scores = {name: float(gains_of(*cut, size, cosine).mean()) for name, cosine in COSINES.items()}
         rows.append({"pool": size, "chance": float((1 / np.arange(1, size + 1)).mean()), **scores})
     return rows
 
