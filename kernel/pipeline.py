@@ -1004,8 +1004,7 @@ def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float
     standard error over weights in proportion to `priors`. What is chosen on one half of the pools is measured on the
     other, both ways: the figure owes nothing to the choice.
     """
-    units, length = np.stack([unit(one) for one in members]), float(np.linalg.norm(images, axis=1).mean())
-    leads = np.stack([pool_leads(one, images) for one in units])
+    leads = np.stack([pool_leads(unit(one), images) for one in members])
     pool = np.arange(len(images)) // POOL
     half = pool % 2 if pool[-1] else np.arange(len(images)) % 2  # a single pool is halved by its queries
     fitted = [greedy_weights(leads[:, :, half == side]) for side in (0, 1)]
@@ -1013,17 +1012,32 @@ def choose_blend(members: list[np.ndarray], images: np.ndarray, repulsion: float
     crossed = np.where(half == 1, *(mean_gains(np.tensordot(one, leads, 1)) for one in fitted))
     gain = crossed - mean_gains(np.tensordot(prior, leads, 1))
     chosen = gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)) or not prior.any()
-    halves, weights = (fitted, greedy_weights(leads)) if chosen else ([prior, prior], prior)
-    picked = []
-    for one, queries in zip((*halves, weights), (half == 0, half == 1, half >= 0), strict=True):
-        mean = np.tensordot(one, units, 1) * np.float32(length)
-        options = {s: np.stack([repel(view, s, length) for view in mean]) for s in (0.0, repulsion / 2, repulsion)}
-        best = max(options, key=lambda s: mean_gains(pool_leads(options[s], images))[queries].mean())
-        picked.append((best, options[best]))
-    (_, by_first), (_, by_second), (strength, _) = picked
+
+    weights = [*fitted, greedy_weights(leads)] if chosen else [prior]
+    strengths = (0.0, repulsion / 2, repulsion)
+    options = [[repelled_mean(members, one, strength, images) for strength in strengths] for one in weights]
+    gains = [[mean_gains(pool_leads(one, images)) for one in repelled] for repelled in options]
+    first, second, last = (0, 1, 2) if chosen else (0, 0, 0)  # fitted on one half, on the other, on all
+
+    def best_of(fit: int, asked: np.ndarray) -> int:
+        """Which strength is the best with some weights, for some of the images."""
+        return int(np.argmax([gain[asked].mean() for gain in gains[fit]]))
+
+    by_first, by_second = options[first][best_of(first, half == 0)], options[second][best_of(second, half == 1)]
     honest = np.where((half == 1)[:, None], by_first, by_second)
+    strength = strengths[best_of(last, half >= 0)]
     priors_mrr, chosen_mrr = float((crossed - gain).mean()), float(crossed.mean())
-    return Blend(weights, strength, honest, evaluate(honest, images), chosen, priors_mrr, chosen_mrr)
+    return Blend(weights[last], strength, honest, evaluate(honest, images), chosen, priors_mrr, chosen_mrr)
+
+
+def repelled_mean(members: list[np.ndarray], weights: np.ndarray, strength: float, images: np.ndarray) -> np.ndarray:
+    """Members' predictions (views, m, d) averaged as directions, at the images' mean length, and repelled in pools."""
+    length = float(np.linalg.norm(images, axis=1).mean())
+    mean = np.zeros_like(members[0])
+    for one, weight in zip(members, weights, strict=True):  # one at a time: forty are gigabytes at the full size
+        if weight:
+            mean += unit(one) * np.float32(weight * length)
+    return np.stack([repel(view, strength, length) for view in mean])
 
 
 def pool_leads(predictions: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -1166,6 +1180,16 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
         self.random.set_state(state["random"])
 
+    def forget_failed_step(self) -> None:
+        """Take away what a step that ended anywhere, even within the optimiser, has left half done."""
+        scale, enabled = self.scaler.get_scale(), self.scaler.is_enabled()
+        self.scaler = torch.amp.GradScaler(self.random.device.type, scale, enabled=enabled)
+        for lent in ("grad_scale", "found_inf"):  # by the scaler to the optimiser, for one step
+            vars(self.optimizer).pop(lent, None)
+        for moments in self.optimizer.state.values():
+            if "exp_avg_sq" not in moments:  # memory ran out amid the first step's
+                moments.clear()
+
 
 def take_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
     """One step of the optimiser on a batch of captions; its loss, a tensor on the device."""
@@ -1197,8 +1221,7 @@ def careful_step(learner: Learner, task: Task, captions: Tensor) -> Tensor:
             raise TrainingFailed(f"{failure}; lower --set hidden or --set batch")
         learner.block //= 2
         log(f"out of memory: logits in blocks of {learner.block} rows from here on")
-        scale, enabled = learner.scaler.get_scale(), learner.scaler.is_enabled()
-        learner.scaler = torch.amp.GradScaler(task.text.device.type, scale, enabled=enabled)
+        learner.forget_failed_step()
 
 
 def train_network(
@@ -1207,7 +1230,7 @@ def train_network(
     """Train one network to the end of its schedule: its epochs or `allotted` seconds from now, whichever ends first.
 
     The rate follows the larger share of the two, so that it ends at zero on any machine. `name` seeds weights, order
-    and dropout; `watch(epoch, last, network)` gives what the epoch's row of the log has beside its loss. Raises
+    and dropout; `watch(epoch, network, last)` gives what the epoch's row of the log has beside its loss. Raises
     Interrupted after a signal, its state saved; Diverged; TrainingFailed.
     """
     learner, at = Learner(name, knobs, task), Training(knobs.lr)
@@ -1237,18 +1260,14 @@ def train_network(
         loss = careful_step(learner, task, batches[at.step % steps])
         loss_sum += loss.nan_to_num(0, 0, 0) if learner.scaler.is_enabled() else loss  # a scaler leaves that step out
         at.step += 1
+        if at.step % steps == 0:
+            float(loss_sum)  # waits for a card: what is queued there is training, not the validation that follows
         at.seconds, clock = at.seconds + time.monotonic() - clock, time.monotonic()
         going = at.step < total and at.seconds < ends and stop.reason != BUDGET
         if going and at.step % steps:
             continue
 
-        # The end of an epoch, or of the schedule.
-        if not all(values.isfinite().all() for values in (loss_sum, *learner.network.parameters())):
-            raise Diverged(at.lr)
-        epoch = math.ceil(at.step / steps)
-        row = {"epoch": epoch, "loss": float(loss_sum) / (at.step - (epoch - 1) * steps)}
-        at.history.append(row | watch(epoch, not going, learner.network))
-        log_row(at.history[-1])
+        end_epoch(learner, at, loss_sum, steps, functools.partial(watch, last=not going))
         loss_sum.zero_()
         watched, clock = time.monotonic() - clock, time.monotonic()
         at.seconds, at.watched = at.seconds + watched, at.watched + watched
@@ -1258,21 +1277,35 @@ def train_network(
     return at
 
 
+def end_epoch(learner: Learner, at: Training, loss_sum: Tensor, steps: int, watch: Callable[..., dict]) -> None:
+    """A row of the log for an epoch of so many steps, or for what the time allowed of the last one."""
+    if not all(values.isfinite().all() for values in (loss_sum, *learner.network.parameters())):
+        raise Diverged(at.lr)
+    epoch = math.ceil(at.step / steps)
+    row = {"epoch": epoch, "loss": float(loss_sum) / (at.step - (epoch - 1) * steps)}
+    at.history.append(row | watch(epoch, learner.network))
+    log_row(at.history[-1])
+
+
 def refuse_skipped(name: str, learner: Learner, steps: int) -> None:
-    """Say how many steps float16 left out for gradients beyond its range; none taken is a failure."""
+    """Say how many steps float16 left out for gradients beyond its range.
+
+    Many are a failure: nothing would tell that of a refit, which no validation sees.
+    """
     skipped = steps - max((int(state["step"]) for state in learner.optimizer.state.values()), default=0)
-    if skipped == steps:
-        raise TrainingFailed(f"{name}: none of {steps} steps had finite gradients; try --set dtype=float32")
     if skipped:
         log(f"{name}: {skipped} of {steps} steps were left out: gradients beyond float16")
+    if skipped > steps / 4:
+        raise TrainingFailed(f"{name}: {skipped} of {steps} steps had no finite gradients; try --set dtype=float32")
 
 
-def train_again_if_diverged(name: str, knobs: Knobs, state_file: Path, **others: Any) -> Training:
-    """`train_network`; where the loss is no number, once more from the start at half the rate."""
-    lr = knobs.lr
+def train_again_if_diverged(name: str, knobs: Knobs, state_file: Path, allotted: float, **others: Any) -> Training:
+    """`train_network`; where the loss is no number, once more from the start at half the rate, in what time is left."""
+    lr, until = knobs.lr, time.monotonic() + allotted
     while lr >= knobs.lr / 2:
+        slower, left = dataclasses.replace(knobs, lr=lr), until - time.monotonic()
         try:
-            return train_network(name, dataclasses.replace(knobs, lr=lr), state_file=state_file, **others)
+            return train_network(name, slower, allotted=left, state_file=state_file, **others)
         except Diverged as diverged:
             log(f"{name}: the loss is no number at lr={diverged.lr:g}")
             lr = diverged.lr / 2
@@ -1453,11 +1486,13 @@ class Plan:
         """
         share, waiting = 0.0, self.waiting
         begun = len(networks_of(self.candidates)) - len(networks_of(waiting))
+        many = max(1, len(self.problem.train_images) / MANY)
         for count, refit in [(len(waiting), True), *((k, False) for k in range(len(waiting), 0, -1))]:
-            training = sum(self.training_seconds(one.knobs, refit) for one in waiting[:count])
-            share = (self.spare(refit) - count * self.overhead()) / max(1e-9, training)
+            training = [max(1e-9, self.training_seconds(one.knobs, refit)) for one in waiting[:count]]
+            share = (self.spare(refit) - count * self.overhead()) / sum(training)
+            alone = (self.stop.left() - self.overhead()) / training[0]  # no second card makes a training shorter
+            share = min(share, alone)
             pair = begun + count == 2 and not refit
-            many = max(1, len(self.problem.train_images) / MANY)
             enough = ENOUGH / many**1.25 if pair else ENOUGH  # below the .21 that three minutes are for 25,000 photos
             if share >= enough:
                 break
@@ -1474,7 +1509,7 @@ class Plan:
         for _ in range(20):  # what was tried before, or takes too long, is drawn anew
             knobs = draw_candidate(draw.choice(bases), self.given, self.problem, draw)
             needed = self.training_seconds(knobs, refit=True) + self.overhead()
-            if knobs not in tried and needed <= self.spare(refit=True):
+            if knobs not in tried and needed <= min(self.spare(refit=True), self.stop.left()):
                 self.candidates.append(Candidate(number, knobs, drawn=True))
                 what = describe(knobs, self.knobs) or "the recipe's"
                 log(f"candidate {number} is drawn: {what}")
@@ -1581,9 +1616,12 @@ class Run(Plan):
     submitted: bool = False  # whether what predicts now has predicted the submission
     predicting: float = 0.0  # seconds of all submissions
 
-    def train(self) -> None:
-        """Train what the plan gives; whenever validation says that a blend is better, it becomes the submission."""
-        for candidate in [one for one in self.candidates if one.trained]:  # by the run that this one goes on from
+    def train(self, trained: list[Candidate]) -> None:
+        """Train what the plan gives; whenever validation says that a blend is better, it becomes the submission.
+
+        `trained`: by the run that this one goes on from, in the order in which that run judged them.
+        """
+        for candidate in trained:
             if self.stop.signal and (self.folder.path / MANIFEST).exists():
                 self.best = None  # what that run has submitted is of all of them
                 return
@@ -1597,6 +1635,8 @@ class Run(Plan):
                     while free and (job := self.next_job()):
                         device = free.pop(0)
                         self.running[pool.submit(self.work, job, device)] = job, device
+                    judged, seconds = [one.number for one in self.judged], self.earlier + run_seconds()
+                    self.folder.write_index(self.machine, self.candidates, judged, seconds)
                     if not self.running:
                         return
                     for future in wait(self.running, return_when=FIRST_COMPLETED).done:
@@ -1606,11 +1646,6 @@ class Run(Plan):
             except BaseException:
                 self.stop.signal = self.stop.signal or signal.SIGTERM  # what is being trained need not go on for hours
                 raise
-
-    def next_job(self) -> Job | None:
-        job = super().next_job()
-        self.folder.write_index(self.machine, self.candidates, self.earlier + run_seconds())
-        return job
 
     def work(self, job: Job, device: torch.device) -> Training:
         """Train a job's candidate, from where an interrupted run left it."""
@@ -1624,14 +1659,14 @@ class Run(Plan):
                 trained = fit_candidate(task, knobs)
             else:
                 watch = functools.partial(self.watch, job)
-                others = {"task": task, "allotted": job.allotted, "stop": self.stop, "watch": watch}
-                trained = train_again_if_diverged(name, knobs, state_file, **others)
+                others = {"task": task, "stop": self.stop, "watch": watch}
+                trained = train_again_if_diverged(name, knobs, state_file, job.allotted, **others)
         except (RuntimeError, ValueError) as error:  # of torch.linalg too
             raise TrainingFailed(f"candidate {candidate.number}, {job.phase}: {first_line(error)}") from error
         save_torch(state_file, {"at": vars(trained)})
         return trained
 
-    def watch(self, job: Job, epoch: int, last: bool, network: nn.Module) -> dict[str, Any]:
+    def watch(self, job: Job, epoch: int, network: nn.Module, last: bool) -> dict[str, Any]:
         """At an epoch's end: validation where it is due, of the first network the named checkpoint; its row's rest."""
         candidate, knobs = job.candidate, job.candidate.knobs
         row: dict[str, Any] = {"phase": job.phase, "candidate": candidate.number}
@@ -1678,26 +1713,34 @@ class Run(Plan):
         self.judged.append(candidate)
         blend = blend_of(averaged, self.problem, self.knobs.repulsion)
         if self.best is None or blend.mrr > self.best.mrr:
-            self.best, self.submitted = blend, False
-            for one in self.judged:
-                one.weight = 0.0
-            for one, weight in zip(averaged, blend.weights, strict=True):
-                one.weight = float(weight)
+            self.adopt(blend, averaged)
         else:
             figures = f"{blend.mrr:.4f}, the best so far {self.best.mrr:.4f}"
             log(f"candidate {candidate.number} does not help: a blend with it has {figures}")
         self.learn(candidate)
-        strongest = self.strongest()
-        for one in [one for one in self.judged if one not in strongest and not one.weight]:
-            log(f"candidate {one.number} is dropped: the weakest of more than {MOST}")
-            self.judged.remove(one)
-            self.drop(one)
+        self.drop_weakest()
         self.judging, self.in_vain = time.monotonic() - start, 0
+
+    def adopt(self, blend: Blend, averaged: list[Candidate]) -> None:
+        """Make a blend of these the best one."""
+        self.best, self.submitted = blend, False
+        for one in self.judged:
+            one.weight = 0.0
+        for one, weight in zip(averaged, blend.weights, strict=True):
+            one.weight = float(weight)
 
     def strongest(self) -> list[Candidate]:
         """What is averaged with a new candidate: the recipe's own, then the best of what the search has drawn."""
         best_first = sorted(self.judged, key=lambda one: (one.drawn, -one.figures["pool100_raw"], -one.number))
         return best_first[:MOST]
+
+    def drop_weakest(self) -> None:
+        """Of more than are averaged, forget those that are in no blend."""
+        strongest = self.strongest()
+        for one in [one for one in self.judged if one not in strongest and not one.weight]:
+            log(f"candidate {one.number} is dropped: the weakest of more than {MOST}")
+            self.judged.remove(one)
+            self.drop(one)
 
     def drop(self, candidate: Candidate) -> None:
         """Forget what a drawn candidate was trained to: without a state, a run that goes on leaves it out as well."""
@@ -1728,7 +1771,8 @@ class Run(Plan):
             self.predicting += time.monotonic() - start
             self.write_records(parts, best, complete)
         self.publishing = time.monotonic() - start
-        self.stop.closing = max(self.stop.closing, 2 * self.publishing + 1.5)
+        at_once = len(self.machine.devices) + 1  # each card's last training may end with a publication, and the run
+        self.stop.closing = max(self.stop.closing, at_once * self.publishing + 1.5)
         if not self.submitted:
             rows = f"{len(test.caption_ids)} rows, read back and checked"
             log(f"submission: {self.folder.path / SUBMISSION} ({rows}; {best.mrr:.4f} raw in validation)")
@@ -1744,8 +1788,7 @@ class Run(Plan):
 
     def write_records(self, parts: Path, best: Blend, complete: bool) -> None:
         """The training log, at the end its picture, metrics.json and the manifest."""
-        trained = {phase: [one.trained[phase] for one in self.judged if phase in one.trained] for phase in PHASES}
-        rows = [row for phase in PHASES for one in trained[phase] for row in one.history]
+        rows = [row for phase in PHASES for one in self.trainings(phase) for row in one.history]
         table = pd.DataFrame(rows, columns=list(LOG_COLUMNS))
         table.to_csv(parts / TRAINING_LOG, index=False)
         if complete and rows:
@@ -1753,34 +1796,43 @@ class Run(Plan):
             levels = dict(zip(("the blend", "closed form"), (best.mrr, *linear), strict=False))
             draw_curves(parts / CURVES, table, [one.number for one in self.members], levels)
 
-        train, refit = (sum(one.seconds for one in trained[phase]) for phase in PHASES)
-        seconds = {"load": self.loaded, "train": train, "refit": refit, "predict": self.predicting}
-        seconds["total"] = self.earlier + run_seconds()
         facts: dict[str, Any] = {
             "recipe": self.knobs.recipe,
             "device": self.machine.name,
             "dtype": self.machine.dtype_name,
             "repulsion": best.repulsion,
-            "seconds": {part: round(took, 2) for part, took in seconds.items()},
+            "seconds": {part: round(took, 2) for part, took in self.seconds().items()},
         }
+        write_json(parts / METRICS, facts | self.metrics(best))
+        keys = ("candidate", "knobs", "weight", "refitted")
+        facts["predicted_by"] = [{key: one[key] for key in keys} for one in members_of(self.members, self.knobs)]
+        stopped = "" if complete and self.stop.signal else self.stop.reason  # a signal now comes too late
+        facts |= {"stopped": stopped, "knobs": dataclasses.asdict(self.knobs), **self.problem.read}
+        write_manifest(parts, self.folder.path, complete, facts)
+
+    def trainings(self, phase: str) -> list[Training]:
+        return [one.trained[phase] for one in self.judged if phase in one.trained]
+
+    def seconds(self) -> dict[str, float]:
+        """Where the time went, of all parts of a resumed run."""
+        train, refit = (sum(one.seconds for one in self.trainings(phase)) for phase in PHASES)
+        parts = {"load": self.loaded, "train": train, "refit": refit, "predict": self.predicting}
+        return parts | {"total": self.earlier + run_seconds()}
+
+    def metrics(self, best: Blend) -> dict[str, Any]:
+        """What metrics.json has beside the facts that the manifest has, too."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        metrics = {
+        return {
             "validation": best.tables,
             "pool": min(POOL, len(self.problem.val_images)),
             "weights": "chosen" if best.chosen else "prior",
             "members": members_of(self.judged, self.knobs),
             "left_out": self.left_out,
             "failures": self.failures,
-            "validate_seconds": round(sum(one.watched for one in trained["validate"]), 4),
+            "validate_seconds": round(sum(one.watched for one in self.trainings("validate")), 4),
             "peak_rss_bytes": peak * (1 if sys.platform == "darwin" else 1024),
             "peak_device_bytes": sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))),
         }
-        write_json(parts / METRICS, facts | metrics)
-        keys = ("candidate", "knobs", "weight", "refitted")
-        facts["predicted_by"] = [{key: one[key] for key in keys} for one in members_of(self.members, self.knobs)]
-        stopped = "" if complete and self.stop.signal else self.stop.reason  # a signal now comes too late
-        facts |= {"stopped": stopped, "knobs": dataclasses.asdict(self.knobs), **self.problem.read}
-        write_manifest(parts, self.folder.path, complete, facts)
 
     def end(self) -> int:
         """The last publication; the exit code. Raises TrainingFailed where something went wrong."""
@@ -1855,7 +1907,10 @@ def predicted(bundle: dict[str, Any], test: TestSet, device: torch.device) -> np
     try:
         predictions = predict(bundle, test.text, test.captions, device)
     except RuntimeError as error:  # memory, above all
-        raise TrainingFailed(f"predicting: {first_line(error)}; lower --set infer_batch") from error
+        if device.type == "cpu":
+            raise TrainingFailed(f"predicting: {first_line(error)}; lower --set infer_batch") from error
+        log(f"predicting: {first_line(error)}; on the CPU then")
+        predictions = predict(bundle, test.text, test.captions, torch.device("cpu"))
     return repel(predictions, bundle["repulsion"], bundle["length"])
 
 
@@ -1921,8 +1976,11 @@ class Folder:
     def state(self, phase: str, number: int) -> Path:
         return self.path / RESUME_STATE.format(phase, number)
 
-    def take_up(self, candidates: list[Candidate]) -> None:
-        """Give candidates what an interrupted run had trained."""
+    def take_up(self, candidates: list[Candidate], judged: list[int]) -> list[Candidate]:
+        """Give candidates what an interrupted run had trained; these, in the order in which it judged them.
+
+        Several cards finish in an order of their own, and which blend was the best so far depends on that.
+        """
         for one in candidates:
             for phase in PHASES:
                 state = read_state(self.state(phase, one.number))
@@ -1932,12 +1990,15 @@ class Folder:
             one.begun = {*one.trained}
             if one.drawn and not self.state("validate", one.number).exists():
                 one.begun.add("validate")  # the search has dropped it
+        place = {number: k for k, number in enumerate(judged)}
+        return sorted((one for one in candidates if one.trained), key=lambda one: place.get(one.number, len(place)))
 
-    def write_index(self, machine: Machine, candidates: list[Candidate], seconds: float) -> None:
+    def write_index(self, machine: Machine, candidates: list[Candidate], judged: list[int], seconds: float) -> None:
         """What a run that goes on from here needs to know before it reads a state."""
         content: dict[str, Any] = {"fingerprint": self.fingerprint, "knobs": fixed(self.knobs), "seconds": seconds}
         content |= {"device": machine.devices[0].type, "dtype": machine.dtype_name}
         content["drawn"] = [dataclasses.asdict(one.knobs) for one in candidates if one.drawn]
+        content["judged"] = judged
         with atomic(self.path / RESUME_RUN) as part:
             write_json(part, content)
 
@@ -1950,6 +2011,7 @@ class Folder:
                 index = json.loads(path.read_text(encoding="utf-8"))
                 index["drawn"] = [Knobs(**one) for one in index["drawn"]]
                 there = describe(dataclasses.replace(self.knobs, **index["knobs"]), self.knobs)
+                index["judged"] = [*map(int, index["judged"])]
                 index["fingerprint"], DTYPES[index["dtype"]], index["device"], float(index["seconds"])
             if index["fingerprint"] == self.fingerprint:
                 if path != own:
@@ -2113,6 +2175,7 @@ def choose_device(knobs: Knobs) -> torch.device:
     if knobs.device != "cpu" and torch.cuda.is_available():
         try:
             (torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum().item()
+            torch.linalg.inv(torch.eye(2, device="cuda"))  # loads that library, which two threads at once can't
             log(f"device: cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name()}, a probe product passed)")
             return torch.device("cuda", 0)
         except RuntimeError as error:
@@ -2286,13 +2349,13 @@ def train_run(source: Path, output: Path, given: dict[str, Any]) -> int:
         folder.forget()
     everything = enumerate([*recipe, *index.get("drawn", [])])
     candidates = [Candidate(number, one, drawn=number >= len(recipe)) for number, one in everything]
-    folder.take_up(candidates)
+    trained = folder.take_up(candidates, index.get("judged", []))
 
     machine = choose_machine(knobs, index)
     log(f"recipe: {knobs.recipe}, {len(candidates)} candidate(s), seed {knobs.seed}")
     before = index.get("seconds", 0.0)
     run = Run(candidates, knobs, given, problem, machine, stop, folder=folder, earlier=before, loaded=loaded)
-    run.train()
+    run.train(trained)
     return run.end()
 
 
@@ -2303,7 +2366,7 @@ def predict_run(source: Path, output: Path, given: dict[str, Any]) -> int:
             raise UserError(f"knob '{key}' changes nothing in mode predict; it honours {', '.join(PREDICTING)}")
     knobs = Knobs(**given)
     weights, test_path = find_file(source, FINAL_MODEL), find_file(source, "test.clean.npz")
-    if weights.parent.resolve() == output.resolve():  # where what an earlier run left makes way
+    if weights.resolve().parent == output.resolve():  # where what an earlier run left makes way
         raise UserError(f"{weights}: the weights lie in the output folder; choose another --output")
     bundle, test = load_weights(weights), read_test(test_path)
     if bundle["dims"][1] != test.image_dim:

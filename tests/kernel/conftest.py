@@ -96,7 +96,7 @@ class Lab:
         learn = self.kernel.train_again_if_diverged if again else self.kernel.train_network
         self.rows = []
 
-        def watch(epoch: int, last: bool, network: torch.nn.Module) -> dict[str, Any]:
+        def watch(epoch: int, network: torch.nn.Module, last: bool) -> dict[str, Any]:
             self.rows.append((epoch, last))
             return {"phase": "validate", "candidate": 1}
 

@@ -210,6 +210,32 @@ def test_short_of_time_refits_then_the_last_networks_go(
 @pytest.mark.parametrize(
     ("networks", "seconds", "share"),
     [
+        (1, 8.5, 0.85),  # a second card makes no network's training shorter
+        (2, 8.5, 0.85),
+        (4, 17.0, 0.85),
+        (1, 90.0, 4.263),
+    ],
+)
+def test_two_cards_give_a_network_no_more_than_one_has(plan_for, networks: int, seconds: float, share: float):
+    plan = plan_for(seconds, networks)
+    plan.machine.devices *= 2
+    assert plan.share() == pytest.approx(share, abs=0.002)
+
+
+@pytest.mark.parametrize(("seconds", "drawn"), [(80.0, True), (20.0, False)])
+def test_two_cards_draw_nothing_that_one_has_no_time_for(kernel, plan_for, monkeypatch, seconds: float, drawn: bool):
+    """Ten seconds and eleven for the refit, one after the other."""
+    plan = plan_for(seconds, networks=1, recipe="search")
+    plan.machine.devices *= 2
+    (one,) = plan.candidates
+    monkeypatch.setattr(kernel, "draw_candidate", lambda *_: kernel.dataclasses.replace(one.knobs, seed=7))
+    one.trained["validate"], one.begun, one.weight = kernel.Training(1e-3, epochs=1.0, seconds=10.0), {"validate"}, 1.0
+    assert (plan.next_draw() is not None) == drawn
+
+
+@pytest.mark.parametrize(
+    ("networks", "seconds", "share"),
+    [
         (2, 9.0, 0.45),  # two kinds with half of their epochs, in place of one with nearly all
         (4, 9.0, 0.45),
         (4, 5.0, 0.25),

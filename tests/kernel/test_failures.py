@@ -12,7 +12,7 @@ import torch
 from drawn import JOINED, SMALL, TINY
 from forked import failed_in_one_line, succeeded
 from lib.project import sha256_of
-from outputs import MANIFEST, METRICS, SUBMISSION, check_outputs, check_submitted, read_json
+from outputs import FINAL, MANIFEST, METRICS, SUBMISSION, check_outputs, check_submitted, read_json
 
 
 @pytest.mark.parametrize("kaggle", [False, True])
@@ -127,6 +127,24 @@ def test_memory_that_runs_out_in_predicting_is_one_line(kernel, data, tmp_path, 
     assert code == 1
     assert "out of memory" in said
     assert "disk" not in said
+
+
+def test_what_a_card_has_no_memory_for_is_predicted_on_the_cpu(kernel, first, data, monkeypatch, capsys):
+    """Another submission is there already, and hours of the run may be left."""
+    bundle, test = kernel.load_weights(first[0] / FINAL), kernel.read_test(kernel.find_file(data, "test.clean.npz"))
+    right, devices = kernel.predict, []
+
+    def predict(bundle: Any, text: Any, captions: Any, device: torch.device) -> Any:
+        devices.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory\nmore lines")
+        return right(bundle, text, captions, device)
+
+    monkeypatch.setattr(kernel, "predict", predict)
+    by_card, by_cpu = (kernel.predicted(bundle, test, torch.device(kind)) for kind in ("cuda", "cpu"))
+    assert devices == ["cuda", "cpu", "cpu"]
+    assert (by_card == by_cpu).all()
+    assert capsys.readouterr().out == "predicting: CUDA out of memory; on the CPU then\n"
 
 
 @pytest.mark.parametrize("limit", [3_000, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (30_000, 60_000))])

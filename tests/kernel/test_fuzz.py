@@ -144,7 +144,7 @@ class Corpus:
         (folder / "open").mkdir()
         self.open = kernel.Folder(folder / "open", self.knobs, "fingerprint")
         machine = kernel.Machine([torch.device("cpu")], torch.float32, 1.0)
-        self.open.write_index(machine, [kernel.Candidate(5, self.knobs, drawn=True)], 1.0)
+        self.open.write_index(machine, [kernel.Candidate(5, self.knobs, drawn=True)], [5], 1.0)
         stop = kernel.Stop(1e6)
         stop.signal = signal.SIGTERM
         with contextlib.suppress(kernel.Interrupted):
@@ -160,7 +160,7 @@ class Corpus:
             task=task,
             allotted=0.01,
             stop=stop,
-            watch=lambda *_: {"phase": "validate", "candidate": 1},
+            watch=lambda *_, **__: {"phase": "validate", "candidate": 1},
         )
 
     def code(self, arguments: list) -> None:

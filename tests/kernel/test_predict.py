@@ -75,11 +75,14 @@ def test_predicting_refuses_what_changes_nothing(server, weights: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_predicting_into_the_folder_of_the_weights_is_refused(kernel, server, first, weights: Path):
+@pytest.mark.parametrize("linked", [False, True])
+def test_predicting_into_the_folder_of_the_weights_is_refused(kernel, server, first, weights: Path, linked: bool):
     """What lies in an output folder makes way: the weights would be gone."""
-    output = weights / "out"
+    output = weights.with_name("elsewhere") if linked else weights / "out"
     output.mkdir()
     (weights / FINAL).rename(output / FINAL)
+    if linked:
+        (weights / FINAL).symlink_to(output / FINAL)
     arguments = ("--input", weights, "--output", output, "--mode=predict", "--set=device=cpu")
     failed_in_one_line(server.run(*arguments), 2, "the weights lie in the output folder; choose another --output")
     assert (output / FINAL).read_bytes() == (first[0] / FINAL).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -260,6 +261,26 @@ def test_the_best_blend_is_kept_from_worse_ones_also_when_a_run_goes_on(
     assert run_here(*arguments) == 0
     assert [one["candidate"] for one in check_submitted(kernel, tmp_path / "out")["predicted_by"]] == [0]
     assert sha256_of(tmp_path / "out" / SUBMISSION) == before
+
+
+def test_candidates_are_judged_again_in_the_order_of_the_run_before(
+    kernel, data: Path, tmp_path: Path, run_here, monkeypatch
+):
+    """Cards finish in an order of their own, and which blend was the best so far depends on it."""
+    arguments, index = (
+        [*command(data, tmp_path / "out", "ensemble"), "--set=epochs=1"],
+        tmp_path / "out/resume_run.json",
+    )
+    with stopped_at_its_end(kernel):
+        assert run_here(*arguments) == 143
+    content = read_json(index)
+    assert content["judged"] == [0, 1, 2, 3, 4, 5]
+    order = [3, 0, 5, 1, 4]  # the last one was trained, and not yet judged
+    index.write_text(json.dumps(content | {"judged": order}))
+    judge, judged = kernel.Run.judge, list[int]()
+    monkeypatch.setattr(kernel.Run, "judge", lambda run, one: (judged.append(one.number), judge(run, one)))
+    assert run_here(*arguments) == 0
+    assert judged == [*order, 2]
 
 
 def test_a_signal_while_earlier_candidates_are_judged_leaves_what_they_submitted(
