@@ -40,6 +40,20 @@ def test_a_wrong_token_is_told_with_its_place(kaggle, monkeypatch, where, tmp_pa
         connect()
 
 
+@pytest.mark.parametrize("token", ["KGAT_secret\n", "KGAT_secret x", "KGAT_sécret", "KGAT_secret" * 30])
+def test_a_token_that_cannot_be_one_is_told_without_showing_it(tool, kaggle, monkeypatch, token):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", token)
+    done = failed(tool("push_kernel", "--quota"), 2, "KAGGLE_API_TOKEN")
+    assert "cret" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff", b'{"refresh_token": "r", "access_token_expiration": "soon"}'])
+def test_a_broken_file_of_kaggle_auth_login_is_one_line(tool, kaggle, tmp_path, monkeypatch, content):
+    monkeypatch.delenv("KAGGLE_KEY")
+    write(tmp_path / "home" / ".kaggle" / "credentials.json", content)
+    failed(tool("push_kernel", "--quota"), 2, "cannot be read: kaggle auth login makes it anew")
+
+
 def test_a_server_error_while_checking_the_token_is_retried(kaggle, monkeypatch):
     monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
     kaggle.fail("IntrospectToken", Fault(503), Fault(drop="before"))

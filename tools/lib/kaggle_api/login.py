@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,7 @@ class Login:
 
 def sign_in(transport: Transport) -> Login:
     """Find credentials in the official order: token, kaggle.json or user and key, the file of `kaggle auth login`."""
-    try:
-        from kagglesdk import get_access_token_from_env
-    except ImportError as error:
-        raise ToolError(f"the kaggle package cannot be imported ({error}): pip install -r requirements.txt") from None
-    token, source = get_access_token_from_env()
+    token, source = _saved_token()
     if token:
         sdk, session = _client(transport, api_token=token)
         user = transport.retry(f"checking the token from {source}", lambda: _owner(sdk, token))
@@ -59,6 +56,21 @@ def sign_in(transport: Transport) -> Login:
     if path.exists():
         raise Unauthorized(f"{path} has no username and key: make a new one at {SETTINGS_PAGE}")
     raise NoCredentials("no Kaggle credentials; python tools/doctor.py says how to get them")
+
+
+def _saved_token() -> tuple[str | None, str]:
+    """An access token and where it is from; None without one. No error shows its text."""
+    try:
+        from kagglesdk import get_access_token_from_env
+    except ImportError as error:
+        raise ToolError(f"the kaggle package cannot be imported ({error}): pip install -r requirements.txt") from None
+    try:
+        token, source = get_access_token_from_env()
+    except (OSError, ValueError):  # names the token, which is first taken for a path
+        token, source = "", "KAGGLE_API_TOKEN or ~/.kaggle/access_token"
+    if token is not None and not re.fullmatch("[!-~]+", token):  # the error of a request with it would name it
+        raise Unauthorized(f"{source}: not a token, nor a file with one: make a new one at {SETTINGS_PAGE}")
+    return token, source
 
 
 def config_path() -> Path:
@@ -120,10 +132,13 @@ def _oauth(transport: Transport) -> Login | None:
     """Signed in with the file that `kaggle auth login` left; None without one."""
     from kagglesdk import KaggleCredentials
 
-    saved = KaggleCredentials.load(_client(transport)[0])
+    what = "signing in with the file of `kaggle auth login`"
+    try:
+        saved = KaggleCredentials.load(_client(transport)[0])
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise Unauthorized(f"{what}: it cannot be read: kaggle auth login makes it anew") from None
     if saved is None:
         return None
-    what = "signing in with the file of `kaggle auth login`"
     try:
         token = transport.retry(what, saved.get_access_token)
     except Unauthorized:
