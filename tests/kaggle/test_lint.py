@@ -7,6 +7,7 @@ import pytest
 
 from forked import succeeded
 from lib.jobs.lint import Finding, lint_dataset_metadata, lint_kernel_metadata, lint_script
+from lib.project import KERNEL as KERNEL_SCRIPT
 from lib.project import InputError
 
 KERNEL = {
@@ -77,6 +78,9 @@ def test_the_right_metadata_has_no_findings(tmp_path):
         ({"machine_shape": ["NvidiaTeslaT4"]}, "machine_shape", "unknown accelerator"),
         ({"keywords": "nlp"}, "keywords", "not a list"),
         ({"code_file": "kernel/nothing.py"}, "code_file", "does not exist"),
+        ({"code_file": "../pipeline.py"}, "code_file", "outside the metadata's folder"),
+        ({"code_file": str(KERNEL_SCRIPT)}, "code_file", "outside the metadata's folder"),
+        ({"docker_image": 5}, "docker_image", "not a text"),
         ({"dataset_sources": ["datasets/ada/weights"]}, "dataset_sources", "no prefix"),
         ({"dataset_sources": ["weights"]}, "dataset_sources", "owner/slug"),
         ({"dataset_sources": "ada/weights"}, "dataset_sources", "not a list"),
@@ -108,6 +112,8 @@ def test_each_fault_of_kernel_metadata_is_found(tmp_path, changes, key, words):
         ({"resources": [{"path": "nothing.csv"}]}, "resources", "not in the folder"),
         ({"resources": "nothing.csv"}, "resources", "nothing.csv is not in the folder"),
         ({"licenses": 5}, "licenses", "exactly one"),
+        ({"licenses": {"name": "other"}}, "licenses", "exactly one"),
+        ({"subtitle": ["a text of twenty letters"]}, "subtitle", "20 to 80"),
     ],
 )
 def test_each_fault_of_dataset_metadata_is_found(tmp_path, changes, key, words):

@@ -176,24 +176,24 @@ def lint_kernel_metadata(path: Path) -> list[Finding]:
             findings.append(Finding(name, key, f"{metadata[key]!r} is not known", "one of " + ", ".join(choices)))
     if metadata.get("is_private") is False:
         findings.append(Finding(name, "is_private", "the kernel would be public", "set it to true"))
-    code_file = metadata.get("code_file")
-    if code_file and not (path.parent / str(code_file)).is_file():
+    if not isinstance(metadata.get("docker_image") or "", str):
+        findings.append(Finding(name, "docker_image", "not a text", "write the name of an image"))
+    code_file = Path(str(metadata.get("code_file") or ""))
+    if code_file.is_absolute() or ".." in code_file.parts:
+        findings.append(Finding(name, "code_file", f"{code_file} is outside the metadata's folder", "move it there"))
+    elif code_file.name and not (path.parent / code_file).is_file():
         findings.append(Finding(name, "code_file", f"{code_file} does not exist", "a path from the metadata's folder"))
     return [*findings, *lint_accelerator(name, metadata.get("machine_shape")), *lint_sources(name, metadata)]
 
 
-def as_list(value: Any) -> list[Any]:
-    """What has to be a list, as one whatever it is; nothing is an empty one."""
-    return value if isinstance(value, list) else [value] if value else []
-
-
 def lint_licences(name: str, licences: Any) -> list[Finding]:
-    """Exactly one licence, by a name that Kaggle knows."""
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in as_list(licences)]
-    if licences and (len(names) != 1 or names[0] is None):
+    """Exactly one licence, by a name that Kaggle knows; that there is none is found by its key."""
+    only = licences[0] if isinstance(licences, list) and len(licences) == 1 else None
+    licence = only.get("name") if isinstance(only, dict) else None
+    if licences and licence is None:
         return [Finding(name, "licenses", "not exactly one licence", 'write [{"name": "other"}] or another name')]
-    if names and names[0] not in LICENCES:
-        return [Finding(name, "licenses", f"unknown licence {names[0]!r}", nearest(str(names[0]), LICENCES))]
+    if licences and licence not in LICENCES:
+        return [Finding(name, "licenses", f"unknown licence {licence!r}", nearest(str(licence), LICENCES))]
     return []
 
 
@@ -201,12 +201,14 @@ def lint_dataset_metadata(path: Path, staged: bool = False) -> list[Finding]:
     """Findings in a dataset-metadata.json; `staged`: listed resources must exist."""
     metadata, name = read_metadata(path), path.name
     findings = [*lint_keys(name, metadata, DATASET_KEYS, DATASET_REQUIRED), *lint_identity(name, metadata, 6)]
-    subtitle = metadata.get("subtitle") or ""
-    if subtitle and not 20 <= len(str(subtitle)) <= 80:
-        findings.append(Finding(name, "subtitle", f"has {len(str(subtitle))} characters", "make it empty or 20 to 80"))
+    subtitle = metadata.get("subtitle")
+    if subtitle and not (isinstance(subtitle, str) and 20 <= len(subtitle) <= 80):
+        what = f"{subtitle!r} is not a text of 20 to 80 characters"
+        findings.append(Finding(name, "subtitle", what, "lengthen, shorten or empty it"))
     if metadata.get("isPrivate") is False:
         findings.append(Finding(name, "isPrivate", "the dataset would be public", "leave the key out"))
-    for resource in as_list(metadata.get("resources")):
+    resources = metadata.get("resources") or []
+    for resource in resources if isinstance(resources, list) else [resources]:
         file = resource.get("path") if isinstance(resource, dict) else resource
         if staged and not (path.parent / str(file)).is_file():
             findings.append(Finding(name, "resources", f"{file} is not in the folder", "remove it"))
