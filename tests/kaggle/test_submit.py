@@ -189,6 +189,23 @@ def test_a_csv_that_answers_the_competition_s_captions_is_submitted(submit, run_
     succeeded(submit("--competition", slug))
 
 
+def test_a_csv_that_a_run_replaces_meanwhile_is_not_sent_under_the_other_s_name(
+    submit, run_folder, kernel, competition, monkeypatch
+):
+    check = Entry.made_before
+
+    def meanwhile(entry: Entry) -> list[int]:
+        kernel.write_submission(run_folder / kernel.SUBMISSION, IDS, RIGHT * 2)
+        write_manifest(run_folder, kernel)
+        return check(entry)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Entry, "made_before", meanwhile)
+        failed(submit(), 2, "was changed after its check; run this again")
+    assert competition.submissions == []
+    succeeded(submit())
+
+
 # ---- once ----
 
 

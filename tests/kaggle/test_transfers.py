@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from account import MARK, META, version, write
-from lib.kaggle_api.errors import ConnectionFailed, Expired, Forbidden, NotFound, Refused, ServerError
-from lib.kaggle_api.http import safe_name
+from lib.kaggle_api.errors import ConnectionFailed, Expired, Forbidden, MachineFailed, NotFound, Refused, ServerError
+from lib.kaggle_api.http import Transport, safe_name
 from lib.kaggle_api.kernels import Version
 from stand_in import Fault, Plan
 
@@ -31,6 +31,29 @@ def test_a_broken_upload_goes_on_where_it_stopped(kaggle, client, fault, tmp_pat
     ranges = [body["range"] for name, body in kaggle.calls if name == "PUT blob"]
     if fault.keep:
         assert ranges == ["", f"bytes 70000-{len(DATA) - 1}/{len(DATA)}"]
+
+
+def test_an_upload_of_which_nothing_is_kept_ends(kaggle, client, tmp_path):
+    """308 is "go on", also from a storage that never comes on."""
+    kaggle.fail("PUT blob", *[Fault(308)] * 30)
+    with pytest.raises(ServerError, match=r"upload of a\.bin: Kaggle has no more than 0 of 256,000 bytes"):
+        client.datasets.create("tester/weights", "weights", "other", [write(tmp_path / "a.bin", DATA)])
+    assert kaggle.count("PUT blob") == client.patience.tries
+
+
+def test_a_file_that_changes_on_its_way_is_not_used(kaggle, client, tmp_path, monkeypatch):
+    """An upload that goes on would be half of the one and half of the other."""
+    path, pause = write(tmp_path / "a.bin", DATA), Transport.pause
+
+    def meanwhile(transport: Transport, *arguments: object) -> None:
+        write(path, DATA[::-1])
+        pause(transport, *arguments)
+
+    monkeypatch.setattr(Transport, "pause", meanwhile)
+    kaggle.fail("PUT blob", Fault(503, keep=70_000))
+    with pytest.raises(MachineFailed, match=r"a\.bin: was changed while it was sent"):
+        client.datasets.create("tester/weights", "weights", "other", [path])
+    assert kaggle.datasets == {}
 
 
 @pytest.mark.parametrize("status", [404, 410])

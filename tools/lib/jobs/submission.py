@@ -264,6 +264,8 @@ class Entry:
         path, made_by = self.candidate.path, self.candidate.made_by
         if made_by:
             return self.client.competitions.submit_kernel(self.slug, made_by, path.name, message, mark)
+        if sha256_of(path) != self.candidate.sha256:  # a search, say, has found better weights meanwhile
+            raise InputError(f"{path}: was changed after its check; run this again")
         print(f"uploading {path} ({path.stat().st_size / 1e6:,.1f} MB)", file=sys.stderr)
         return self.client.competitions.submit_file(self.slug, path, message, mark)
 

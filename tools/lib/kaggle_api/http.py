@@ -286,11 +286,14 @@ class Transport:
         return token
 
     def _put_rest(self, what: str, url: str, path: Path, sent: int, size: int) -> int | None:
-        """Send the file from byte `sent` on."""
+        """Send the file from byte `sent` on: the number of bytes that have come by now, None for all of them."""
         headers = {"Content-Range": f"bytes {sent}-{size - 1}/{size}"} if sent else {}
         with path.open("rb") as file, Progress(path.name, size, sent) as progress:
             file.seek(sent)
-            return self._put(what, url, CallbackIOWrapper(progress.update, file) if size else b"", headers)
+            kept = self._put(what, url, CallbackIOWrapper(progress.update, file) if size else b"", headers)
+        if kept is not None and kept <= sent:
+            raise ServerError(f"{what}: Kaggle has no more than {kept:,} of {size:,} bytes after all were sent")
+        return kept
 
     def _put(self, what: str, url: str, body: Any, headers: dict) -> int | None:
         """Send to an upload session: the number of bytes that it has by now, None once it has all of them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib.kaggle_api.errors import Ambiguous, KaggleError, ServerError
+from lib.kaggle_api.errors import Ambiguous, KaggleError, MachineFailed, ServerError
 from lib.kaggle_api.http import Transport
 from lib.project import InputError
 
@@ -85,4 +85,7 @@ class Service:
             session = self.call(what, method, request)
             return session.token, session.create_url
 
-        return self._transport.upload(what, path, start)
+        token = self._transport.upload(what, path, start)
+        if [path.stat().st_size, path.stat().st_mtime_ns] != [stat.st_size, stat.st_mtime_ns]:
+            raise MachineFailed(f"{what}: was changed while it was sent; run this again")
+        return token
