@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         data = choose_data(arguments.data or DATA)
         folders = sweep_kaggle(rows, data, arguments)
-    if not blended_before(output, folders):
+    if not blended_before(output, folders, data):
         blend_runs(rows, folders, data, output)
     run = check_run(output)
     keep(run, arguments.runs)

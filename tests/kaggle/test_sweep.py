@@ -200,6 +200,13 @@ def test_runs_of_other_data_are_refused(run_sweep, tmp_path):
     failed(run_sweep("--members", 2, "--data", other), 2, "trained on other data")
 
 
+def test_a_blend_of_other_data_is_not_what_was_asked_for(run_sweep, tmp_path):
+    """A sweep of the drawn sample, say, and the same command with the real data."""
+    succeeded(run_sweep("--members", 2))
+    other = draw_data(tmp_path / "other", seed=7)
+    failed(run_sweep("--members", 2, "--data", other), 2, "trained on other data")
+
+
 def test_missing_data_is_told_before_anything_is_pushed(run_sweep, kaggle, tmp_path):
     failed(run_sweep("--members", 2, "--data", tmp_path / "none"), 2, r"no such folder; python tools/download_data\.py")
     assert not kaggle.count("SaveKernel")
@@ -409,9 +416,9 @@ def test_a_blend_is_older_than_a_member_that_was_made_anew(outputs, data, tmp_pa
     """Also where its folder has the same name."""
     folders = {"s01": write_tree(tmp_path / "s01", outputs[0])}
     blend_runs([Row("s01", {})], folders, data, tmp_path / "blend")
-    assert blended_before(tmp_path / "blend", folders)
+    assert blended_before(tmp_path / "blend", folders, data)
     (tmp_path / "s01" / kernel.MANIFEST).touch()
-    assert not blended_before(tmp_path / "blend", folders)
+    assert not blended_before(tmp_path / "blend", folders, data)
 
 
 def read_predictions(path: Path) -> np.ndarray:

@@ -30,13 +30,21 @@ class Exam:
     length: float  # of a prediction: the mean of the training images
 
 
+def facts_of_data(data: Path) -> dict[str, Any]:
+    """sha256 and size of the competition's files, as the manifests of runs list their inputs."""
+    return {name: kernel.file_facts(kernel.find_file(data, name)) for name in FILES}
+
+
 def open_exam(data: Path, runs: dict[str, Run]) -> tuple[Exam, dict[str, Any]]:
     """The exam that all runs can sit, and the facts of the data; runs of other data or another split are refused."""
-    facts = {name: kernel.file_facts(kernel.find_file(data, name)) for name in FILES}
+    facts = facts_of_data(data)
     first: dict[str, Any] = {}
     for name, run in runs.items():
         if {name: run.manifest["inputs"].get(name) for name in facts} != facts:
-            raise InputError(f"{run.folder}: was trained on other data than {data} holds; give its data with --data")
+            raise InputError(
+                f"{run.folder}: was trained on other data than {data} holds; give its data with --data, or name "
+                "another --output for a sweep on these"
+            )
         bundle = kernel.load_weights(run.folder / kernel.VALIDATED_MODEL)
         first = first or bundle
         if bundle["val_images"] != first["val_images"]:
@@ -89,10 +97,10 @@ def member_facts(row: Row, run: Run | None, weight: float) -> dict[str, Any]:
     return facts
 
 
-def blended_before(output: Path, folders: dict[str, Path]) -> bool:
-    """Whether the folder holds the verified blend of just these runs, none of which was made anew since."""
+def blended_before(output: Path, folders: dict[str, Path], data: Path) -> bool:
+    """Whether the folder holds the verified blend of just these runs on these data, none of them made anew since."""
     if not (output / kernel.MANIFEST).exists():
         return False
     blend, newest = check_run(output), max(open_run(folder).ended for folder in folders.values())
-    members = {name: folder.name for name, folder in folders.items()}
-    return blend.manifest.get("members") == members and newest <= blend.ended
+    made_of = {"members": {name: folder.name for name, folder in folders.items()}, "inputs": facts_of_data(data)}
+    return made_of.items() <= blend.manifest.items() and newest <= blend.ended
