@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from account import WEIGHTS
-from drawn import write_tree
+from drawn import read_tree, write_tree
 from forked import failed, succeeded
 from lib.jobs import dataset
 from lib.jobs.lint import DATASET_METADATA
@@ -90,6 +90,14 @@ def test_secrets_and_foreign_files_in_the_folder_are_refused_and_kept(package, k
     assert (folder / name).read_text() == text
     assert not versions_of(kaggle)
     assert kaggle.count("StartBlobUpload") == 0
+
+
+@pytest.mark.parametrize("name", ["pairs.npz", "resume_validate_0.pth"])
+def test_a_folder_that_was_not_staged_is_not_replaced(package, tmp_path, name):
+    """A run, say, that holds only what a dataset may hold: hours of work."""
+    folder = write_tree(tmp_path / "runs" / "other", {name: b"1", "manifest.json": b"{}"})
+    failed(package("--dry-run", "--folder", folder), 2, "other: was not staged by this command")
+    assert read_tree(folder) == {name: b"1", "manifest.json": b"{}"}
 
 
 def test_a_secret_beside_the_dataset_metadata_is_refused(package, tmp_path, monkeypatch):

@@ -157,6 +157,8 @@ def stage(run: Path, folder: Path, owner: str) -> Package:
     refuse(lint_folder(described.parent, {METADATA, README}) + lint.lint_dataset_metadata(described))
     if folder.exists():
         refuse(lint_folder(folder, allowed_files()))
+        if any(folder.iterdir()) and not (folder / METADATA).is_file():  # a run may hold nothing but such files, too
+            raise InputError(f"{folder}: was not staged by this command; name another --folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a process that was killed
         shutil.rmtree(left)
