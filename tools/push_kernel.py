@@ -22,22 +22,21 @@ from lib.jobs import fetch, lint, order, push
 from lib.jobs.session import sessions
 from lib.kaggle_api.client import KaggleClient, connect
 from lib.kaggle_api.kernels import Version
-from lib.project import InputError, make_parser, print_table, run_tool
+from lib.project import InputError, format_table, make_parser, print_table, run_tool
 
 
 def print_quota(client: KaggleClient, as_json: bool) -> None:
     """This week's accelerator hours."""
     quota = {kind: vars(hours) | {"left_hours": hours.left_hours} for kind, hours in client.kernels.quota().items()}
-    if as_json:
-        return print(json.dumps(quota))
     rows = [[kind, *(f"{each:.1f}" for each in hours.values())] for kind, hours in quota.items()]
-    return print_table(["accelerator", "used h", "reserved h", "total h", "left h"], rows, as_json=False)
+    header = ["accelerator", "used h", "reserved h", "total h", "left h"]
+    print(json.dumps(quota) if as_json else format_table(header, rows))
 
 
 def report(as_json: bool, version: Version, status: str, folder: Path | None = None) -> None:
     """What became of a kernel version, on stdout."""
     if as_json:
-        run = str(folder) if folder else None
+        run = folder and str(folder)
         print(json.dumps({"kernel": version.ref, "version": version.number, "status": status, "run": run}))
     else:
         print(f"{version}: {status}" + (f"; verified output in {folder}" if folder else ""))
@@ -51,12 +50,10 @@ def look_at_version(client: KaggleClient, arguments: argparse.Namespace) -> None
         status, message = client.kernels.status(version)
         report(arguments.json, version, f"{status} ({message})" if message else status)
     elif arguments.only is None:
-        folder = fetch.collect(client, version, arguments.runs, arguments.time.wait_seconds)
+        folder = fetch.collect(client, version, arguments.runs, arguments.time)
         report(arguments.json, version, "complete", folder)
     else:
-        left = fetch.fetch_partial(client, version, arguments.runs, arguments.only)
-        words = {True: "verified", False: "unverified"}
-        rows = [[str(left.folder / name), words[left.verifies(name)]] for name in left.matching(arguments.only)]
+        rows = fetch.fetch_partial(client, version, arguments.runs, arguments.only).states(arguments.only)
         print_table(["file", "state"], rows, arguments.json)
 
 
@@ -85,8 +82,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--script", choices=order.SCRIPTS, default="pipeline", help="which script of kernel/ to push")
     push.add_push_options(parser)
     arguments = parser.parse_args(argv)
-    if arguments.action == "push" and (arguments.version, arguments.only) != (None, None):
-        raise InputError("--version and --only are of what was pushed: say status or output before them")
+    for option, actions in {"version": ("status", "output"), "only": ("output",)}.items():
+        if getattr(arguments, option) is not None and arguments.action not in actions:
+            raise InputError(f"--{option} is of what was pushed: say {' or '.join(actions)} before it")
     return arguments
 
 
@@ -96,11 +94,11 @@ def push_and_fetch(arguments: argparse.Namespace) -> None:
     client = None if arguments.dry_run else connect()
     staged = order.stage_push(client, arguments, overrides, arguments.script)
     if client is None:
-        return show_staged(staged, arguments.json)
+        show_staged(staged, arguments.json)
+        return
     version = push.push_staged(client, staged, arguments.runs, arguments.again)
-    wait = arguments.time.wait_seconds
-    folder = None if arguments.no_wait else fetch.collect(client, version, arguments.runs, wait)
-    return report(arguments.json, version, "complete" if folder else "pushed", folder)
+    folder = None if arguments.no_wait else fetch.collect(client, version, arguments.runs, arguments.time)
+    report(arguments.json, version, "complete" if folder else "pushed", folder)
 
 
 def main(argv: list[str] | None = None) -> None:

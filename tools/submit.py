@@ -29,7 +29,7 @@ def find_candidate(client: KaggleClient | None, arguments: argparse.Namespace) -
     if client is None:
         return submission.candidate_of(arguments.csv)
     version = chosen_version(client, arguments.kernel, arguments.version, arguments.runs)
-    folder = collect(client, version, arguments.runs, SessionTime().wait_seconds)
+    folder = collect(client, version, arguments.runs, SessionTime())
     return submission.candidate_of(folder, version)
 
 

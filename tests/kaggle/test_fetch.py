@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 
 import pytest
@@ -203,6 +204,20 @@ def test_single_files_of_an_output_are_fetched(push, kaggle, finished, tmp_path)
     assert json.loads(done.stdout) == [{"file": str(path), "state": "verified"}]
     assert path.read_bytes() == finished["metrics.json"]
     failed(push("output", "--only", "*.txt"), 1, r"none of 5 files matches \*\.txt: manifest\.json, ")
+
+
+def test_two_fetches_of_what_is_left_take_turns(tool, push, kaggle, finished, tmp_path):
+    """Both would write the same half-fetched files."""
+    succeeded(push())
+    runs = tmp_path / "runs"
+    (name,) = (path.name for path in (runs / ".locks").glob("output-of-*"))
+    with (runs / ".locks" / name).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = tool.start("push_kernel", "output", "--only", "metrics.*", "--runs", runs)
+        other.wait_for(lambda: other.stderr.is_file() and "is at it" in other.stderr.read_text(), "waiting")
+        assert not (runs / "unverified").exists()
+        fcntl.flock(lock, fcntl.LOCK_UN)  # the other one, a fork, has the file open as well
+    succeeded(other.wait())
 
 
 def broken(kernel, outcome: str) -> Plan:

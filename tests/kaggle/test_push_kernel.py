@@ -84,6 +84,16 @@ def test_metadata_that_kaggle_would_refuse_are_not_pushed(push, kaggle, tmp_path
     assert kaggle.count("SaveKernel") == 0
 
 
+def test_a_script_named_by_its_whole_path_stays_as_it_is(push, kaggle, tmp_path, monkeypatch):
+    script = tmp_path / "mine.py"
+    script.write_text("OVERRIDES: dict = {}\n")
+    metadata = json.loads(KERNEL_METADATA.read_text()) | {"code_file": str(script)}
+    write_tree(tmp_path, {"kernel-metadata.json": json.dumps(metadata).encode()})
+    monkeypatch.setattr("lib.jobs.lint.KERNEL_METADATA", tmp_path / "kernel-metadata.json")
+    failed(push("--set", "epochs=2"), 2, "code_file")
+    assert script.read_text() == "OVERRIDES: dict = {}\n"
+
+
 def test_a_script_that_kaggle_cannot_run_is_not_pushed(push, kaggle, tmp_path, monkeypatch):
     metadata = KERNEL_METADATA.read_bytes()
     script = b"import sklearn\nOVERRIDES: dict = {}\n"
@@ -144,9 +154,17 @@ def test_a_push_anew_that_did_not_happen_leaves_the_one_before(push, kaggle, fin
     assert versions(kaggle) == 1
 
 
-@pytest.mark.parametrize("options", [["--version", 3], ["--only", "*.csv"]])
-def test_what_is_of_an_earlier_version_pushes_nothing(push, kaggle, options):
-    failed(push(*options), 2, "say status or output before them")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--version", 3], "--version is of what was pushed: say status or output before it"),
+        (["--only", "*.csv"], "--only is of what was pushed: say output before it"),
+        (["status", "--only", "*.csv"], "say output before it"),
+        (["list", "--version", 3], "say status or output before it"),
+    ],
+)
+def test_what_is_of_an_earlier_version_stands_beside_its_action(push, kaggle, options, words):
+    failed(push(*options), 2, words)
     assert kaggle.calls == []
 
 
@@ -225,6 +243,13 @@ def test_a_push_that_did_not_happen_is_one_line_and_the_next_run_pushes(push, ka
     kaggle.fail("SaveKernel", Fault(drop="before"))
     failed(push(), 1, "running this again is safe")
     succeeded(push())
+    assert versions(kaggle) == 1
+
+
+def test_a_push_that_met_a_409_is_known_not_to_have_happened(push, kaggle, finished):
+    kaggle.fail("SaveKernel", Fault(status=409, message="The title is already in use"))
+    failed(push(), 1, "change title and id in kernel-metadata.json")
+    assert "that was begun at" not in succeeded(push()).stderr
     assert versions(kaggle) == 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from account import PIPELINE, WEIGHTS
-from drawn import CLOSED
+from drawn import CLOSED, write_tree
 from forked import failed, succeeded
 from lib.jobs import dataset, fetch, submission
 from lib.jobs.fetch import Output
@@ -194,6 +194,18 @@ def test_a_csv_of_another_dimension_is_not_submitted(run_ship, kaggle, kernel, c
 def test_wrong_input_pushes_nothing(run_ship, kaggle, options, words):
     failed(run_ship(*options), 2, words)
     assert kaggle.count("SaveKernel") == 0
+
+
+@pytest.mark.parametrize("options", [["--recipe", "align"], ["--set", "mode=train"]])
+def test_weights_are_predicted_with_by_their_own_recipe(run_ship, kaggle, weights, options):
+    failed(run_ship("--weights", weights, *options), 2, "--weights predicts with the run's own recipe")
+    assert kaggle.calls == []
+
+
+def test_a_run_without_weights_yet_is_told_before_anything_is_sent(run_ship, kaggle, kernel, tmp_path):
+    stopped = write_tree(tmp_path / "stopped", {kernel.RESUME_RUN: b"{}", "resume_validate_0.pth": b"state"})
+    failed(run_ship("--weights", stopped), 2, r"stopped: .* no pipeline_final_model\.pth")
+    assert kaggle.calls == []
 
 
 def test_minutes_that_kaggle_does_not_have_are_told_before_anything_is_sent(run_ship, kaggle, weights):

@@ -24,12 +24,13 @@ LOG, LOG_LINES = "kernel.log", 20  # its last lines are shown where a kernel fai
 UNVERIFIED = "unverified"  # a folder below runs/, so that nothing takes what lies there for runs
 
 
-def collect(client: KaggleClient, version: Version, runs: Path, seconds: float) -> Path:
+def collect(client: KaggleClient, version: Version, runs: Path, time: order.SessionTime) -> Path:
     """Wait for a version's end and fetch its verified output; the folder it lies in."""
+    what, seconds = f"output of {version}", time.wait_seconds
     try:
         status, message = wait_for_end(client, version, seconds)
         if status == "complete":
-            folder = client.patience.wait_for(lambda: fetch(client, version, runs), f"output of {version}", seconds)
+            folder = client.patience.wait_for(lambda: fetch(client, version, runs), what, seconds)
             check_finished(folder, version)
             return folder
     except KaggleError as error:
@@ -68,7 +69,7 @@ def fetch(client: KaggleClient, version: Version, runs: Path) -> Path:
     """
     folder = run_folder(runs, version)
     output = Output(client, version, folder.with_name(f".{folder.name}.partial"))
-    with in_turn(runs, f"output of {version}"):
+    with in_turn(runs, output.what):
         output.fetch_manifest()
         if not folder.exists():
             output.fetch_listed()
@@ -124,6 +125,11 @@ class Output:
     def verifies(self, name: str) -> bool:
         """Whether a file is here and what the manifest says."""
         return name in self.expected and not damaged_files(self.folder, {name: self.expected[name]})
+
+    def states(self, pattern: str) -> list[list[str]]:
+        """[path, verified or unverified] of the files that match."""
+        words = {True: "verified", False: "unverified"}
+        return [[str(self.folder / name), words[self.verifies(name)]] for name in self.matching(pattern)]
 
     def fresh_url(self, name: str) -> str:
         self.look()
@@ -188,11 +194,12 @@ def fetch_partial(client: KaggleClient, version: Version, runs: Path, only: str 
     if not names and only != "*":
         listed = ", ".join(sorted(output.urls))
         raise ToolError(f"{output.what}: none of {len(output.urls)} files matches {only}: {listed}")
-    output.drop_foreign()
-    for name in dict.fromkeys([*output.matching(kernel.MANIFEST), *names]):  # first what vouches for the others
-        if not output.verifies(name):
-            output.download(name)
-    output.keep_log()
+    with in_turn(runs, output.what):
+        output.drop_foreign()
+        for name in dict.fromkeys([*output.matching(kernel.MANIFEST), *names]):  # first what vouches for the others
+            if not output.verifies(name):
+                output.download(name)
+        output.keep_log()
     return output
 
 

@@ -16,7 +16,7 @@ from lib.jobs.fetch import run_folder
 from lib.jobs.lint import OVERRIDES_LINE
 from lib.jobs.order import NO_ACCELERATOR, Order, add_session_options, source_versions
 from lib.kaggle_api.client import KaggleClient
-from lib.kaggle_api.errors import Ambiguous, Forbidden, Refused, SourcesRefused
+from lib.kaggle_api.errors import Ambiguous, Forbidden, KaggleError, SourcesRefused
 from lib.kaggle_api.kernels import Version
 from lib.kaggle_api.patience import glance
 from lib.kaggle_api.service import split_ref
@@ -123,14 +123,14 @@ def push_new(client: KaggleClient, order: Order, runs: Path) -> Version:
     record.append(runs, "push_started", **facts, mark=mark)
     try:
         return client.kernels.push(order.metadata, order.text, mark, timeout_seconds=order.session_seconds)
-    except (Refused, Forbidden) as error:  # there may be a version without a source: no later run must take it
-        record.append(runs, "push_refused", **facts)
-        raise error.with_hint(likely_cause(client, order, error)) from None
     except Ambiguous as error:
         raise error.with_hint(broken_sources(order, runs)) from None
+    except KaggleError as error:  # there may be a version without a source: no later run must take it
+        record.append(runs, "push_refused", **facts)
+        raise error.with_hint(likely_cause(client, order, error)) from None
 
 
-def likely_cause(client: KaggleClient, order: Order, error: Refused | Forbidden) -> str:
+def likely_cause(client: KaggleClient, order: Order, error: KaggleError) -> str:
     """What to change where Kaggle refuses a push, as far as its answer tells."""
     if isinstance(error, Forbidden):
         owner = split_ref(order.ref)[0]

@@ -13,8 +13,8 @@ from lib.jobs import dataset, fetch, order, push, submission
 from lib.kaggle_api.client import KaggleClient
 from lib.kaggle_api.competitions import Submission, competition_errors
 from lib.kaggle_api.kernels import Version
-from lib.project import COMPETITION, ToolError
-from lib.runs import newest_run, open_run
+from lib.project import COMPETITION, InputError, ToolError
+from lib.runs import newest_run, open_run, payload_of
 
 SCORE_MINUTES = 60.0
 
@@ -26,6 +26,10 @@ def step(text: str) -> None:
 def chosen_weights(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Path | None:
     """The run whose weights the kernel needs: the one named, the newest where the settings ask for weights, or none."""
     if arguments.weights is not None:
+        if "recipe" in overrides or overrides["mode"] != "predict":
+            raise InputError("--weights predicts with the run's own recipe: leave --recipe and mode away")
+        if kernel.FINAL_MODEL not in payload_of(arguments.weights):
+            raise InputError(f"{arguments.weights}: not finished, there is no {kernel.FINAL_MODEL} to predict with")
         return arguments.weights
     if arguments.dataset or overrides.get("mode") != "predict":
         return None
@@ -59,7 +63,7 @@ def run_on_kaggle(
     step(f"push {staged.ref}")
     version = push.push_staged(client, staged, arguments.runs, arguments.again)
     step(f"wait for version {version.number} and fetch its output")
-    return version, fetch.collect(client, version, arguments.runs, arguments.time.wait_seconds)
+    return version, fetch.collect(client, version, arguments.runs, arguments.time)
 
 
 def check_weights_used(folder: Path, packaged: dataset.Package) -> None:
