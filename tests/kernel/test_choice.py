@@ -68,16 +68,18 @@ def test_leads_rank_as_the_metric_does(kernel):
 # ------------------------------------------------------------------------------------------------ honesty
 def test_on_noise_the_reported_figure_is_chance(kernel):
     """Six members that know nothing: what is chosen looks better than chance on what it was chosen on alone."""
-    honest, flattered = [], []
+    honest, flattered, chosen = [], [], 0
     for seed in range(24):
         members, gallery = draw_members(200, [0.0] * 6, seed)
         blend = choose(kernel, members, gallery, 0.2, [float(seed % 2)] * 6)  # without priors weights are chosen
+        chosen += blend.chosen
         honest.append(score(kernel, blend.predictions, gallery))
         leads = np.stack([kernel.pool_leads(kernel.unit(one), gallery) for one in members])
         flattered.append(kernel.mean_gains(np.tensordot(kernel.greedy_weights(leads), leads, 1)).mean())
     chance, error = 0.0518, np.std(honest, ddof=1) / len(honest) ** 0.5
     assert abs(np.mean(honest) - chance) < 4 * error + 0.001
     assert np.mean(flattered) > np.mean(honest) + 0.004
+    assert chosen < 12 + 6, "where there are priors, that too is asked of the other half"
 
 
 def test_each_half_is_predicted_by_what_was_chosen_on_the_other(kernel):
@@ -151,11 +153,17 @@ def test_repulsion_stays_within_a_pool_and_moves_no_length(kernel):
     assert kernel.repel(predictions, 0.0, 5.0) is predictions
 
 
-def test_repulsion_pushes_like_predictions_apart(kernel):
-    pair = np.array([[1, 0.1, 0], [1, -0.1, 0], [0, 0, 1]], np.float32)
-    pushed = kernel.repel(pair, 0.3, 1.0)
-    cosine = pushed @ pushed.T
-    assert cosine[0, 1] < (kernel.unit(pair) @ kernel.unit(pair).T)[0, 1] - 0.01
+def test_repulsion_takes_off_what_the_others_of_the_pool_predict(kernel):
+    """The more, the more they are like it."""
+    predictions = np.random.default_rng(0).normal(size=(20, 8))
+    own = predictions / np.linalg.norm(predictions, axis=1, keepdims=True)
+    expected = []
+    for i, one in enumerate(own):
+        others = np.delete(own, i, axis=0)
+        share = np.exp(others @ one / 0.1)
+        pushed = one - 0.3 * share / share.sum() @ others
+        expected.append(5 * pushed / np.linalg.norm(pushed))
+    assert np.allclose(kernel.repel(predictions.astype(np.float32), 0.3, 5.0), expected, atol=1e-4)
 
 
 def test_repulsion_is_taken_where_validation_gains_and_left_where_it_loses(kernel):
@@ -174,3 +182,20 @@ def test_repulsion_is_taken_where_validation_gains_and_left_where_it_loses(kerne
     spoilt = choose(kernel, members, gallery.astype(np.float32), -0.4)  # a pull: it loses
     assert max(options[-0.4], options[-0.2]) < options[0.0]
     assert spoilt.repulsion == 0
+
+
+def test_each_half_has_the_repulsion_that_was_chosen_on_the_other(kernel):
+    """The first pool holds twins, where it gains; in the second one, which is mostly noise, it loses."""
+    draw = np.random.default_rng(3)
+    twins = np.repeat(draw.normal(size=(50, 12)), 2, axis=0) + 0.3 * draw.normal(size=(100, 12))
+    gallery = np.concatenate([twins, draw.normal(size=(100, 12))]).astype(np.float32)
+    noise = np.repeat([0.35, 3.0], 100)[:, None] * draw.normal(size=(5, 200, 12))
+    member, strengths = (gallery + noise).astype(np.float32), (0.0, 0.15, 0.3)
+    options = {strength: np.stack([kernel.repel(view, strength, 1.0) for view in member]) for strength in strengths}
+    halves, best = (slice(0, 100), slice(100, 200)), []
+    for rows in halves:
+        best.append(max(strengths, key=lambda s, rows=rows: score(kernel, options[s][:, rows], gallery[rows])))
+    assert best == [0.3, 0.0]
+    blend = choose(kernel, [member], gallery, 0.3)
+    for rows, strength in zip(halves, reversed(best), strict=True):
+        assert np.allclose(kernel.unit(blend.predictions[:, rows]), kernel.unit(options[strength][:, rows]), atol=1e-5)

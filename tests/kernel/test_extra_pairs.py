@@ -120,6 +120,8 @@ def test_extra_pairs_are_trained_on_and_never_validated_on(kernel, sets, lab, tm
         assert task.weight.tolist() == [1.0] * own + [0.25] * 40
         assert len(task.captions) == 5 * (own + 40)
         assert lab.task(problem, phase=phase).weight.tolist() == [1.0] * own
+    length = kernel.make_bundle(problem, knobs, [], 0.0)["length"]
+    assert length == pytest.approx(np.linalg.norm(train.images, axis=1).mean(), rel=1e-6)
     plain = lab.train(problem)
     light, heavy = (lab.train(problem, pairs=True, pairs_weight=weight) for weight in (1e-3, 1.0))
     assert not np.array_equal(light.weights["expand.weight"], heavy.weights["expand.weight"])

@@ -307,6 +307,17 @@ def test_weights_are_read_back_checked(kernel, bundle, tmp_path: Path):
             kernel.load_weights(path)
 
 
+def test_a_bit_of_the_weights_that_flipped_is_noticed(kernel, bundle, tmp_path: Path):
+    """They would predict, only something else; torch looks at no checksum."""
+    path, weight = tmp_path / "weights.pth", bundle[0]["members"][0]["state"]["expand.weight"]
+    torch.save(bundle[0], path)
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes()) + 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(kernel.UserError, match="the weights file cannot be read"):
+        kernel.load_weights(path)
+
+
 class Code:
     """What a pickle can do to who reads it: make a folder."""
 

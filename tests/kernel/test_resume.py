@@ -253,7 +253,7 @@ def test_the_best_blend_is_kept_from_worse_ones_also_when_a_run_goes_on(
         return found
 
     monkeypatch.setattr(kernel, "blend_of", blend)
-    arguments = [*command(data, tmp_path / "out", "ensemble"), "--set=epochs=1"]
+    arguments = command(data, tmp_path / "out")
     with stopped_at_its_end(kernel):
         assert run_here(*arguments) == 143
     assert [one["candidate"] for one in check_submitted(kernel, tmp_path / "out")["predicted_by"]] == [0]

@@ -143,12 +143,24 @@ def test_another_seed_is_another_submission(server, data, first, tmp_path: Path)
         assert (sha256_of(first[0] / SUBMISSION) == sha256_of(output / SUBMISSION)) == (seed == 0)
 
 
-def test_refit_false_submits_the_validated_model(kernel, server, data: Path, tmp_path: Path):
-    ended = succeeded(server.run("--input", data, "--output", tmp_path / "out", *JOINED, "--set=refit=false"))
+def test_refit_false_submits_the_validated_model(kernel, server, data: Path, first, tmp_path: Path):
+    """The named checkpoints are of the training without validation photos: they are those of a run with a refit."""
+    output, settings = tmp_path / "out", (*JOINED, "--set=checkpoint_every=3", "--set=refit=false")
+    ended = succeeded(server.run("--input", data, "--output", output, *settings))
     assert " refit " not in ended.stdout
-    assert same_weights(tmp_path / "out" / VALIDATED, tmp_path / "out" / FINAL)
-    manifest = check_outputs(kernel, tmp_path / "out", checkpoints=(5,))
+    assert same_weights(output / VALIDATED, output / FINAL)
+    manifest = check_outputs(kernel, output, checkpoints=(3, 6))
     assert not any(one["refitted"] for one in manifest["predicted_by"])
+    for epoch in (3, 6):
+        checkpoint = f"pipeline_model_checkpoint_epoch_{epoch}.pth"
+        assert same_weights(output / checkpoint, first[0] / checkpoint)
+
+
+def test_the_split_seed_chooses_the_photos_that_are_held_out(kernel, server, data: Path, tmp_path: Path):
+    settings = (*SMALL, "--recipe=closed_form", "--set=split_seed=1")
+    succeeded(server.run("--input", data, "--output", tmp_path / "out", *settings))
+    held_out, names = kernel.split_images(240, 0.1, 1)[1], kernel.read_train(data / TRAIN).image_names
+    assert kernel.load_weights(tmp_path / "out" / FINAL)["val_images"] == [names[k] for k in held_out]
 
 
 def test_a_shuffled_label_trains_the_same_task(server, tmp_path: Path):

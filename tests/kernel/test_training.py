@@ -146,6 +146,20 @@ def test_an_epoch_has_every_caption(kernel, lab, loss: str, batch: int):
         assert (task.label[batches[0]].view(-1, 5) == task.label[batches[0]].view(-1, 5)[:, :1]).all()
 
 
+def test_every_epoch_has_an_order_of_its_own(kernel, lab, monkeypatch):
+    right, seen = kernel.take_step, []
+
+    def step(learner: Any, task: Any, captions: torch.Tensor) -> torch.Tensor:
+        seen.append(captions)
+        return right(learner, task, captions)
+
+    monkeypatch.setattr(kernel, "take_step", step)
+    lab.train(epochs=2)
+    first, second = torch.cat(seen).chunk(2)
+    assert torch.equal(first.sort().values, second.sort().values)
+    assert not torch.equal(first, second)
+
+
 def test_a_last_step_of_one_image_is_no_divergence(lab):
     """216 images, 43 a step."""
     trained = lab.train(loss="triplet", batch=215, epochs=1)

@@ -75,6 +75,15 @@ def test_a_test_cut_in_part_cuts_a_like_share_of_training(kernel):
     assert cut != kernel.cut_as_the_test(WITH_COMMAS * 20, test, 1)
 
 
+def test_words_that_were_cut_off_are_not_learnt(lab):
+    def longer(train: dict) -> None:
+        train["captions/text"] = np.array([f"{text}, more3 zebra" for text in train["captions/text"]])
+
+    plain, cut = lab.problem(), lab.problem(longer)
+    assert cut.vocabulary == plain.vocabulary
+    assert (cut.words == plain.words).all()
+
+
 @pytest.mark.parametrize("test", [WITH_COMMAS, [caption.replace("dog", "cat") for caption in WITH_COMMAS]])
 def test_texts_of_one_kind_are_left_alone(kernel, test: list[str], capsys):
     assert kernel.cut_as_the_test(WITH_COMMAS, test, 0) == WITH_COMMAS
