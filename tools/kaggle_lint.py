@@ -15,7 +15,7 @@ from lib.jobs import lint
 from lib.project import InputError, make_parser, run_tool
 
 
-def main(argv: list[str] | None = None) -> int | None:
+def main(argv: list[str] | None = None) -> int:
     """Lint the repository's own metadata files and its scripts."""
     parser = make_parser(__doc__, "0 nothing to report, 2 findings", "--json")
     kernels, datasets = [lint.KERNEL_METADATA, lint.EMBED_METADATA], [lint.DATASET_METADATA, lint.PAIRS_METADATA]

@@ -53,17 +53,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     run = arguments.run or newest_run(arguments.runs, kernel.FINAL_MODEL, complete=True)
     if arguments.dry_run:
         with in_turn(arguments.folder.parent, arguments.folder.name):  # nothing is staged anew while it is sent
             show(run, stage(run, arguments.folder, OWNER_PLACEHOLDER), arguments.json, None)
-        return 0
+        return
     seconds = 60 * arguments.timeout_minutes
     staged, version = publish(connect(), run, arguments.folder, arguments.runs, seconds, arguments.again)
     show(run, staged, arguments.json, version)
-    return 0
 
 
 if __name__ == "__main__":

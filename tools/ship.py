@@ -48,7 +48,7 @@ def report(result: dict[str, Any], as_json: bool) -> None:
         print(f"submission {result['ref']}: public score {result['public']}{validation}")
 
 
-def main(argv: list[str] | None = None) -> int | None:
+def main(argv: list[str] | None = None) -> None:
     """Every step in order; each finds out by itself whether it was done before."""
     arguments = parse(argv)
     given = read_overrides(arguments.recipe, arguments.set)
@@ -68,7 +68,6 @@ def main(argv: list[str] | None = None) -> int | None:
         result |= {"ref": score.ref, "public": score.public_score, "private": score.private_score}
         result["validation"] = candidate.validation
     report(result, arguments.json)
-    return 0
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     rows = make_rows(arguments)
     output = output_of(arguments, rows)
@@ -83,7 +83,6 @@ def main(argv: list[str] | None = None) -> int:
     run = check_run(output)
     keep(run, arguments.runs)
     report(run, arguments.json)
-    return 0
 
 
 if __name__ == "__main__":

@@ -243,8 +243,9 @@ def test_the_command_that_submits_it_can_be_copied_as_it_is(push, kaggle, kernel
     failed(push("--runs", tmp_path / "my runs"), 1, f"python tools/submit.py '{folder}'; ")
 
 
-def test_settings_that_cannot_be_read_are_one_line(kaggle, client, tmp_path):
-    kaggle.rpc("SaveKernel", {"slug": PIPELINE, "text": 'OVERRIDES: dict = {"epochs": many}'})
+@pytest.mark.parametrize("literal", ['{"epochs": many}', '{"epochs"}'])
+def test_settings_that_cannot_be_read_are_one_line(kaggle, client, tmp_path, literal):
+    kaggle.rpc("SaveKernel", {"slug": PIPELINE, "text": f"OVERRIDES: dict = {literal}"})
     with pytest.raises(ToolError, match="repeat them with --recipe and --set"):
         settings_of(client, Version(PIPELINE, 1), tmp_path)
 

@@ -378,6 +378,7 @@ def test_a_blend_that_cannot_be_made_leaves_the_one_before(outputs, data, tmp_pa
         ("seed\n1,2\n", "expected a header"),
         ("recipe,seed\nbest,1\n", "unknown recipe 'best'"),
         ("seed,knobs\n1,lr\n", "expected KEY=VALUE"),
+        ("\ufeffseed,knobs\n1,lr\n", "expected KEY=VALUE"),  # as spreadsheets write it
         ("seed\n1\n1\n", "run s02 is the same as s01"),
         ("seed,knobs\n1,\n2,split_seed=4\n", "run s02: all runs train, with one split_seed"),
         ("recipe\nalign\nbaseline\n", "run s02: all runs train, with one repulsion"),
@@ -391,10 +392,17 @@ def test_wrong_tables_are_refused(tool, tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["--members", "0"], ["--members", "2", "--sessions", "0"], ["--table", "/nonexistent.csv"]]
+    ("options", "words"),
+    [
+        ([], "give --members N, at least 1, or --table CSV"),
+        (["--members", "0"], "give --members N, at least 1, or --table CSV"),
+        (["--members", "2", "--table", "t.csv"], "give --members N, at least 1, or --table CSV"),
+        (["--members", "2", "--sessions", "0"], "--sessions takes at least 1"),
+        (["--table", "/nonexistent.csv"], "not a readable csv"),
+    ],
 )
-def test_wrong_options_are_refused(tool, options):
-    failed(tool("sweep", *options), 2)
+def test_wrong_options_are_refused(tool, options, words):
+    failed(tool("sweep", *options), 2, words)
 
 
 # ------------------------------------------------------------------------------------------- the blend

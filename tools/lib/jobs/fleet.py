@@ -46,7 +46,7 @@ class Row:
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a csv with the columns recipe, seed, knobs, any of which may be missing."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # with the mark that spreadsheets begin a csv with
             reader = csv.DictReader(file, strict=True)
             rows = list(reader)
     except (OSError, ValueError, csv.Error) as error:
@@ -59,7 +59,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def make_rows(arguments: argparse.Namespace) -> list[Row]:
     """The checked table: every row's own settings after those that all have in common."""
-    if arguments.table is None and (arguments.members is None or arguments.members < 1):
+    too_few = arguments.members is not None and arguments.members < 1
+    if too_few or (arguments.table is None) == (arguments.members is None):
         raise InputError("give --members N, at least 1, or --table CSV")
     common = kernel.beside(dict(map(kernel.parse_setting, arguments.set)), recipe=arguments.recipe)
     table = read_table(arguments.table) if arguments.table else [{"seed": str(k)} for k in range(arguments.members)]

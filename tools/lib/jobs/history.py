@@ -40,7 +40,7 @@ class Place:
     gap: float
 
 
-# ---- joining ----
+# --------------------------------------------------------------------------------------------- joining
 def latest(runs: Path, event: str, slug: str) -> dict[int, dict[str, Any]]:
     """The last entry of this kind for each ref."""
     return {entry["ref"]: entry for entry in record.find(runs, event=event, competition=slug)}
@@ -102,7 +102,7 @@ def place_of(best: Attempt | None, board: list[float]) -> Place | None:
     return Place(rank, len(board), max(board), max(0.0, max(board) - best.public))
 
 
-# ---- showing ----
+# --------------------------------------------------------------------------------------------- showing
 def table(rows: list[Attempt], best: Attempt | None) -> str:
     """One line a submission; the best is marked."""
     header = ["run", "ref", "date", "commit", "validation", "+-", "public", "private", "status"]

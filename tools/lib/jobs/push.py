@@ -154,16 +154,7 @@ def broken_sources(order: Order, runs: Path) -> str:
     )
 
 
-# -------------------------------------------------------------------------------------------- the options
-def add_push_options(parser: argparse.ArgumentParser) -> None:
-    """The options that push_kernel.py and ship.py share, beside those of every tool."""
-    parser.add_argument("--dataset", action="append", default=[], metavar="REF", help="attach a dataset, [owner/]slug")
-    about = "attach the output of a kernel, [owner/]slug: an unfinished run to go on with, or pairs"
-    parser.add_argument("--kernel-source", action="append", default=[], metavar="REF", help=about)
-    parser.add_argument("--again", action="store_true", help="push even if the same content was pushed before")
-    add_session_options(parser)
-
-
+# -------------------------------------------------------------------------------------------- earlier pushes
 def chosen_version(client: KaggleClient, ref: str, number: int | None, runs: Path) -> Version:
     """The version asked for, else the current one; with its mark where the record has it."""
     marks = {entry["version"]: entry["mark"] for entry in record.find(runs, event="pushed", made=ref)}
@@ -184,9 +175,19 @@ def settings_of(client: KaggleClient, version: Version, runs: Path) -> dict[str,
         return events[-1]["overrides"]
     found = OVERRIDES_LINE.search(client.kernels.shown(version.ref, version.number).text)
     try:
-        return ast.literal_eval(found[1] if found else "")
+        return dict(ast.literal_eval(found[1] if found else ""))
     except (ValueError, TypeError, SyntaxError):
         raise ToolError(
             f"{version}: its settings are not known here and its script can not be read: repeat them "
             "with --recipe and --set"
         ) from None
+
+
+# -------------------------------------------------------------------------------------------- the options
+def add_push_options(parser: argparse.ArgumentParser) -> None:
+    """The options that push_kernel.py and ship.py share, beside those of every tool."""
+    parser.add_argument("--dataset", action="append", default=[], metavar="REF", help="attach a dataset, [owner/]slug")
+    about = "attach the output of a kernel, [owner/]slug: an unfinished run to go on with, or pairs"
+    parser.add_argument("--kernel-source", action="append", default=[], metavar="REF", help=about)
+    parser.add_argument("--again", action="store_true", help="push even if the same content was pushed before")
+    add_session_options(parser)

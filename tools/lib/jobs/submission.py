@@ -83,7 +83,7 @@ def read_message(description: str) -> dict[str, Any]:
     return values | numbers | {"dirty": values["dirty"] == "+"}
 
 
-# ---- the candidate and its checks ----
+# ------------------------------------------------------------------------ the candidate and its checks
 def candidate_of(path: Path, made_by: Version | None = None) -> Candidate:
     """The csv (or the one in the folder `path`) with the validation score that lies beside it."""
     path = path / kernel.SUBMISSION if path.is_dir() else path
@@ -160,7 +160,7 @@ def own_ids(path: Path) -> list[int]:
     return ids
 
 
-# ---- submitting once ----
+# ------------------------------------------------------------------------------------- submitting once
 @dataclass(frozen=True)
 class Entry:
     """A csv for a competition: submitted once, seen to its score, all of it in the record."""

@@ -230,10 +230,10 @@ class Transport:
             except (Ambiguous, RateLimited) as error:
                 failures = 1 if size_of(partial) > before else failures + 1
                 self.pause(error, failures)
-        size, total = size_of(partial), total if expected_bytes is None else expected_bytes
-        if total is not None and size != total:
+        size, wanted = size_of(partial), total if expected_bytes is None else expected_bytes
+        if wanted is not None and size != wanted:
             partial.unlink()
-            raise ServerError(f"{what}: {size:,} bytes came instead of {total:,}; nothing was kept")
+            raise ServerError(f"{what}: {size:,} bytes came instead of {wanted:,}; nothing was kept")
         partial.replace(dest)
 
     def _receive(
