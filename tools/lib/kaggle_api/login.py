@@ -66,7 +66,7 @@ def _saved_token() -> tuple[str | None, str]:
         raise ToolError(f"the kaggle package cannot be imported ({error}): pip install -r requirements.txt") from None
     try:
         token, source = get_access_token_from_env()
-    except (OSError, ValueError):  # names the token, which is first taken for a path
+    except (OSError, ValueError):  # it names the token, which is taken for a path first
         token, source = "", "KAGGLE_API_TOKEN or ~/.kaggle/access_token"
     if token is not None and not re.fullmatch("[!-~]+", token):  # the error of a request with it would name it
         raise Unauthorized(f"{source}: not a token, nor a file with one: make a new one at {SETTINGS_PAGE}")
