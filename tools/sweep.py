@@ -22,7 +22,7 @@ from lib.jobs.blend import blend_runs, blended_before
 from lib.jobs.fleet import COLUMNS, keep, make_rows, output_of, sweep_kaggle, sweep_local
 from lib.jobs.order import add_session_options
 from lib.process import as_text
-from lib.project import DATA, InputError, figure, format_table, make_parser, run_tool
+from lib.project import DATA, InputError, figure, format_table, in_turn, make_parser, run_tool
 from lib.runs import COSINE, RAW, Run, check_run
 
 
@@ -78,9 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     else:
         data = choose_data(arguments.data or DATA)
         folders = sweep_kaggle(rows, data, arguments)
-    if not blended_before(output, folders, data):
-        blend_runs(rows, folders, data, output)
-    run = check_run(output)
+    with in_turn(arguments.runs, f"blend of {output.name}"):
+        if not blended_before(output, folders, data):
+            blend_runs(rows, folders, data, output)
+        run = check_run(output)
     keep(run, arguments.runs)
     report(run, arguments.json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import re
 import signal
@@ -124,6 +125,21 @@ def test_members_that_keep_failing_are_left_out(run_sweep, plans, kaggle):
     assert len(re.findall("out of luck .*; giving it up", done.stderr)) == 2
     succeeded(run_sweep("--members", 4, "--retries", 0))
     assert kaggle.count("SaveKernel") == 4
+
+
+def test_two_sweeps_of_the_same_blend_in_turn(tool, plans, data, tmp_path):
+    """Each would take the files of the other's blend for its own."""
+    folder, runs = tmp_path / "runs" / "mine", tmp_path / "runs"
+    command = ["--members", 1, "--output", folder]
+    write_tree(runs / ".locks", {"blend-of-mine": b""})
+    with (runs / ".locks" / "blend-of-mine").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = tool.start("sweep", *common(data, tmp_path), *command)
+        other.wait_for(lambda: other.stderr.is_file() and "is at it" in other.stderr.read_text(), "waiting")
+        assert not folder.exists()
+        fcntl.flock(lock, fcntl.LOCK_UN)  # the other one, a fork, has the file open as well
+    succeeded(other.wait())
+    assert check_run(folder).complete
 
 
 def test_where_every_run_fails_there_is_no_blend(run_sweep, kaggle, tmp_path):
