@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 
 import pytest
@@ -17,6 +16,7 @@ from lib.project import ToolError
 from made_runs import made_outputs
 from stand_in import Fault, Plan
 from stopping import stop_at
+from turns import waiting_for
 
 
 def test_push_wait_fetch_verify(push, kaggle, finished, tmp_path):
@@ -210,14 +210,10 @@ def test_two_fetches_of_what_is_left_take_turns(tool, push, kaggle, finished, tm
     """Both would write the same half-fetched files."""
     succeeded(push())
     runs = tmp_path / "runs"
-    (name,) = (path.name for path in (runs / ".locks").glob("output-of-*"))
-    with (runs / ".locks" / name).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        other = tool.start("push_kernel", "output", "--only", "metrics.*", "--runs", runs)
-        other.wait_for(lambda: other.stderr.is_file() and "is at it" in other.stderr.read_text(), "waiting")
+    (lock,) = (runs / ".locks").glob("output-of-*")
+    command = ["push_kernel", "output", "--only", "metrics.*", "--runs", runs]
+    with waiting_for(lock, lambda: tool.start(*command)):
         assert not (runs / "unverified").exists()
-        fcntl.flock(lock, fcntl.LOCK_UN)  # the other one, a fork, has the file open as well
-    succeeded(other.wait())
 
 
 def broken(kernel, outcome: str) -> Plan:

@@ -1,6 +1,5 @@
 """Packaging: what goes is what was shown, and it arrives whole or not at all, once."""
 
-import fcntl
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from lib.jobs.lint import DATASET_METADATA
 from made_runs import made_outputs, make_run
 from stand_in import Dataset, DatasetVersion, Fault
 from stopping import stop_at
+from turns import waiting_for
 
 
 @pytest.fixture
@@ -308,14 +308,8 @@ def test_folders_of_killed_packages_are_cleared(package, tmp_path):
 
 
 def test_a_dry_run_stages_nothing_while_another_process_sends(tool, package, run, builds):
-    write_tree(builds / ".locks", {"dataset": b""})
-    with (builds / ".locks" / "dataset").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        other = tool.start("package_dataset", "--run", run, "--dry-run")
-        other.wait_for(lambda: other.stderr.is_file() and "is at it" in other.stderr.read_text(), "waiting")
+    with waiting_for(builds / ".locks" / "dataset", lambda: tool.start("package_dataset", "--run", run, "--dry-run")):
         assert not (builds / "dataset").exists()
-        fcntl.flock(lock, fcntl.LOCK_UN)  # the other one, a fork, has the file open as well
-    succeeded(other.wait())
     assert (builds / "dataset").exists()
 
 

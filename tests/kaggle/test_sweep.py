@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import json
 import re
 import signal
@@ -30,6 +29,7 @@ from lib.project import InputError
 from lib.runs import check_run
 from stand_in import Fault, Plan
 from stopping import KillAt, kill_at_random_moments, stop_at
+from turns import waiting_for
 
 FULL = Fault(json={"error": "Maximum batch GPU session count of 2 reached."})
 
@@ -129,16 +129,10 @@ def test_members_that_keep_failing_are_left_out(run_sweep, plans, kaggle):
 
 def test_two_sweeps_of_the_same_blend_in_turn(tool, plans, data, tmp_path):
     """Each would take the files of the other's blend for its own."""
-    folder, runs = tmp_path / "runs" / "mine", tmp_path / "runs"
-    command = ["--members", 1, "--output", folder]
-    write_tree(runs / ".locks", {"blend-of-mine": b""})
-    with (runs / ".locks" / "blend-of-mine").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        other = tool.start("sweep", *common(data, tmp_path), *command)
-        other.wait_for(lambda: other.stderr.is_file() and "is at it" in other.stderr.read_text(), "waiting")
+    folder, lock = tmp_path / "runs" / "mine", tmp_path / "runs" / ".locks" / "blend-of-mine"
+    command = ["sweep", *common(data, tmp_path), "--members", 1, "--output", folder]
+    with waiting_for(lock, lambda: tool.start(*command)):
         assert not folder.exists()
-        fcntl.flock(lock, fcntl.LOCK_UN)  # the other one, a fork, has the file open as well
-    succeeded(other.wait())
     assert check_run(folder).complete
 
 
