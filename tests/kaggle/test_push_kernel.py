@@ -57,6 +57,7 @@ def test_an_accelerator_is_asked_for_by_a_name_that_kaggle_has(push, kaggle, fin
         (["--set", "epochs=many"], "epochs"),
         (["--set", "epochs"], "KEY=VALUE"),
         (["--recipe", "best"], "best"),
+        (["--script", "embed", "--set", "max_minutes=inf"], "max_minutes=inf: give a finite number"),
         (["--timeout-minutes", "721"], "at most 720"),
         (["--timeout-minutes", "0"], "more than 0"),
         (["--dataset", "aml-alignment-weights"], "does not exist; make it with python tools/package_dataset.py"),

@@ -132,6 +132,7 @@ def broken(name: str) -> str:
         "dimension": ["id,embedding", '1,"[1.0, 2.0]"', *rows[1:]],
         "NaN": ["id,embedding", f'1,"{json.dumps([float("nan")] * RIGHT.shape[1])}"', *rows[1:]],
         "no id": ["id,embedding", "one,two"],
+        "no rows": ["id,embedding"],
         "empty": [],
     }[name]
     return "\n".join(lines) + "\n"
@@ -139,7 +140,14 @@ def broken(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("header", "id,embeddings"), ("missing id", "8"), ("dimension", "48"), ("NaN", "NaN"), ("empty", "header")],
+    [
+        ("header", "id,embeddings"),
+        ("missing id", "8"),
+        ("dimension", "48"),
+        ("NaN", "NaN"),
+        ("no rows", "rows"),
+        ("empty", "header"),
+    ],
 )
 @pytest.mark.parametrize("with_data", [True, False])
 def test_a_wrong_csv_is_refused_before_anything_is_sent(submit, kaggle, tmp_path, monkeypatch, name, said, with_data):
@@ -165,6 +173,21 @@ def test_a_csv_that_was_changed_after_its_run_is_refused(submit, run_folder, ker
     kernel.write_submission(run_folder / kernel.SUBMISSION, IDS, RIGHT * 2)
     failed(submit(), 2, "was changed after the run")
     assert kaggle.calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", {"validation": 0.8}),
+        ("metrics.json", {"validation": {"pool100_raw": 0.8}}),
+        ("manifest.json", {"outputs": ["a.csv"], "inputs": ["b.npz"]}),
+        ("manifest.json", {"outputs": {}, "inputs": {"test.clean.npz": "c"}}),
+    ],
+)
+def test_files_of_these_names_that_are_no_run_s_say_nothing_of_a_csv(submit, kernel, tmp_path, name, content):
+    mine = write_tree(tmp_path / "mine", {name: json.dumps(content).encode()})
+    kernel.write_submission(mine / "mine.csv", IDS, RIGHT)
+    assert json.loads(succeeded(submit("--json", csv=mine / "mine.csv")).stdout)["validation"] is None
 
 
 def test_another_csv_in_a_run_s_folder_does_not_get_the_run_s_score(submit, run_folder, kernel, kaggle):

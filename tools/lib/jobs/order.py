@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import re
 import secrets
 import sys
@@ -137,6 +138,9 @@ def read_overrides(recipe: str | None, settings: list[str], script: str = "pipel
     module = load_script(KERNEL.with_name(f"{script}.py"))
     overrides = kernel.beside(dict(map(module.parse_setting, settings)), recipe=recipe)
     module.resolve_knobs(overrides)
+    for key, value in overrides.items():
+        if isinstance(value, float) and not math.isfinite(value):  # which no literal in a script is
+            raise InputError(f"--set {key}={value}: give a finite number")
     return overrides
 
 

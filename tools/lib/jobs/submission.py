@@ -97,17 +97,20 @@ def candidate_of(path: Path, made_by: Version | None = None) -> Candidate:
 
 def board_score(path: Path) -> dict[str, float]:
     """The validation of the csv's run by the board's rule, {} where it has none."""
-    return beside(path, kernel.METRICS).get("validation", {}).get(RAW, {})
+    return beside(path, kernel.METRICS, "validation", RAW)
 
 
-def beside(path: Path, name: str) -> dict[str, Any]:
-    """A JSON file of the csv's run, {} where the csv lies alone."""
-    return read_json(path.with_name(name), "it is damaged: make or fetch the run again", optional=True)
+def beside(path: Path, name: str, *keys: str) -> dict[str, Any]:
+    """What stands under `keys` in a JSON file of the csv's run; {} where the csv lies alone, or beside other files."""
+    found = read_json(path.with_name(name), "it is damaged: make or fetch the run again", optional=True)
+    for key in keys:
+        found = found[key] if isinstance(found.get(key), dict) else {}
+    return found
 
 
 def check_manifest(path: Path, digest: str) -> None:
     """A csv that is not what its run wrote must not be submitted under the run's name."""
-    outputs = beside(path, kernel.MANIFEST).get("outputs")
+    outputs = beside(path, kernel.MANIFEST, "outputs")
     if outputs and digest not in [facts["sha256"] for facts in outputs.values()]:
         raise InputError(
             f"{path}: is no output of the run, by {kernel.MANIFEST} beside it, or was changed after the run; "
@@ -117,7 +120,7 @@ def check_manifest(path: Path, digest: str) -> None:
 
 def check_origin(path: Path, slug: str) -> None:
     """A csv belongs to the competition whose test captions it answers: its run has kept their digest."""
-    answered = beside(path, kernel.MANIFEST).get("inputs", {}).get(TEST_FILE, {}).get("sha256")
+    answered = beside(path, kernel.MANIFEST, "inputs", TEST_FILE).get("sha256")
     asked = next(known.sha256 for name, known in KNOWN.items() if name.endswith(TEST_FILE))
     if slug == COMPETITION and answered not in (None, asked):
         raise InputError(
@@ -141,6 +144,8 @@ def check_csv(path: Path, data: Path, slug: str) -> None:
             test = kernel.read_test(kernel.find_file(data, TEST_FILE))
         ids, dim = test.caption_ids, test.image_dim
     kernel.check_submission(path, ids, dim)
+    if not len(ids):
+        raise InputError(f"{path}: has no rows")
 
 
 def own_ids(path: Path) -> list[int]:
