@@ -97,6 +97,7 @@ class Lab:
         self.rows = []
 
         def watch(epoch: int, network: torch.nn.Module, last: bool) -> dict[str, Any]:
+            network.eval()  # as validation leaves it
             self.rows.append((epoch, last))
             return {"phase": "validate", "candidate": 1}
 

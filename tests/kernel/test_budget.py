@@ -68,12 +68,15 @@ def test_without_time_the_closed_form_is_submitted(kernel, server, data: Path, t
 
 
 def test_a_run_ends_within_its_time_with_the_best_so_far(
-    kernel, server, data: Path, tmp_path: Path, run_here, ticking, capsys
+    kernel, server, data: Path, tmp_path: Path, run_here, ticking, monkeypatch, capsys
 ):
-    """Its networks would take hours; what they came to predicts the same again."""
+    """Its networks would take hours, as the first one shows; what they came to predicts the same again."""
     output, root = tmp_path / "out", draw_data(tmp_path / "input", **BENT)
+    monkeypatch.setattr(kernel, "product_rate", lambda *_: 1e15)  # a guess far too high
     code = run_here("--input", data, "--output", output, *ENSEMBLE, HOURS, minutes(6.0))
-    metrics = check_budget(kernel, output, Ended(code, *capsys.readouterr()))
+    ended = Ended(code, *capsys.readouterr())
+    metrics = check_budget(kernel, output, ended)
+    assert re.search(r"^time budget: candidate \d+ gets \d s at most", ended.stdout, re.M)
     assert 3 < metrics["seconds"]["total"] < 6
     assert any(0 < one["epochs"] < 3000 for one in metrics["members"])
     (root / FINAL).write_bytes((output / FINAL).read_bytes())
@@ -185,6 +188,13 @@ def plan_for(kernel, lab, monkeypatch) -> Callable[..., Any]:
     return plan
 
 
+def about_to_draw(kernel: Any, plan: Any) -> Any:
+    """A search's plan whose one network is validated, and in the best blend."""
+    (one,) = plan.candidates
+    one.trained["validate"], one.begun, one.weight = kernel.Training(1e-3, epochs=1.0, seconds=10.0), {"validate"}, 1.0
+    return plan
+
+
 @pytest.mark.parametrize(
     ("networks", "seconds", "refit", "share"),
     [
@@ -225,11 +235,10 @@ def test_two_cards_give_a_network_no_more_than_one_has(plan_for, networks: int, 
 @pytest.mark.parametrize(("seconds", "drawn"), [(80.0, True), (20.0, False)])
 def test_two_cards_draw_nothing_that_one_has_no_time_for(kernel, plan_for, monkeypatch, seconds: float, drawn: bool):
     """Ten seconds and eleven for the refit, one after the other."""
-    plan = plan_for(seconds, networks=1, recipe="search")
+    plan = about_to_draw(kernel, plan_for(seconds, networks=1, recipe="search"))
     plan.machine.devices *= 2
-    (one,) = plan.candidates
-    monkeypatch.setattr(kernel, "draw_candidate", lambda *_: kernel.dataclasses.replace(one.knobs, seed=7))
-    one.trained["validate"], one.begun, one.weight = kernel.Training(1e-3, epochs=1.0, seconds=10.0), {"validate"}, 1.0
+    other = kernel.dataclasses.replace(plan.candidates[0].knobs, seed=7)
+    monkeypatch.setattr(kernel, "draw_candidate", lambda *_: other)
     assert (plan.next_draw() is not None) == drawn
 
 
@@ -274,12 +283,16 @@ def test_refits_of_networks_wait_for_the_last_candidate_and_the_closed_forms_doe
     assert [next_with(0.3, 0.5, 0.2, 0) for _ in range(4)] == [(1, "refit"), (0, "refit"), (2, "refit"), None]
 
 
+def test_what_was_tried_is_not_drawn_again(kernel, plan_for, monkeypatch):
+    plan = about_to_draw(kernel, plan_for(1000.0, networks=1, recipe="search"))
+    monkeypatch.setattr(kernel, "draw_candidate", lambda *_: plan.candidates[0].knobs)
+    assert plan.next_draw() is None
+
+
 @pytest.mark.parametrize(("network", "drawn"), [("align", True), ("linear", False)])
 def test_no_draw_around_a_formula(kernel, plan_for, network: str, drawn: bool):
     """Nothing that is drawn would change it."""
-    plan = plan_for(1000.0, networks=1, recipe="search", network=network)
-    (one,) = plan.candidates
-    one.trained["validate"], one.begun, one.weight = kernel.Training(1e-3, epochs=1.0, seconds=10.0), {"validate"}, 1.0
+    plan = about_to_draw(kernel, plan_for(1000.0, networks=1, recipe="search", network=network))
     assert (plan.next_draw() is not None) == drawn
 
 

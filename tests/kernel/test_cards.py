@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from drawn import LEARNING
 from forked import KernelServer, succeeded
 
 
@@ -215,23 +216,10 @@ def test_no_tensor_of_a_step_lies_on_another_device(kernel, lab, monkeypatch, kn
 
 # --------------------------------------------------------------------------------------------- side by side
 def test_two_workers_train_the_same_weights_as_one(kernel, server: KernelServer, data, tmp_path):
-    from drawn import LEARNING
-
     bundles = []
     for workers in (1, 2):
-        output = tmp_path / str(workers)
-        ended = succeeded(
-            server.run(
-                "--input",
-                data,
-                "--output",
-                output,
-                "--recipe=ensemble",
-                *LEARNING,
-                "--set=epochs=3",
-                f"--set=workers={workers}",
-            )
-        )
+        output, settings = tmp_path / str(workers), [*LEARNING, "--set=epochs=3", f"--set=workers={workers}"]
+        ended = succeeded(server.run("--input", data, "--output", output, "--recipe=ensemble", *settings))
         assert not ended.stderr, ended.stderr
         bundles.append(kernel.load_weights(output / kernel.FINAL_MODEL))
     found = [{str(one["knobs"] | {"workers": 0}): one["state"] for one in bundle["members"]} for bundle in bundles]

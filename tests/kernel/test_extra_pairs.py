@@ -132,11 +132,8 @@ def test_extra_pairs_are_trained_on_and_never_validated_on(kernel, sets, lab, tm
 def test_a_run_with_pairs_says_what_joined(kernel, server, tmp_path: Path, compare: bool):
     root = draw_data(tmp_path / "data", **BENT)
     draw_pairs(root / "more", "pairs_mine.npz")
-    ended = succeeded(
-        server.run(
-            "--input", root, "--output", tmp_path / "out", *JOINED, "--set=pairs=true", f"--set=pairs_compare={compare}"
-        )
-    )
+    settings = (*JOINED, "--set=pairs=true", f"--set=pairs_compare={compare}")
+    ended = succeeded(server.run("--input", root, "--output", tmp_path / "out", *settings))
     assert not ended.stderr, ended.stderr
     manifest = check_submitted(kernel, tmp_path / "out")
     assert [one["joined_images"] for one in manifest["pairs"]] == [40]

@@ -80,10 +80,10 @@ def test_a_failure_ends_what_is_trained_beside_it(kernel, data, tmp_path: Path, 
         raise kernel.WriteFailed("the disk is full")
 
     monkeypatch.setattr(kernel.Run, "publish", failing)
-    hours = [*JOINED, "--set=epochs=100000", "--set=workers=2"]
-    assert run_here("--input", data, "--output", tmp_path / "out", *hours) == 1
+    long = [*JOINED, "--set=epochs=3000", "--set=workers=2"]
+    assert run_here("--input", data, "--output", tmp_path / "out", *long) == 1
     assert capsys.readouterr().err == "error: the disk is full\n"
-    assert "at" in kernel.read_state(tmp_path / "out" / "resume_validate_1.pth")
+    assert not kernel.read_state(tmp_path / "out" / "resume_validate_1.pth")["at"].weights, "it has gone on to its end"
 
 
 def test_the_only_candidate_that_fails_leaves_nothing(kernel, data, tmp_path: Path, monkeypatch, run_here, capsys):

@@ -119,6 +119,8 @@ def test_views_are_averaged_and_the_error_is_over_images(kernel):
     each = [kernel.retrieval_metrics(view, gallery) for view in views]
     for key in ("mrr", "recall@5", "ndcg", "l2"):
         assert table["pool100_raw"][key] == pytest.approx(np.mean([one[key] for one in each]))
+    cosine = [kernel.retrieval_metrics(view, gallery, cosine=True)["mrr"] for view in views]
+    assert table["pool100_cosine"]["mrr"] == pytest.approx(np.mean(cosine))
     gains = np.mean([1 / kernel.true_ranks(view, gallery, None, True) for view in views], axis=0)
     assert table["full_cosine"]["mrr_se"] == pytest.approx(gains.std(ddof=1) / math.sqrt(200))
     same = kernel.evaluate(np.stack([views[0]] * 5), gallery)  # five times one view is no more evidence

@@ -45,33 +45,20 @@ def weights(first, tmp_path: Path) -> Path:
 def test_predicting_honours_repulsion(server, weights: Path, tmp_path: Path):
     shas = {}
     for strength in ("0", "0.2", "0.6"):
-        succeeded(
-            server.run(
-                "--input",
-                weights,
-                "--output",
-                tmp_path / strength,
-                "--mode=predict",
-                f"--set=repulsion={strength}",
-                "--set=device=cpu",
-                "--set=infer_batch=7",
-            )
+        output, settings = (
+            tmp_path / strength,
+            (f"--set=repulsion={strength}", "--set=device=cpu", "--set=infer_batch=7"),
         )
-        assert read_json(tmp_path / strength / MANIFEST)["repulsion"] == float(strength)
-        shas[strength] = sha256_of(tmp_path / strength / SUBMISSION)
+        succeeded(server.run("--input", weights, "--output", output, "--mode=predict", *settings))
+        assert read_json(output / MANIFEST)["repulsion"] == float(strength)
+        shas[strength] = sha256_of(output / SUBMISSION)
     assert len(set(shas.values())) == 3
 
 
 @pytest.mark.parametrize("setting", ["epochs=3", "seed=1", "refit=false", "dtype=float32", "recipe=align"])
 def test_predicting_refuses_what_changes_nothing(server, weights: Path, tmp_path: Path, setting: str):
-    fails(
-        server,
-        f"knob '{setting.split('=')[0]}' changes nothing in mode predict",
-        tmp_path / "out",
-        weights,
-        "--mode=predict",
-        f"--set={setting}",
-    )
+    message = f"knob '{setting.split('=')[0]}' changes nothing in mode predict"
+    fails(server, message, tmp_path / "out", weights, "--mode=predict", f"--set={setting}")
     assert not (tmp_path / "out").exists()
 
 

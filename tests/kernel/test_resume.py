@@ -93,11 +93,12 @@ def test_kills_in_a_row_change_no_bit(kernel, server, data: Path, undisturbed, t
 
 @pytest.mark.parametrize("after", [" refit ", pytest.param("done in", marks=pytest.mark.slow)])
 def test_a_kill_in_the_second_half(kernel, server, data: Path, undisturbed, tmp_path: Path, after: str):
-    """During the refit, and behind its last word."""
+    """During the refit, which goes on from its last state, and behind the last word of all."""
     arguments = command(data, tmp_path / "out")
     server.stop(signal.SIGKILL, *arguments, EVERY_STEP, after=after)
     check_submitted(kernel, tmp_path / "out")
-    succeeded(server.run(*arguments))
+    ended = succeeded(server.run(*arguments))
+    assert (f"refit 1: {GOING_ON}" in ended.stdout) == (after == " refit ")
     assert_same(tmp_path / "out", undisturbed("align"))
 
 
@@ -182,13 +183,8 @@ def test_a_stop_of_an_ensemble_submits_the_best_blend_so_far(kernel, server, dat
 
 def test_on_kaggle_a_stopped_run_that_has_submitted_is_a_success(kernel, server, data: Path, tmp_path: Path):
     """It mounts no output of a failed one."""
-    ended = server.stop(
-        signal.SIGTERM,
-        *command(data, tmp_path / "out"),
-        EVERY_STEP,
-        after=" validate ",
-        env={"KAGGLE_KERNEL_RUN_TYPE": "Batch"},
-    )
+    arguments, kaggle = (*command(data, tmp_path / "out"), EVERY_STEP), {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+    ended = server.stop(signal.SIGTERM, *arguments, after=" validate ", env=kaggle)
     assert ended.returncode == 0
     assert "stopped by SIGTERM" in ended.stdout
     assert check_submitted(kernel, tmp_path / "out")["stopped"] == "SIGTERM"
@@ -267,10 +263,8 @@ def test_candidates_are_judged_again_in_the_order_of_the_run_before(
     kernel, data: Path, tmp_path: Path, run_here, monkeypatch
 ):
     """Cards finish in an order of their own, and which blend was the best so far depends on it."""
-    arguments, index = (
-        [*command(data, tmp_path / "out", "ensemble"), "--set=epochs=1"],
-        tmp_path / "out/resume_run.json",
-    )
+    arguments = [*command(data, tmp_path / "out", "ensemble"), "--set=epochs=1"]
+    index = tmp_path / "out" / "resume_run.json"
     with stopped_at_its_end(kernel):
         assert run_here(*arguments) == 143
     content = read_json(index)

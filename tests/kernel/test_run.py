@@ -65,11 +65,8 @@ def test_a_pool_of_fewer_than_100_is_named_as_what_it_is(first):
 
 def test_whole_pools_are_named_so(server, tmp_path: Path):
     root = draw_data(tmp_path / "data", images=320)
-    ended = succeeded(
-        server.run(
-            "--input", root, "--output", tmp_path / "out", *SMALL, "--recipe=closed_form", "--set=val_fraction=0.7"
-        )
-    )
+    settings = (*SMALL, "--recipe=closed_form", "--set=val_fraction=0.7")
+    ended = succeeded(server.run("--input", root, "--output", tmp_path / "out", *settings))
     assert "validation on 200 unseen images, 5 captions each, pools of 100" in ended.stdout
     assert "pool100_raw" in ended.stdout
     assert read_json(tmp_path / "out" / METRICS)["pool"] == 100
@@ -176,19 +173,8 @@ def test_a_shuffled_label_trains_the_same_task(server, tmp_path: Path):
 
 
 def test_the_baseline_runs_alone(kernel, server, data: Path, tmp_path: Path):
-    ended = succeeded(
-        server.run(
-            "--input",
-            data,
-            "--output",
-            tmp_path / "out",
-            "--recipe=baseline",
-            "--set=epochs=5",
-            "--set=hidden=32",
-            "--set=device=cpu",
-            "--set=dtype=float32",
-        )
-    )
+    settings = ("--recipe=baseline", "--set=epochs=5", "--set=hidden=32", "--set=device=cpu", "--set=dtype=float32")
+    ended = succeeded(server.run("--input", data, "--output", tmp_path / "out", *settings))
     assert not ended.stderr, ended.stderr
     manifest = check_outputs(kernel, tmp_path / "out", checkpoints=(5,))
     assert len(manifest["predicted_by"]) == 1

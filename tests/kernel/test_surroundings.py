@@ -70,17 +70,9 @@ def test_a_packaged_copy_in_the_mounts_of_kaggle(kernel, data: Path, first, tmp_
 def test_a_terminal_without_letters_and_a_folder_with_them(kernel, data: Path, tmp_path: Path):
     """LC_ALL=C without UTF-8: no encoding has this path. And under umask 077 files are nobody else's."""
     output = tmp_path / "Aus gäbe 漢字"
-    done = as_script(
-        tmp_path,
-        "--input",
-        data,
-        "--output",
-        output,
-        "--recipe=closed_form",
-        *SMALL,
-        umask=0o077,
-        env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    )
+    arguments = ("--input", data, "--output", output, "--recipe=closed_form", *SMALL)
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = as_script(tmp_path, *arguments, umask=0o077, env=ascii_only)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
     check_outputs(kernel, output)
@@ -90,12 +82,11 @@ def test_a_terminal_without_letters_and_a_folder_with_them(kernel, data: Path, t
 @pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_run(kernel, data: Path, tmp_path: Path):
     """As under `| head -1`."""
+    arguments = ("--input", data, "--output", tmp_path / "out", "--recipe=closed_form", *SMALL)
     read, write = os.pipe()
     os.close(read)
     try:
-        done = as_script(
-            tmp_path, "--input", data, "--output", tmp_path / "out", "--recipe=closed_form", *SMALL, stdout=write
-        )
+        done = as_script(tmp_path, *arguments, stdout=write)
     finally:
         os.close(write)
     check_outputs(kernel, tmp_path / "out")

@@ -53,11 +53,8 @@ def test_consecutive_captions_are_taken_where_that_is_asked_for(server, data: Pa
     shas = []
     for source in (root, data):
         output = tmp_path / source.name / "out"
-        ended = succeeded(
-            server.run(
-                "--input", source, "--output", output, "--recipe=closed_form", *SMALL, "--set=consecutive_captions=true"
-            )
-        )
+        settings = ("--recipe=closed_form", *SMALL, "--set=consecutive_captions=true")
+        ended = succeeded(server.run("--input", source, "--output", output, *settings))
         assert ("consecutive captions an image" in ended.stdout) == (source is root)
         shas.append(sha256_of(output / SUBMISSION))
     assert shas[0] == shas[1]
