@@ -89,13 +89,6 @@ def test_random_predictions_score_as_chance_says(kernel):
     assert found["mrr"] == pytest.approx(0.0518, abs=4 * found["mrr_se"])
 
 
-def test_pools_are_consecutive_and_apart(kernel):
-    predictions, gallery = random_pair(300)
-    whole = kernel.true_ranks(predictions, gallery)
-    parts = [kernel.true_ranks(predictions[s : s + 100], gallery[s : s + 100], None) for s in (0, 100, 200)]
-    assert (whole == np.concatenate(parts)).all()
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_predictions_that_are_no_numbers_are_no_score(kernel, bad: float):
     predictions, gallery = random_pair(100)

@@ -192,8 +192,6 @@ WRONG_TRAIN = {
     "integers": ({"images/embeddings": lambda images: images.astype(int)}, "images/embeddings: is int64"),
     "id twice": ({"captions/ids": with_value(30, 4)}, "captions/ids: row 30: id 4 was there before"),
     "ids are text": ({"captions/ids": lambda ids: ids.astype(str)}, "captions/ids: is <U"),
-    "object text": ({"captions/text": pickled}, "captions/text"),
-    "object embeddings": ({"captions/embeddings": pickled}, "captions/embeddings"),
     "object label": ({"captions/label": pickled}, "captions/label"),
     "no label": ({"captions/label": None}, "captions/label: this key is missing"),
     "label of no images": ({"captions/label": np.ones((1200, 0), bool), "images/names": np.array([], "U3")}, "label"),

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+
+from drawn import TINY
+from forked import succeeded
+from outputs import FINAL
 
 
 @pytest.mark.parametrize(
@@ -19,6 +25,12 @@ def test_the_split_is_disjoint_and_complete_in_whole_pools(kernel, images: int, 
     assert (again[0] == train).all()
     assert (again[1] == held_out).all()
     assert not np.array_equal(kernel.split_images(images, fraction, 1)[1], held_out)
+
+
+def test_two_images_are_held_out_at_the_least(kernel, server, data: Path, tmp_path: Path):
+    settings = (*TINY, "--set=val_fraction=0.001")
+    succeeded(server.run("--input", data, "--output", tmp_path / "out", *settings))
+    assert len(kernel.load_weights(tmp_path / "out" / FINAL)["val_images"]) == 2
 
 
 def test_too_few_images_to_hold_any_out(kernel):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from drawn import BENT, SMALL, TEST, TINY, TRAIN, draw_data
 from forked import succeeded
@@ -17,26 +16,16 @@ from lib.project import sha256_of
 from outputs import SUBMISSION, fails
 
 
-def empty_row(label: np.ndarray) -> np.ndarray:
-    label[3] = False
-    return label
-
-
 def with_nan(array: np.ndarray) -> np.ndarray:
     array[6, 2] = np.nan
     return array
 
 
-NO_ROWS = {key: lambda array: array[:0] for key in ("captions/ids", "captions/text", "captions/embeddings")}
 WRONG_DATA: dict[str, tuple[dict | None, dict | None, str]] = {
     "missing key": ({"images/embeddings": None}, None, "images/embeddings: this key is missing; there are"),
-    "missing label": ({"captions/label": None}, None, "--set consecutive_captions=true"),
     "text dimension": (None, {"captions/embeddings": lambda text: text[:, :-1]}, "31 dimensions, but"),
     "image dimension": (None, {"metadata/embedding_dim_image": np.array([47])}, "47 dimensions, but"),
     "NaN in test": (None, {"captions/embeddings": with_nan}, "test.clean.npz: captions/embeddings: row 6 holds NaN"),
-    "object array": ({"captions/text": lambda text: text.astype(object)}, None, "captions/text"),
-    "empty label row": ({"captions/label": empty_row}, None, "captions/label: row 3 names 0 images, expected 1"),
-    "zero test rows": (None, NO_ROWS, "test.clean.npz: captions/ids: no rows"),
 }
 
 
@@ -63,11 +52,8 @@ def test_consecutive_captions_are_taken_where_that_is_asked_for(server, data: Pa
 WRONG_PLACES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing folder": (shutil.rmtree, "no such input folder; name the one that holds the data"),
     "a file for a folder": (lambda root: (shutil.rmtree(root), root.touch()), "no such input folder"),
-    "no train": (lambda root: (root / TRAIN).unlink(), "no train.npz below it"),
     "no test": (lambda root: (root / TEST).unlink(), "no test.clean.npz below it"),
-    "two candidates": (lambda root: shutil.copytree(root / "train", root / "old"), "more than one train.npz"),
     "truncated": (lambda root: (root / TRAIN).write_bytes((root / TRAIN).read_bytes()[:9000]), "cannot be read"),
-    "empty file": (lambda root: (root / TEST).write_bytes(b""), "test.clean.npz: the archive cannot be read"),
 }
 
 
@@ -83,25 +69,13 @@ def test_wrong_places_are_one_line_and_leave_nothing(server, tmp_path: Path, cas
     ("argument", "message"),
     [
         ("--set=hiden=7", "unknown knob 'hiden'; did you mean hidden"),
-        ("--set=epochs=many", "knob 'epochs' takes int"),
         ("--set=epochs", "expected KEY=VALUE"),
         ("--recipe=best", "unknown recipe 'best'; there are baseline"),
         ("--mode=guess", "knob 'mode' is one of train, predict"),
-        ("--set=lr=-1", "knob 'lr' lies in"),
-        ("--set=members=3", "unknown knob 'members'"),
-        ("--set=val_fraction=0.001", ""),
     ],
 )
 def test_wrong_arguments_are_one_line(server, data: Path, tmp_path: Path, argument: str, message: str):
-    if message:
-        fails(server, message, tmp_path / "out", data, *TINY, argument)
-    else:  # two images are held out at the least
-        succeeded(server.run("--input", data, "--output", tmp_path / "out", *TINY, argument))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_that_was_asked_for_and_is_not_there(server, data: Path, tmp_path: Path):
-    fails(server, "asked for, but torch sees no CUDA device", tmp_path / "out", data, *TINY, "--set=device=cuda")
+    fails(server, message, tmp_path / "out", data, *TINY, argument)
 
 
 def test_an_unwritable_output_folder(server, data: Path, tmp_path: Path):
