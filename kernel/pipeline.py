@@ -1526,7 +1526,9 @@ class Plan:
         return len(self.machine.devices) * self.stop.left() - promised
 
     def training_seconds(self, knobs: Knobs, refit: bool) -> float:
-        """Of a candidate, with its refit or without."""
+        """Of a candidate, with its refit or without; a closed form is over before a network has begun in earnest."""
+        if knobs.network == "linear":
+            return 0.0
         once = training_flop(knobs, self.problem) / self.machine.rate
         return once * (1 + self.refit_ratio(knobs)) if refit and self.knobs.refit else once
 

@@ -232,6 +232,17 @@ def test_two_cards_give_a_network_no_more_than_one_has(plan_for, networks: int, 
     assert plan.share() == pytest.approx(share, abs=0.002)
 
 
+def test_a_closed_form_at_work_on_the_other_card_takes_no_time_from_the_networks(kernel, plan_for):
+    """It was counted as a network: in little time all of them were left out at once."""
+    plan = plan_for(17.0, networks=2)
+    plan.machine.devices *= 2
+    share, first = plan.share(), plan.candidates[0]
+    linear = kernel.Candidate(2, kernel.dataclasses.replace(first.knobs, network="linear"), begun={"validate"})
+    plan.candidates.append(linear)
+    plan.running[kernel.Future()] = kernel.Job(linear, "validate", 17.0, since=0.0), plan.machine.devices[0]
+    assert share == plan.share() > 0.8
+
+
 @pytest.mark.parametrize(("seconds", "drawn"), [(80.0, True), (20.0, False)])
 def test_two_cards_draw_nothing_that_one_has_no_time_for(kernel, plan_for, monkeypatch, seconds: float, drawn: bool):
     """Ten seconds and eleven for the refit, one after the other."""
