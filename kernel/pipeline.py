@@ -8,8 +8,8 @@ From its first seconds on a run has a checked submission of known quality (the c
 one that validation says is better.
 
 Measured on 2 CPU cores (AVX512-bf16, no matrix units), on a real stand-in of 6,090 photos, 600 of them held out, MRR in
-pools of 100, mean of three seeds and splits: ensemble .782 raw and .785 cosine after 120 s of training, align .766 and
-.768 after 35 s, closed_form .707 and .694 after one; the original system .340 and .550 after 146 s (one seed).
+pools of 100, mean of three seeds and splits: ensemble .782 raw and .785 cosine after 125 s of training, align .766 and
+.768 after 37 s, closed_form .707 and .694 after one; the original system .340 and .550 after 161 s (one seed).
 Reproduce: `python tools/benchmark.py --seeds 1 2 3 --data DIR`; docs/results.md has more, docs/trials.md what did not
 work.
 """
